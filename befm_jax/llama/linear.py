@@ -1,0 +1,32 @@
+"""The one matrix product of the model."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@runtime_checkable
+class Kernel(Protocol):
+    """A leaf of the parameters that stands in for a weight matrix and knows its own product."""
+
+    def project(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
+        """`x` times the transposed matrix that this kernel stands for."""
+
+
+def dot(x: Float[Array, "... D"], kernel: Float[Array, "F D"] | Kernel) -> Float[Array, "... F"]:
+    """`x` times a kernel stored `[out, in]`, in the dtype of `x`.
+
+    The kernel is an array, or an object that stands for one (`Kernel`): adapters and quantised
+    weights come in that way, and the model does not know.  float32 products are full float32 on
+    every backend, so that scores mean the same everywhere.
+    """
+    if isinstance(kernel, Kernel):
+        return kernel.project(x)
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jax.lax.dot_general(
+        x, kernel.astype(x.dtype), (((x.ndim - 1,), (1,)), ((), ())), precision=precision
+    )

@@ -1,0 +1,209 @@
+"""The Llama architecture (Touvron et al., arXiv 2302.13971; Llama 3, arXiv 2407.21783) in Linen.
+
+Parameters follow Hugging Face's names and layout, layers stacked on a leading axis:
+
+    embed_tokens/weight                    [V, D]
+    layers/input_layernorm/weight          [L, D]
+    layers/self_attn/{q,k,v,o}_proj/weight [L, out, in]  (and `bias` where the config has one)
+    layers/post_attention_layernorm/weight [L, D]
+    layers/mlp/{gate,up,down}_proj/weight  [L, out, in]
+    norm/weight                            [D]
+    lm_head/weight                         [V, D]        (absent where embeddings are tied)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from befm_jax.llama import rope
+from befm_jax.llama.config import LlamaConfig
+from befm_jax.llama.linear import dot
+
+Attention = Callable[..., tuple[Array, Any]]
+Params = dict[str, Any]
+
+_INIT = nn.initializers.normal(0.02)
+
+
+class Linear(nn.Module):
+    """`y = x W^T (+ b)` with `W` stored `[out, in]`, in the dtype of the input."""
+
+    features: int
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
+        """The product, by `linear.dot`."""
+        y = dot(x, self.param("weight", _INIT, (self.features, x.shape[-1])))
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.astype(x.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+        return y
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation (Zhang and Sennrich, arXiv 1910.07467), in float32."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """`x` over its root mean square, times the learnt scale; the dtype of `x`."""
+        weight = self.param("weight", nn.initializers.ones, (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        normal = (wide * jax.lax.rsqrt(mean_square + self.epsilon)).astype(x.dtype)
+        return normal * weight.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class SelfAttention(nn.Module):
+    """Projections and rotary positions; who sees whom is the strategy's business."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], turn: tuple[Array, Array], attention: Attention, state: Any
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Mixed values projected back to the model's width, and the strategy's new state."""
+        config = self.config
+        batch, length, _ = x.shape
+
+        def heads(name: str, count: int) -> Array:
+            y = Linear(count * config.head_dim, config.attention_bias, name=name)(x)
+            return y.reshape(batch, length, count, config.head_dim)
+
+        query = rope.rotate(heads("q_proj", config.num_attention_heads), *turn)
+        key = rope.rotate(heads("k_proj", config.num_key_value_heads), *turn)
+        value = heads("v_proj", config.num_key_value_heads)
+        mixed, state = attention(query, key, value, state)
+        output = Linear(config.hidden_size, config.attention_bias, name="o_proj")
+        return output(mixed.reshape(batch, length, -1)), state
+
+
+class MLP(nn.Module):
+    """SwiGLU feed-forward (Shazeer, arXiv 2002.05202)."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """`down(silu(gate(x)) * up(x))`."""
+        width, bias = self.config.intermediate_size, self.config.mlp_bias
+        gate = Linear(width, bias, name="gate_proj")(x)
+        up = Linear(width, bias, name="up_proj")(x)
+        return Linear(x.shape[-1], bias, name="down_proj")(nn.silu(gate) * up)
+
+
+class Layer(nn.Module):
+    """One pre-norm transformer layer."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], turn: tuple[Array, Array], attention: Attention, state: Any
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """The layer's output and its attention's new state."""
+        epsilon = self.config.rms_norm_eps
+        normal = RMSNorm(epsilon, name="input_layernorm")(x)
+        mixed, state = SelfAttention(self.config, name="self_attn")(normal, turn, attention, state)
+        x = x + mixed
+        normal = RMSNorm(epsilon, name="post_attention_layernorm")(x)
+        return x + MLP(self.config, name="mlp")(normal), state
+
+
+class Embedding(nn.Module):
+    """Token embeddings, also the vocabulary projection where the two are tied."""
+
+    vocab_size: int
+    width: int
+
+    def setup(self) -> None:
+        """Declares the one parameter."""
+        self.weight = self.param("weight", _INIT, (self.vocab_size, self.width))
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """The tokens' rows, in the stored dtype."""
+        return jnp.take(self.weight, tokens, axis=0)
+
+    def project(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """`x` times the transposed embeddings."""
+        return dot(x, self.weight)
+
+
+class Llama(nn.Module):
+    """A Llama model as pure functions of its parameters.
+
+    `dtype` is what the layers compute in; `remat` recomputes each layer in the backward pass
+    instead of keeping its activations.
+    """
+
+    config: LlamaConfig
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    def setup(self) -> None:
+        """Declares the parts under Hugging Face's names."""
+        config = self.config
+        layer = nn.remat(Layer, prevent_cse=False) if self.remat else Layer
+        scanned = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast, 0),
+            out_axes=0,
+            length=config.num_hidden_layers,
+        )
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = scanned(config)
+        self.norm = RMSNorm(config.rms_norm_eps)
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.vocab_size)
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        attention: Attention,
+        state: Any = None,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Final hidden states, normalised, and the attention's state stacked over layers."""
+        x = self.embed_tokens(tokens).astype(self.dtype)
+        turn = rope.tables(positions, self.config)
+        x, state = self.layers(x, turn, attention, state)
+        return self.norm(x), state
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Vocabulary logits of hidden states, float32."""
+        tied = self.config.tie_word_embeddings
+        logits = self.embed_tokens.project(hidden) if tied else self.lm_head(hidden)
+        return logits.astype(jnp.float32)
+
+    def __call__(
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], attention: Attention
+    ) -> Float[Array, "B T V"]:
+        """Logits at every position."""
+        return self.logits(self.hidden(tokens, positions, attention)[0])
+
+
+def shapes(config: LlamaConfig) -> Params:
+    """The parameter tree as `jax.ShapeDtypeStruct`s (float32), without allocating anything."""
+    from befm_jax.llama.attention import ForestAttention
+
+    one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+
+    def init(tokens: Array) -> Params:
+        variables: Any = Llama(config).init(
+            jax.random.key(0), tokens, tokens, ForestAttention(tokens)
+        )
+        return dict(variables["params"])
+
+    tree: Params = jax.eval_shape(init, one)
+    return tree

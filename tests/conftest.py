@@ -1,0 +1,36 @@
+"""Eight virtual CPU devices and one compilation cache for the whole suite."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+# Nothing in the suite may reach for a model hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import jax
+import pytest
+
+jax.config.update(
+    "jax_compilation_cache_dir",
+    os.environ.get(
+        "BEFM_TEST_CACHE", str(Path(tempfile.gettempdir()) / f"befm_jax_test_cache_{os.getuid()}")
+    ),
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def moblab_csv() -> Path:
+    """The real table of MobLab choices; the test is skipped where it is not at hand."""
+    path = SHARED / "moblab" / "joint.csv"
+    if not path.exists():
+        pytest.skip("needs the MobLab table at ../shared/data/moblab/joint.csv, absent here")
+    return path

@@ -1,0 +1,24 @@
+"""befm_jax: foundation models of human behaviour, in pure JAX.
+
+import befm_jax
+
+people = befm_jax.load("runs/quickstart")
+people.distribution("dictator")        # the model's exact distribution over $0 to $100
+people.simulate("dictator", n=1000)    # a thousand participants
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from befm_jax.simulator import Simulator, load
+
+__all__ = ["Simulator", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the engine when it is first asked for: evaluation alone needs no JAX."""
+    if name in __all__:
+        from befm_jax import simulator
+
+        return getattr(simulator, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from befm_jax.errors import UserError
 from befm_jax.llama import config as llama_config
 from befm_jax.llama import model
 from befm_jax.llama.config import LlamaConfig
@@ -30,7 +31,7 @@ _HARMLESS = re.compile(r"^model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$")
 _DTYPE_NAMES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A model directory that can't be read as it is; the message names file and tensor."""
 
 

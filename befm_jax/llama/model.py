@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from befm_jax.llama import rope
@@ -191,6 +192,29 @@ class Llama(nn.Module):
     ) -> Float[Array, "B T V"]:
         """Logits at every position."""
         return self.logits(self.hidden(tokens, positions, attention)[0])
+
+
+def hidden_states(
+    model: Llama,
+    params: Params,
+    tokens: ArrayLike,
+    positions: ArrayLike,
+    attention: Attention,
+    state: Any = None,
+) -> tuple[Float[Array, "B T D"], Any]:
+    """`Llama.hidden` as a function of the parameters."""
+    found: Any = model.apply(
+        {"params": params}, tokens, positions, attention, state, method=Llama.hidden
+    )
+    return found
+
+
+def vocabulary_logits(
+    model: Llama, params: Params, hidden: Float[Array, "... D"]
+) -> Float[Array, "... V"]:
+    """`Llama.logits` as a function of the parameters."""
+    found: Any = model.apply({"params": params}, hidden, method=Llama.logits)
+    return found
 
 
 def shapes(config: LlamaConfig) -> Params:

@@ -14,6 +14,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from befm_jax.errors import UserError
+
 # Llama 3's chat layout, for checkpoints that ship none (base models and our own tiny ones).
 LLAMA3_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -31,7 +33,7 @@ _DATE = "26 Jul 2024"
 _SYSTEM, _USER, _ANSWER = "\ue000\ue001", "\ue000\ue002", "\ue000\ue003"
 
 
-class TemplateError(ValueError):
+class TemplateError(UserError):
     """A chat template that this layout can't be taken from."""
 
 
@@ -84,6 +86,12 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of token ids, special ones included."""
         return len(self._backend)
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id that every conversation begins with, if the tokenizer has one."""
+        bos: int | None = self._backend.bos_token_id
+        return bos
 
     def prompt(self, system: str, user: str) -> tuple[int, ...]:
         """Ids of a conversation up to where the answer begins: exactly one BOS, at the start.

@@ -1,0 +1,51 @@
+"""What the entry points share: flags, errors without stack traces, a compilation cache."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, logging
+
+from befm_jax.config import check_overrides
+from befm_jax.errors import UserError
+
+
+def run(main: Callable[[], None], documentation: str) -> None:
+    """Parses the flags and runs `main`; what a person can mend is printed and exits with 2.
+
+    `documentation` is shown by `--help`.
+    """
+    sys.modules["__main__"].__doc__ = documentation
+    logging.set_verbosity(logging.WARNING)
+    # Libraries below log progress of their own, and look for a model hub on the network.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+    def guarded(arguments: list[str]) -> None:
+        if len(arguments) > 1:
+            raise app.UsageError(f"not a flag: {arguments[1]}")
+        try:
+            keep_compiled_programs()
+            main()
+        except (UserError, FileNotFoundError, PermissionError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    try:
+        check_overrides(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    app.run(guarded)
+
+
+def keep_compiled_programs() -> None:
+    """Keeps compiled programs in the user's cache directory, unless JAX is told another place."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(home / "befm_jax" / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,246 @@
+"""Every option of a training run, once: typed, documented, checked.
+
+A config file defines `get_config() -> Config`; `--config.optimizer.learning_rate=2e-4` changes a
+field from the command line.
+"""
+
+# No postponed annotations here: ml_collections reads the types of the fields.
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from befm_jax.adapters.lora import ALL_LINEAR
+from befm_jax.errors import UserError
+
+DTYPES = ("float32", "bfloat16")
+TRAINED = ("adapter", "all")
+SPLITS = ("test", "validation")
+
+
+class ConfigError(UserError):
+    """A field with a value that can't be, or no such field; the message names it."""
+
+
+@dataclass
+class Scratch:
+    """A small model made from nothing, for runs without a checkpoint (`model.path` empty).
+
+    It is first taught, all parameters, to answer every game in the right form and uniformly:
+    a base with no idea of people.
+    """
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    key_value_heads: int = 2
+    feed_forward: int = 384
+    pieces: int = 600  # learnt tokenizer pieces, beside bytes, numbers and special tokens
+    embedding_scale: float = 0.15  # standard deviation; see llama.scratch.init_params
+    steps: int = 200
+    answers_per_step: int = 256  # uniform answers, over all games
+    learning_rate: float = 3e-3
+
+
+@dataclass
+class Model:
+    """The model that is tuned."""
+
+    path: str = ""  # a Hugging Face directory; empty: made from `scratch`
+    dtype: str = "bfloat16"  # what the layers compute in: float32 or bfloat16
+    remat: bool = True  # recompute activations in the backward pass: less memory, more time
+    scratch: Scratch = field(default_factory=Scratch)
+
+
+@dataclass
+class Data:
+    """What is learnt from."""
+
+    games: str = "all"  # ids, "all", or .py files that declare games; separated by commas
+    humans: str = ""  # CSV of people's choices; empty: the embedded reference
+    examples: str = ""  # further examples: Alpaca .json or chat .jsonl, separated by commas
+    split_seed: int = 0  # which people are for training and which for the test
+    slots: int = 2048  # tokens a row of a forest
+    rows: int = 8  # rows computed together: the micro-batch
+    observations_per_step: int = 64  # 0: all observations in every step
+
+
+@dataclass
+class Lora:
+    """The adapter."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    rslora: bool = False  # scale by alpha / sqrt(rank) instead of alpha / rank
+    dropout: float = 0.0  # per slot of a forest: shared prefixes share their mask
+    targets: str = ",".join(ALL_LINEAR)  # any of the seven linears, separated by commas
+
+
+@dataclass
+class Optimizer:
+    """AdamW with warm-up and cosine decay; the defaults are the recipe of the Be.FM paper."""
+
+    epochs: int = 3
+    learning_rate: float = 1e-4
+    warmup_fraction: float = 0.1
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+@dataclass
+class Checkpoints:
+    """What is kept on the way."""
+
+    every: int = 100  # steps between checkpoints; the last step is always kept
+    keep: int = 2
+
+
+@dataclass
+class Evaluation:
+    """How base and tuned model are held against people at the end."""
+
+    split: str = "test"
+    participants: int = 1000  # simulated people a game
+    resamples: int = 10_000  # of the bootstrap
+
+
+@dataclass
+class Config:
+    """A training run."""
+
+    workdir: str = "runs/default"
+    seed: int = 0
+    trained: str = "adapter"  # or "all": every parameter, for small models
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    lora: Lora = field(default_factory=Lora)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+
+# field -> (what it must be, in words; the test)
+_AT_LEAST_ONE = ("at least 1", lambda value: value >= 1)
+_POSITIVE = ("above 0", lambda value: value > 0 and math.isfinite(value))
+_NOT_NEGATIVE = ("0 or more", lambda value: value >= 0 and math.isfinite(value))
+_RULES: dict[str, tuple[str, Any]] = {
+    "trained": (f"one of {', '.join(TRAINED)}", lambda value: value in TRAINED),
+    "model.dtype": (f"one of {', '.join(DTYPES)}", lambda value: value in DTYPES),
+    "data.slots": ("at least 8", lambda value: value >= 8),
+    "data.rows": _AT_LEAST_ONE,
+    "data.observations_per_step": _NOT_NEGATIVE,
+    "data.split_seed": _NOT_NEGATIVE,
+    "seed": _NOT_NEGATIVE,
+    "lora.rank": _AT_LEAST_ONE,
+    "lora.alpha": _POSITIVE,
+    "lora.dropout": ("at least 0 and below 1", lambda value: 0 <= value < 1),
+    "lora.targets": (
+        f"among {', '.join(ALL_LINEAR)}, separated by commas",
+        lambda value: value != "" and set(names(value)) <= set(ALL_LINEAR),
+    ),
+    "optimizer.epochs": _AT_LEAST_ONE,
+    "optimizer.learning_rate": _POSITIVE,
+    "optimizer.warmup_fraction": ("between 0 and 1", lambda value: 0 <= value <= 1),
+    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.clip_norm": _POSITIVE,
+    "checkpoints.every": _AT_LEAST_ONE,
+    "checkpoints.keep": _AT_LEAST_ONE,
+    "evaluation.split": (f"one of {', '.join(SPLITS)}", lambda value: value in SPLITS),
+    "evaluation.participants": _AT_LEAST_ONE,
+    "evaluation.resamples": ("at least 100", lambda value: value >= 100),
+    "model.scratch.width": _AT_LEAST_ONE,
+    "model.scratch.layers": _AT_LEAST_ONE,
+    "model.scratch.heads": _AT_LEAST_ONE,
+    "model.scratch.key_value_heads": _AT_LEAST_ONE,
+    "model.scratch.feed_forward": _AT_LEAST_ONE,
+    "model.scratch.pieces": _AT_LEAST_ONE,
+    "model.scratch.embedding_scale": _POSITIVE,
+    "model.scratch.steps": _AT_LEAST_ONE,
+    "model.scratch.answers_per_step": _AT_LEAST_ONE,
+    "model.scratch.learning_rate": _POSITIVE,
+}
+
+
+def validate(config: Config) -> None:
+    """Raises ConfigError naming the first field that can't be, its value and what it may be."""
+    for name, value in fields(config):
+        if name in _RULES:
+            words, holds = _RULES[name]
+            if not holds(value):
+                raise ConfigError(f"{name} is {value!r}; it must be {words}")
+    scratch = config.model.scratch
+    if scratch.width % (2 * scratch.heads):
+        raise ConfigError(
+            f"model.scratch.width is {scratch.width}; it must be a multiple of twice "
+            f"model.scratch.heads ({scratch.heads})"
+        )
+    if scratch.heads % scratch.key_value_heads:
+        raise ConfigError(
+            f"model.scratch.heads is {scratch.heads}; it must be a multiple of "
+            f"model.scratch.key_value_heads ({scratch.key_value_heads})"
+        )
+
+
+def names(listed: str) -> list[str]:
+    """The entries of a field that lists them with commas."""
+    return [entry.strip() for entry in listed.split(",") if entry.strip()]
+
+
+def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field as `(dotted name, value)`."""
+    for one in dataclasses.fields(config):
+        value = getattr(config, one.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields(value, f"{prefix}{one.name}.")
+        else:
+            yield f"{prefix}{one.name}", value
+
+
+def save(config: Config, path: Path) -> None:
+    """Writes the resolved config as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
+
+
+def check_same(config: Config, path: Path) -> None:
+    """Raises ConfigError where a saved config differs in a field that changes what is learnt.
+
+    The working directory, checkpointing and the final evaluation may change between the sittings
+    of one run.
+    """
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    differing = []
+    for name, value in fields(config):
+        if name == "workdir" or name.startswith(("checkpoints.", "evaluation.")):
+            continue
+        old: Any = saved
+        for part in name.split("."):
+            old = old.get(part) if isinstance(old, dict) else None
+        if old != value:
+            differing.append(f"{name} was {old!r}, now {value!r}")
+    if differing:
+        raise ConfigError(
+            f"{path.parent} holds a run of another config: {'; '.join(differing)}. Give another "
+            "--workdir, or delete that one"
+        )
+
+
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Raises ConfigError for a `--config.field` that does not exist, naming the near ones."""
+    known = [name for name, _ in fields(Config())]
+    for argument in arguments:
+        if argument == "--":
+            return
+        if not argument.startswith(("--config.", "-config.")):
+            continue
+        name = argument.split("=", 1)[0].lstrip("-").removeprefix("config.")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            last = name.split(".")[-1]
+            near = near or [one for one in known if one.split(".")[-1] == last]
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"--config.{name}: no such field; {hint}")

@@ -1,0 +1,1 @@
+"""Data: examples, games, the people who played them, and token forests."""

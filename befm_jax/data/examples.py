@@ -1,0 +1,343 @@
+"""Examples: what a person was told, what they answered, how many did; and their file layouts.
+
+Three layouts are read and written, all UTF-8, a byte-order mark and any line ends allowed:
+
+- Alpaca JSON: one list of objects `instruction, input, output`, optional `system`, `weight`.
+- Chat JSONL: one object a line, `user, assistant`, optional `system`, `weight`.
+- CSV, with a mapping from `user, answer` (and `system`, `weight`) to the file's own columns.
+
+Other fields of a JSON record are kept in `Example.meta`. Every malformed record is an error that
+names its place.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from befm_jax.data import files
+from befm_jax.data.errors import DataError, unknown
+
+# What a column mapping may name, and the file's columns where no mapping is given.
+_CSV_FIELDS = {"system": "system", "user": "user", "answer": "answer", "weight": "weight"}
+_CSV_REQUIRED = ("user", "answer")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt and one answer.
+
+    Attributes:
+        system: the system message; "" for none.
+        user: the user's message.
+        answer: the answer to learn.
+        weight: how many observations gave this answer; above 0.
+        meta: anything else worth keeping, e.g. the game; not part of the text.
+
+    Raises:
+        DataError: a blank message, an empty answer, text that is not valid Unicode or holds a
+            NUL, a weight that is not a finite number above 0.
+    """
+
+    system: str
+    user: str
+    answer: str
+    weight: float = 1.0
+    meta: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for name in ("system", "user", "answer"):
+            text = getattr(self, name)
+            if "\0" in text or not _is_unicode(text):
+                raise DataError(f"{name}: not valid Unicode text, or it holds a NUL character")
+        if not self.user.strip():
+            raise DataError("user: blank; a prompt is needed")
+        if not self.answer:
+            raise DataError("answer: empty; there would be nothing to learn")
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            raise DataError(f"weight: {self.weight!r} is not a finite number above 0")
+
+
+def merge(examples: Iterable[Example]) -> list[Example]:
+    """Identical examples (system, user, answer) as one, their weights added.
+
+    In order of first appearance, with the meta of the first.
+    """
+    first: dict[tuple[str, str, str], Example] = {}
+    weights: dict[tuple[str, str, str], float] = {}
+    for example in examples:
+        key = (example.system, example.user, example.answer)
+        first.setdefault(key, example)
+        weights[key] = weights.get(key, 0.0) + example.weight
+    return [replace(example, weight=weights[key]) for key, example in first.items()]
+
+
+def read(path: str | Path, columns: Mapping[str, str] | None = None) -> list[Example]:
+    """Examples of a file, its layout taken from the suffix: `.json`, `.jsonl` or `.csv`.
+
+    Args:
+        path: the file.
+        columns: for a CSV file, see `read_csv`; without it the columns are called `system`,
+            `user`, `answer`, `weight`, the first and the last optional.
+
+    Raises:
+        DataError: another suffix, columns for a file that has none, or a malformed file.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".csv":
+        if columns is None:
+            return _read_csv(path, _CSV_FIELDS, required=_CSV_REQUIRED)
+        return read_csv(path, columns)
+    if suffix not in (".json", ".jsonl"):
+        raise DataError(
+            f"{path}: unknown layout {suffix!r}; it may be .json (Alpaca), .jsonl (chat) or .csv"
+        )
+    if columns is not None:
+        raise DataError(f"{path}: a column mapping is for .csv files; this is {suffix}")
+    return read_alpaca(path) if suffix == ".json" else read_chat(path)
+
+
+def read_alpaca(path: str | Path) -> list[Example]:
+    """Examples of an Alpaca JSON file.
+
+    The prompt is the instruction, followed by a line end and the input where the input is not
+    empty: LLaMA-Factory's rule. Its `history` (earlier turns) has no place in an example.
+
+    Raises:
+        DataError: with the record's number, counted from 1, and the field.
+    """
+    text = files.decode(files.read_bytes(path), path)
+    try:
+        records = _parse_json(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    if not isinstance(records, list):
+        raise DataError(f"{path}: expected one JSON list of records, not {_kind(records)}")
+    return _not_empty(
+        [_alpaca_example(record, f"{path}: record {n}") for n, record in enumerate(records, 1)],
+        path,
+    )
+
+
+def write_alpaca(path: str | Path, examples: Iterable[Example]) -> None:
+    """Write examples as Alpaca JSON, the whole prompt as the instruction; meta is not written."""
+    records = [
+        {"instruction": example.user, "input": "", "output": example.answer, **_optional(example)}
+        for example in examples
+    ]
+    text = json.dumps(records, ensure_ascii=False, indent=1)
+    Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def read_chat(path: str | Path) -> list[Example]:
+    """Examples of a chat JSONL file; blank lines are passed over.
+
+    Raises:
+        DataError: with the line and the field.
+    """
+    text = files.decode(files.read_bytes(path), path)
+    examples = []
+    # Not splitlines(): JSON strings may hold characters that it takes for line ends.
+    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
+        where = f"{path}:{number}"
+        if not line.strip():
+            continue
+        try:
+            record = _parse_json(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where}: not JSON ({error.msg})") from None
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+        examples.append(_record_example(record, where, user="user", answer="assistant"))
+    return _not_empty(examples, path)
+
+
+def write_chat(path: str | Path, examples: Iterable[Example]) -> None:
+    """Write examples as chat JSONL; meta is not written."""
+    with Path(path).open("w", encoding="utf-8", newline="\n") as file:
+        for example in examples:
+            record = {**_optional(example), "user": example.user, "assistant": example.answer}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_csv(path: str | Path, columns: Mapping[str, str]) -> list[Example]:
+    """Examples of a CSV file with a header.
+
+    Args:
+        path: the file.
+        columns: from `user` and `answer`, and if wanted `system` and `weight`, to the names of
+            the file's columns, e.g. `{"user": "question", "answer": "response"}`. Columns that
+            are not named are not read.
+
+    Raises:
+        DataError: a column that is not there, or a malformed row, with its line.
+    """
+    _check_columns(columns)
+    return _read_csv(path, columns, required=tuple(columns))
+
+
+def write_csv(path: str | Path, examples: Iterable[Example], columns: Mapping[str, str]) -> None:
+    """Write examples as CSV under the given column names (see `read_csv`); meta is not written.
+
+    Raises:
+        DataError: an example has a system message or a weight for which no column is named.
+    """
+    _check_columns(columns)
+    rows = []
+    for number, example in enumerate(examples, 1):
+        for name, needed in (("system", example.system != ""), ("weight", example.weight != 1.0)):
+            if needed and name not in columns:
+                raise DataError(f"columns: example {number} has a {name}, but no column is for it")
+        rows.append([_cell(getattr(example, name)) for name in columns])
+    with Path(path).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
+        writer.writerow(columns.values())
+        writer.writerows(rows)
+
+
+def _read_csv(
+    path: str | Path, columns: Mapping[str, str], required: tuple[str, ...]
+) -> list[Example]:
+    header, rows = files.read_table(files.decode(files.read_bytes(path), path), path)
+    for name in required:
+        if columns[name] not in header:
+            error = unknown("column", columns[name], header)
+            raise DataError(f"{path}:1: for {name}: {error}")
+    place = {name: header.index(column) for name, column in columns.items() if column in header}
+    examples = []
+    for line, cells in rows:
+        where = f"{path}:{line}"
+        if len(cells) != len(header):
+            raise DataError(f"{where}: {len(cells)} cells where the header has {len(header)}")
+        values: dict[str, Any] = {name: cells[position] for name, position in place.items()}
+        if "weight" in values:
+            values["weight"] = _number(values["weight"], where, columns["weight"])
+        examples.append(_build({"system": "", **values}, where))
+    return _not_empty(examples, path)
+
+
+def _alpaca_example(record: Any, where: str) -> Example:
+    if isinstance(record, dict):
+        if record.get("history"):
+            raise DataError(f"{where}: history: earlier turns cannot be held in an example")
+        prompt_input = _text(record, "input", where, optional=True)
+        if prompt_input:
+            instruction = _text(record, "instruction", where)
+            record = {**record, "instruction": f"{instruction}\n{prompt_input}"}
+        record = {k: v for k, v in record.items() if k not in ("input", "history")}
+    return _record_example(record, where, user="instruction", answer="output")
+
+
+def _record_example(record: Any, where: str, user: str, answer: str) -> Example:
+    """The example of a JSON record; `user` and `answer` are the layout's names for them."""
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: expected an object with {user}, {answer}, not {_kind(record)}")
+    weight = record.get("weight", 1.0)
+    known = ("system", user, answer, "weight")
+    values = {
+        "system": _text(record, "system", where, optional=True),
+        "user": _text(record, user, where),
+        "answer": _text(record, answer, where),
+        "weight": _number(weight, where, "weight"),
+        "meta": {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in record.items()
+            if name not in known
+        },
+    }
+    return _build(values, where)
+
+
+def _build(values: dict[str, Any], where: str) -> Example:
+    try:
+        return Example(**values)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def _text(record: dict[str, Any], name: str, where: str, optional: bool = False) -> str:
+    value = record.get(name)
+    if value is None and optional:
+        return ""
+    if name not in record:
+        raise DataError(
+            f"{where}: {name}: missing; the record has {', '.join(record) or 'nothing'}"
+        )
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {name}: expected text, not {_kind(value)}")
+    return value
+
+
+def _number(value: Any, where: str, name: str) -> float:
+    if not isinstance(value, bool) and isinstance(value, int | float | str):
+        try:
+            return float(value)
+        except (ValueError, OverflowError):
+            pass
+    raise DataError(f"{where}: {name}: {_shown(value)} is not a number")
+
+
+def _parse_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not JSON that can be read ({error})") from None
+
+
+def _optional(example: Example) -> dict[str, Any]:
+    """The fields that a JSON layout writes only where they say something."""
+    system = {"system": example.system} if example.system else {}
+    weight = {"weight": example.weight} if example.weight != 1.0 else {}
+    return {**system, **weight}
+
+
+def _check_columns(columns: Mapping[str, str]) -> None:
+    for name in columns:
+        if name not in _CSV_FIELDS:
+            raise DataError(f"columns: {unknown('field', name, _CSV_FIELDS)}")
+    for name in _CSV_REQUIRED:
+        if name not in columns:
+            raise DataError(f"columns: no column is named for {name}; user and answer are needed")
+    if len(set(columns.values())) != len(columns):
+        raise DataError(f"columns: one column is named for two fields: {dict(columns)}")
+
+
+def _not_empty(examples: list[Example], path: str | Path) -> list[Example]:
+    if not examples:
+        raise DataError(f"{path}: no examples in it")
+    return examples
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _cell(value: str | float) -> str:
+    return value if isinstance(value, str) else repr(value)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _kind(value: Any) -> str:
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "text",
+        bool: "true or false",
+        float: "a number",
+    }
+    return "null" if value is None else names.get(type(value), "a number")

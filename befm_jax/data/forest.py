@@ -1,0 +1,362 @@
+"""Token forests: rows of token trees in which a shared prefix is stored, and computed, once.
+
+A path is a prompt followed by an answer.  Paths that begin alike share slots for as long as they
+are alike; every slot of an answer carries how many observations pass through it.  Slots of a row
+stand in depth-first order, so that one integer a slot, `end`, describes who sees whom: slot `i`
+sees slot `j` exactly when `j <= i <= end[j]`.
+
+A slot belongs either to prompts or to answers.  Where one path's prompt and another's answer go
+through the same tokens they keep separate slots: what is learnt would otherwise not be told apart
+from what is given.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int32
+
+PROMPT_TOO_LONG = "prompt longer than a row"
+ANSWER_CUT = "answer would be cut by the end of the row"
+NOTHING_TO_LEARN = "nothing to learn: empty answer or zero weight"
+NO_PROMPT = "no prompt to predict the answer from"
+
+# Two paths join in one tree when the newcomer finds at least this share of its tokens there.
+# Less is not worth it: trees that are not tied together pack rows tighter.
+SHARED_ENOUGH = 0.25
+
+
+class Path(NamedTuple):
+    """One prompt and one answer as token ids, and how many observations gave that answer."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    weight: float = 1.0
+
+
+class Forest(NamedTuple):
+    """Token trees in `B` rows of `N` slots (NumPy or JAX arrays; a pytree either way).
+
+    `tokens` [B, N] int32, `parent` [B, N] int32 (slot of the parent in this row; -1 for a root and
+    for padding), `depth` [B, N] int32 (distance from the root, the rotary position), `end` [B, N]
+    int32 (slot of the last descendant; itself for a leaf and for padding), `weight` [B, N] float32
+    (observations whose answer goes through this token; 0 for prompts and padding).
+    """
+
+    tokens: Int32[np.ndarray, "B N"]
+    parent: Int32[np.ndarray, "B N"]
+    depth: Int32[np.ndarray, "B N"]
+    end: Int32[np.ndarray, "B N"]
+    weight: Float32[np.ndarray, "B N"]
+
+
+class Reads(NamedTuple):
+    """Where the log-probabilities of weighted tokens are read.
+
+    A token's log-probability is read at its parent, so the vocabulary projection runs on `slots`
+    alone, each parent once however many children it has.
+
+    `slots` [B, P] int32: the distinct parents of weighted slots (padded with slot 0);
+    `column` [B, N] int32: for a weighted slot, which column of `slots` is its parent (else 0).
+    """
+
+    slots: Int32[np.ndarray, "B P"]
+    column: Int32[np.ndarray, "B N"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What went into a forest, what it saved, and what was left out and why.
+
+    `observations`: weight placed.  `tokens_apart`: tokens if every observation were a sequence of
+    its own.  `slots_used`: slots that hold a token.  `left_out`: reason -> weight not placed.
+    """
+
+    observations: float = 0.0
+    tokens_apart: float = 0.0
+    slots_used: int = 0
+    left_out: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def saved(self) -> float:
+        """Share of the tokens that sharing spared: `1 - slots_used / tokens_apart`."""
+        return 1.0 - self.slots_used / self.tokens_apart if self.tokens_apart else 0.0
+
+
+@dataclass(frozen=True)
+class Build:
+    """A forest, the place of every path given (row and last slot; None: left out), a report."""
+
+    forest: Forest
+    places: tuple[tuple[int, int] | None, ...]
+    report: Report
+
+
+def build(paths: Sequence[Path], slots: int, *, seed: int = 0) -> Build:
+    """Lays paths out as token trees in rows of `slots` slots.
+
+    Identical paths are merged and their weights added.  Nothing is ever cut: a path that does not
+    fit in a row, or that has nothing to learn, is left out whole and counted in the report.  The
+    result is a pure function of the arguments; `seed` sets the order of the rows.
+
+    Raises:
+        ValueError: `slots` is not positive, or a weight is negative or not finite.
+    """
+    if slots < 1:
+        raise ValueError(f"a row needs at least one slot, not {slots}")
+    weights: dict[tuple[int, ...], float] = {}
+    codes_of: list[tuple[int, ...] | None] = []
+    left_out: dict[str, float] = {}
+    tokens_apart = 0.0
+    for path in paths:
+        if not (np.isfinite(path.weight) and path.weight >= 0):
+            raise ValueError(f"a path's weight must be finite and not negative, not {path.weight}")
+        reason = _reason_to_leave_out(path, slots)
+        if reason is not None:
+            left_out[reason] = left_out.get(reason, 0.0) + path.weight
+            codes_of.append(None)
+            continue
+        codes = _codes(path)
+        weights[codes] = weights.get(codes, 0.0) + path.weight
+        codes_of.append(codes)
+        tokens_apart += path.weight * len(codes)
+
+    trees = _grow_trees(sorted(weights), slots)
+    rows = _pack([size for size, _ in trees], slots, np.random.default_rng(seed))
+    forest = empty(len(rows), slots)
+    place: dict[tuple[int, ...], tuple[int, int]] = {}
+    slots_used = 0
+    for row, members in enumerate(rows):
+        cursor = 0
+        for tree in members:
+            cursor = _write_tree(forest, row, cursor, trees[tree][1], weights, place)
+        slots_used += cursor
+    report = Report(sum(weights.values()), tokens_apart, slots_used, left_out)
+    places = tuple(None if codes is None else place[codes] for codes in codes_of)
+    return Build(forest, places, report)
+
+
+def empty(rows: int, slots: int) -> Forest:
+    """A forest of padding: every slot sees itself alone and carries no weight."""
+    shape = (rows, slots)
+    return Forest(
+        tokens=np.zeros(shape, np.int32),
+        parent=np.full(shape, -1, np.int32),
+        depth=np.zeros(shape, np.int32),
+        end=np.tile(np.arange(slots, dtype=np.int32), (rows, 1)),
+        weight=np.zeros(shape, np.float32),
+    )
+
+
+def pad_rows(forest: Forest, rows: int) -> Forest:
+    """The same forest with rows of padding added, to `rows` in all."""
+    have, slots = forest.tokens.shape
+    if rows < have:
+        raise ValueError(f"a forest of {have} rows can't be padded to {rows}")
+    padding = empty(rows - have, slots)
+    return Forest(*(np.concatenate(pair) for pair in zip(forest, padding, strict=True)))
+
+
+def mask(forest: Forest) -> Bool[np.ndarray, "B N N"]:
+    """Who sees whom: `mask[b, i, j]` is true when slot `j` is slot `i` or an ancestor of it."""
+    slot = np.arange(forest.tokens.shape[1])
+    query, key = slot[None, :, None], slot[None, None, :]
+    return (key <= query) & (query <= forest.end[:, None, :])
+
+
+def reads(forest: Forest, width: int | None = None) -> Reads:
+    """The slots at which weighted tokens are predicted (`Reads`), padded to `width` a row.
+
+    `width` defaults to the most that any row needs, rounded up to a power of two (few shapes, few
+    compilations) but never beyond `N`.
+
+    Raises:
+        ValueError: a row needs more than `width`, or a root carries weight (nothing predicts it).
+    """
+    weighted = forest.weight > 0
+    if np.any(weighted & (forest.parent < 0)):
+        raise ValueError("a weighted token without a parent: nothing predicts it")
+    rows, slots = forest.tokens.shape
+    found = [
+        np.unique(forest.parent[row][weighted[row]], return_inverse=True) for row in range(rows)
+    ]
+    needed = max((len(parents) for parents, _ in found), default=0)
+    if width is None:
+        width = min(slots, 1 << (max(needed, 1) - 1).bit_length())
+    if needed > width:
+        raise ValueError(f"a row reads at {needed} slots, more than the width of {width}")
+    at = np.zeros((rows, width), np.int32)
+    column = np.zeros((rows, slots), np.int32)
+    for row, (parents, inverse) in enumerate(found):
+        at[row, : len(parents)] = parents
+        column[row, weighted[row]] = inverse
+    return Reads(at, column)
+
+
+def paths(forest: Forest) -> list[Path]:
+    """Every root-to-leaf token sequence with its weight: the way back from `build`.
+
+    A path that ends inside a longer one is found too, by the weight that does not go on to any
+    child.  Slots without weight are read as prompt.  Padding is a lone slot with no weight, no
+    parent and no child; it is not a path.
+    """
+    found: list[Path] = []
+    rows, slots = forest.tokens.shape
+    for row in range(rows):
+        parent, weight = forest.parent[row], forest.weight[row]
+        passed_on = np.zeros(slots, np.float64)
+        has_child = np.zeros(slots, bool)
+        for slot in range(slots):
+            if parent[slot] >= 0:
+                passed_on[parent[slot]] += weight[slot]
+                has_child[parent[slot]] = True
+        # Weights are sums in float32: what is left after the children may be rounding alone.
+        rounding = 4 * np.finfo(np.float32).eps * weight
+        ends_here = weight - np.where(weight > 0, passed_on, 0.0)
+        for slot in range(slots):
+            if has_child[slot]:
+                if not ends_here[slot] > rounding[slot]:
+                    continue
+            elif parent[slot] < 0 and weight[slot] == 0:
+                continue
+            line = _line_to(parent, slot)
+            learnt = [at for at in line if weight[at] > 0]
+            given = [at for at in line if weight[at] == 0]
+            found.append(
+                Path(
+                    tuple(int(forest.tokens[row, at]) for at in given),
+                    tuple(int(forest.tokens[row, at]) for at in learnt),
+                    float(ends_here[slot]),
+                )
+            )
+    return found
+
+
+def path_log_probs(
+    forest: Forest,
+    log_probs: Float32[np.ndarray, "B N"],
+    places: Iterable[tuple[int, int] | None],
+) -> Float32[np.ndarray, " A"]:
+    """Sums of the answers' edge log-probabilities along paths, in float64.
+
+    `log_probs[b, i]` is the log-probability of slot `i` given its ancestors; only the weighted
+    slots, the answers', are added.  `places` are those of `Build`; None gives NaN.
+    """
+    totals = []
+    for place in places:
+        if place is None:
+            totals.append(np.nan)
+            continue
+        row, slot = place
+        line = [at for at in _line_to(forest.parent[row], slot) if forest.weight[row, at] > 0]
+        totals.append(float(np.sum(log_probs[row, line], dtype=np.float64)))
+    return np.asarray(totals, np.float64)
+
+
+def _line_to(parent: np.ndarray, slot: int) -> list[int]:
+    """Slots from the root down to `slot`."""
+    line = [slot]
+    while parent[line[-1]] >= 0:
+        line.append(int(parent[line[-1]]))
+    return line[::-1]
+
+
+def _reason_to_leave_out(path: Path, slots: int) -> str | None:
+    if not path.answer or path.weight == 0:
+        return NOTHING_TO_LEARN
+    if not path.prompt:
+        return NO_PROMPT
+    if len(path.prompt) >= slots:
+        return PROMPT_TOO_LONG
+    if len(path.prompt) + len(path.answer) > slots:
+        return ANSWER_CUT
+    return None
+
+
+def _codes(path: Path) -> tuple[int, ...]:
+    """One integer a token that also says whether it is given (even) or learnt (odd)."""
+    return tuple(2 * t for t in path.prompt) + tuple(2 * t + 1 for t in path.answer)
+
+
+def _shared(left: tuple[int, ...], right: tuple[int, ...]) -> int:
+    """Length of the common beginning."""
+    length = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length
+
+
+def _grow_trees(
+    ordered: Sequence[tuple[int, ...]], slots: int
+) -> list[tuple[int, list[tuple[int, ...]]]]:
+    """Cuts sorted paths into trees of at most `slots` slots: `(size, paths)` each.
+
+    In sorted order a path shares most with its neighbour, so walking that order and starting a new
+    tree when the next path does not fit repeats a prefix only at the cuts.
+    """
+    trees: list[tuple[int, list[tuple[int, ...]]]] = []
+    for codes in ordered:
+        if trees:
+            size, members = trees[-1]
+            shared = _shared(members[-1], codes)
+            grown = size + len(codes) - shared
+            if grown <= slots and shared >= SHARED_ENOUGH * len(codes):
+                members.append(codes)
+                trees[-1] = (grown, members)
+                continue
+        trees.append((len(codes), [codes]))
+    return trees
+
+
+def _pack(sizes: Sequence[int], slots: int, rng: np.random.Generator) -> list[list[int]]:
+    """Best-fit decreasing: which trees stand in which row, rows in a seeded order."""
+    order = sorted(rng.permutation(len(sizes)), key=lambda tree: -sizes[tree])
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free slots, row), ascending
+    for tree in order:
+        at = bisect.bisect_left(room, (sizes[tree], -1))
+        if at < len(room):
+            free, row = room.pop(at)
+        else:
+            free, row = slots, len(rows)
+            rows.append([])
+        rows[row].append(int(tree))
+        bisect.insort(room, (free - sizes[tree], row))
+    return [rows[row] for row in rng.permutation(len(rows))]
+
+
+def _write_tree(
+    forest: Forest,
+    row: int,
+    cursor: int,
+    members: Sequence[tuple[int, ...]],
+    weights: Mapping[tuple[int, ...], float],
+    place: dict[tuple[int, ...], tuple[int, int]],
+) -> int:
+    """Writes one tree into a row from slot `cursor` on; returns the next free slot."""
+    line: list[int] = []
+    before: tuple[int, ...] = ()
+    for codes in members:
+        kept = _shared(before, codes)
+        for slot in line[kept:]:
+            forest.end[row, slot] = cursor - 1
+        del line[kept:]
+        for depth in range(kept, len(codes)):
+            forest.tokens[row, cursor] = codes[depth] >> 1
+            forest.parent[row, cursor] = line[-1] if line else -1
+            forest.depth[row, cursor] = depth
+            line.append(cursor)
+            cursor += 1
+        learnt = [slot for slot, code in zip(line, codes, strict=True) if code & 1]
+        forest.weight[row, learnt] += np.float32(weights[codes])
+        place[codes] = (row, line[-1])
+        before = codes
+    for slot in line:
+        forest.end[row, slot] = cursor - 1
+    return cursor

@@ -1,0 +1,144 @@
+"""Batches of token forests whose order is a pure function of seed and step.
+
+Nothing but the step number has to be kept to go on where a run stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from befm_jax.data import forest as forests
+from befm_jax.data.examples import Example
+from befm_jax.data.forest import Forest, Path, Reads, Report
+
+
+class Encoder(Protocol):
+    """What turns messages into token ids (`llama.tokenizer.Tokenizer`)."""
+
+    def prompt(self, system: str, user: str) -> tuple[int, ...]:
+        """Ids up to where the answer begins."""
+
+    def answer(self, text: str) -> tuple[int, ...]:
+        """Ids of the answer and its end-of-turn token."""
+
+
+class Batch(NamedTuple):
+    """What one optimiser step sees: `M` micro-batches of `B` rows of `N` slots.
+
+    `forest` and `reads` are those of `befm_jax.data.forest` with a leading axis `M`.
+    """
+
+    forest: Forest
+    reads: Reads
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a batch was made of, for reports and error messages."""
+
+    epoch: int
+    step_of_epoch: int
+    report: Report
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch + 1}, batch {self.step_of_epoch + 1} of that epoch"
+
+
+def encode(examples: Sequence[Example], encoder: Encoder) -> list[Path]:
+    """Examples as token paths, each prompt rendered once however many answers it has."""
+    prompts: dict[tuple[str, str], tuple[int, ...]] = {}
+    paths = []
+    for example in examples:
+        key = (example.system, example.user)
+        if key not in prompts:
+            prompts[key] = encoder.prompt(*key)
+        paths.append(Path(prompts[key], encoder.answer(example.answer), example.weight))
+    return paths
+
+
+class ForestBatches:
+    """The batches of a training run.
+
+    An epoch goes through every observation once.  With `observations_per_step` at 0 the whole
+    epoch is one step; otherwise the observations are shuffled by seed and epoch, dealt out
+    without replacement, and laid out anew as forests.  A path of whole-number weight counts as
+    that many observations; one of fractional weight is drawn as one, with its weight.
+
+    `slots` is the row length, `rows` the rows that are computed together: a step with more rows
+    has several micro-batches.  Where steps differ, their number and the width of `Reads` are
+    rounded up to powers of two, so that few shapes are ever compiled.
+
+    Raises:
+        ValueError: nothing is left to learn from at this row length; says why.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        slots: int,
+        rows: int,
+        epochs: int,
+        observations_per_step: int = 0,
+        seed: int = 0,
+    ) -> None:
+        whole = forests.build(paths, slots, seed=seed)
+        self.report = whole.report
+        if not whole.report.observations:
+            reasons = "; ".join(f"{n:g}: {why}" for why, n in whole.report.left_out.items())
+            raise ValueError(
+                f"nothing to learn from at {slots} slots a row: {reasons or 'no examples'}"
+            )
+        self._paths = [
+            path for path, place in zip(paths, whole.places, strict=True) if place is not None
+        ]
+        self._slots, self._rows, self._seed = slots, rows, seed
+        self._per_step = observations_per_step
+        self._whole = whole
+        counts = [
+            int(path.weight) if float(path.weight).is_integer() else 1 for path in self._paths
+        ]
+        self._owner = np.repeat(np.arange(len(counts)), counts)
+        self.steps_per_epoch = (
+            math.ceil(len(self._owner) / observations_per_step) if observations_per_step else 1
+        )
+        self.steps = epochs * self.steps_per_epoch
+        self._full_batch = lru_cache(maxsize=1)(lambda: self._layout(whole.forest))
+
+    def __getitem__(self, step: int) -> tuple[Batch, Source]:
+        """The batch of an optimiser step, counted from 0 over all epochs."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        if not self._per_step:
+            return self._full_batch(), Source(epoch, within, self._whole.report)
+        order = np.random.default_rng((self._seed, epoch)).permutation(self._owner)
+        drawn = order[within * self._per_step : (within + 1) * self._per_step]
+        members, counts = np.unique(drawn, return_counts=True)
+        chosen = []
+        for member, count in zip(members.tolist(), counts.tolist(), strict=True):
+            path = self._paths[member]
+            weight = count if float(path.weight).is_integer() else path.weight
+            chosen.append(path._replace(weight=weight))
+        built = forests.build(chosen, self._slots, seed=self._seed + step)
+        return self._layout(built.forest), Source(epoch, within, built.report)
+
+    def _layout(self, forest: Forest) -> Batch:
+        """Rows padded and cut into micro-batches, with the places where tokens are read."""
+        rows = self._rows
+        micro = math.ceil(len(forest.tokens) / rows)
+        if self._per_step:
+            micro = 1 << (micro - 1).bit_length()
+        else:  # the one batch there is: as few padded rows as can be
+            rows = math.ceil(len(forest.tokens) / micro)
+        padded = forests.pad_rows(forest, micro * rows)
+        reads = forests.reads(padded)
+
+        def fold(array: np.ndarray) -> np.ndarray:
+            return array.reshape(micro, rows, *array.shape[1:])
+
+        return Batch(Forest(*map(fold, padded)), Reads(*map(fold, reads)))

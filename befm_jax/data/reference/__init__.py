@@ -1,0 +1,1 @@
+"""Small published figures that stand in where a user brings no data; each names its source."""

@@ -1,0 +1,1 @@
+"""How near a model's answers come to people's: NumPy and SciPy only, never jax."""

@@ -1,0 +1,120 @@
+"""How sure a figure is, and how good it could be: intervals, floors and ceilings by resampling.
+
+For one game, with `n` people and `R` resamples:
+
+- *interval*: people are drawn again from their own histogram (multinomial, n at a time); a
+  sampled model's draws are drawn again likewise.  A resample is noisier than the sample, which
+  pushes every distance up, so the percentiles are moved by the bootstrap's own bias before they
+  are read: `percentiles(replicates - mean(replicates)) + estimate`, cut at the metric's range.
+- *floor*: what a perfect model scores against so many people: the people's own histogram as the
+  model, against n people drawn from it; mean.  A sampled model is imitated by as many draws.
+- *ceiling*: other people in the model's place: two independent draws of n people; mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from befm_jax.evals.metrics import METRICS, Floats, Metric, Pair
+
+# Rows of resamples that are worked on at once: their arrays stay in a core's cache.
+_CHUNK = 500
+
+
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """One metric's estimate with its `[R]` bootstrap replicates, floor and ceiling (NaN: none)."""
+
+    value: float
+    replicates: Floats
+    floor: float
+    ceiling: float
+
+
+def resample(rng: np.random.Generator, counts: NDArray, size: int, rows: int) -> NDArray:
+    """`[rows, A]` int64: `size` draws with replacement from the histogram `counts` `[A]`, a row."""
+    filled = np.flatnonzero(counts)
+    # Likely cells first: the sampler stops a row as soon as its draws are used up.
+    filled = filled[np.argsort(-counts[filled], kind="stable")]
+    drawn = np.zeros((rows, len(counts)), np.int64)
+    drawn[:, filled] = rng.multinomial(size, counts[filled] / counts.sum(), size=rows)
+    return drawn
+
+
+def compare(
+    values: NDArray,
+    model: NDArray,
+    people: NDArray,
+    *,
+    exact: bool,
+    resamples: int,
+    rng: np.random.Generator,
+    metrics: Mapping[str, Metric] = METRICS,
+) -> dict[str, Resampled]:
+    """Every metric of one game, with its replicates, floor and ceiling.
+
+    Args:
+        values: `[A]` the game's values.
+        model: `[A]` the model's distribution (`exact`) or counts of its draws.
+        people: `[A]` counts of people.
+        exact: whether `model` is a distribution.
+        resamples: `R`, at least 2.
+        rng: source of the resamples.
+        metrics: what to compute.
+
+    Raises:
+        ValueError: fewer than two resamples, or histograms that `Pair` refuses.
+    """
+    if resamples < 2:
+        raise ValueError(f"resamples: {resamples}; an interval needs at least 2")
+    estimate = Pair(values, model, people, exact=exact)
+    number = int(people.sum())
+    people_again = resample(rng, people, number, resamples)
+    if exact:
+        model_again, perfect = np.asarray(model, np.float64), people / number
+    else:
+        draws = int(model.sum())
+        model_again = resample(rng, model, draws, resamples)
+        perfect = resample(rng, people, draws, resamples)
+    replicates = {name: np.empty(resamples) for name in metrics}
+    floors = {name: np.empty(resamples) for name in metrics}
+    ceilings = {name: np.empty(resamples) for name in metrics}
+    for start in range(0, resamples, _CHUNK):
+        rows = slice(start, min(start + _CHUNK, resamples))
+        drawn = people_again[rows]
+        # Each resample beside its neighbour: two independent draws, at no further sampling.
+        neighbours = people_again[np.arange(rows.start, rows.stop) - 1]
+        again = Pair(values, model_again if exact else model_again[rows], drawn, exact=exact)
+        ideal = Pair(values, perfect if exact else perfect[rows], drawn, exact=exact)
+        others = Pair(values, neighbours, drawn, exact=False)
+        for name, metric in metrics.items():
+            replicates[name][rows] = metric.compute(again)
+            floors[name][rows] = metric.compute(ideal)
+            ceilings[name][rows] = metric.compute(others)
+    return {
+        name: Resampled(
+            value=float(metric.compute(estimate)),
+            replicates=replicates[name],
+            floor=float(floors[name].mean()),
+            ceiling=float(ceilings[name].mean()),
+        )
+        for name, metric in metrics.items()
+    }
+
+
+def interval(
+    value: float, replicates: Floats, metric: Metric, level: float = 0.95
+) -> tuple[float, float] | None:
+    """The bias-shifted percentile interval of a figure, cut at the metric's own range.
+
+    None where the figure or any replicate is undefined.
+    """
+    if not np.isfinite(value) or not np.isfinite(replicates).all():
+        return None
+    tail = 50.0 * (1.0 - level)
+    low, high = np.percentile(replicates - replicates.mean(), [tail, 100.0 - tail]) + value
+    return float(max(low, metric.lower)), float(min(high, metric.upper))

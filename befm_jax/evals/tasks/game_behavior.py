@@ -1,0 +1,216 @@
+"""Do the model's answers in economic games spread as people's do?  Game by game, and on average.
+
+The model's population in each game is held against people's, with every metric's interval,
+floor, ceiling and skill, and with answerers that know nothing of the model beside it.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from befm_jax.data import games
+from befm_jax.data.games import Game
+from befm_jax.data.people import People
+from befm_jax.evals import baselines, bootstrap
+from befm_jax.evals.answers import Answers
+from befm_jax.evals.bootstrap import Resampled
+from befm_jax.evals.metrics import METRICS, Metric, Pair
+
+DEFINITIONS: Mapping[str, str] = {
+    **{name: metric.definition for name, metric in METRICS.items()},
+    "ci95": "95 % bootstrap interval: people (and a sampled model's answers) drawn again from "
+    "their own histograms, game by game; percentiles moved by the bootstrap's own bias, since "
+    "resamples are noisier than the sample, and cut at the figure's own range.",
+    "floor": "What a perfect model, whose distribution is the people's own, is expected to score "
+    "against as many people; a sampled model is imitated by as many draws.",
+    "ceiling": "Other people in the model's place: two samples of as many people each, drawn from "
+    "the people's histogram; mean.",
+    "skill": "(uniform - model) / (uniform - floor): 0 no better than answering at random, 1 as "
+    "good as a perfect model; of the means over games for the mean.",
+    "outside_mass": "Probability (or share of sampled answers) outside the game's answer set; the "
+    "metrics compare what is inside.",
+    "mean over games": "Every game counts alike; intervals from resamples of all games at once.",
+    **{f"baseline {name}": text for name, text in baselines.DEFINITIONS.items()},
+}
+
+
+def evaluate(
+    answers: Mapping[str, Answers], people: People, *, resamples: int = 10_000, seed: int = 0
+) -> dict[str, Any]:
+    """Hold a model's answers against people's, in every game that both have.
+
+    Args:
+        answers: each game's answers of the model.
+        people: each game's counts of people.
+        resamples: bootstrap resamples for intervals, floors and ceilings.
+        seed: of the resamples; a game's figures do not depend on which other games are there.
+
+    Returns:
+        What stands at `tasks.game_behavior` in results.json (`befm_jax.evals.report` lists it):
+        plain Python values, undefined figures None.
+
+    Raises:
+        ValueError: no game in common, answers that do not fit their game, a negative seed.
+    """
+    if seed < 0:
+        raise ValueError(f"seed: {seed}; must not be negative")
+    skipped = _skipped(answers, people)
+    shared = [name for name in people.counts if name in answers and name not in skipped]
+    if not shared:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise ValueError(f"no game with both people and answers to compare ({reasons})")
+    tables = [
+        (games.get(name).values, counts)
+        for name, counts in people.counts.items()
+        if counts.sum() > 0
+    ]
+    compared: dict[str, dict[str, Resampled]] = {}
+    beside: dict[str, dict[str, dict[str, float]]] = {}
+    groups: dict[str, dict[str, Any]] = {}
+    for name in shared:
+        game, answer, counts = games.get(name), answers[name], people.counts[name]
+        if len(answer.weights) != len(game.values) or len(counts) != len(game.values):
+            raise ValueError(
+                f"{name}: has {len(game.values)} choices, but the answers have "
+                f"{len(answer.weights)} weights and the people {len(counts)} counts"
+            )
+        compared[name] = bootstrap.compare(
+            game.values,
+            answer.weights,
+            counts,
+            exact=answer.exact,
+            resamples=resamples,
+            rng=np.random.default_rng([seed, zlib.crc32(name.encode())]),
+        )
+        beside[name] = _baselines(game, counts, tables)
+        groups[name] = _group(game, answer, counts, compared[name], beside[name])
+    outside = [answers[name].outside for name in shared]
+    return {
+        "metrics": {
+            name: _figure(
+                metric,
+                _mean([compared[game][name] for game in shared]),
+                {
+                    answerer: float(np.mean([beside[game][answerer][name] for game in shared]))
+                    for answerer in baselines.DEFINITIONS
+                },
+            )
+            for name, metric in METRICS.items()
+        },
+        "outside_mass": {"value": float(np.mean(outside)), "max": float(np.max(outside))},
+        "groups": groups,
+        "skipped": skipped,
+        "resamples": resamples,
+        "seed": seed,
+        "definitions": dict(DEFINITIONS),
+    }
+
+
+def _skipped(answers: Mapping[str, Answers], people: People) -> dict[str, str]:
+    """Games that only one side has, or that can't be compared, each with the reason."""
+    reasons = {}
+    for name in dict.fromkeys([*people.counts, *answers]):
+        if name not in people.counts or not people.counts[name].sum() > 0:
+            reasons[name] = "no people to compare with"
+        elif name not in answers:
+            reasons[name] = "no answers of the model"
+        elif answers[name].empty:
+            reasons[name] = "none of the model's answers is in the answer set"
+    return reasons
+
+
+def _baselines(
+    game: Game, counts: NDArray, tables: list[tuple[NDArray, NDArray]]
+) -> dict[str, dict[str, float]]:
+    """Each baseline's value of each metric."""
+    answerers = {
+        "uniform": baselines.uniform(game.values),
+        "median": baselines.median(game.values, counts),
+        "equilibrium": baselines.equilibrium(game.values, game.equilibrium),
+        "pooled": baselines.pooled(game.values, tables),
+    }
+    pairs = {name: Pair(game.values, who.weights, counts) for name, who in answerers.items()}
+    return {
+        name: {metric: float(METRICS[metric].compute(pair)) for metric in METRICS}
+        for name, pair in pairs.items()
+    }
+
+
+def _group(
+    game: Game,
+    answer: Answers,
+    counts: NDArray,
+    compared: Mapping[str, Resampled],
+    beside: Mapping[str, Mapping[str, float]],
+) -> dict[str, Any]:
+    return {
+        "title": game.title,
+        "unit": game.answers.unit,
+        "people": int(counts.sum()),
+        "model": {
+            "exact": answer.exact,
+            "answers": answer.total,
+            "unparsed": answer.unparsed,
+            "out_of_set": answer.out_of_set,
+            "outside_mass": answer.outside,
+        },
+        "metrics": {
+            name: _figure(
+                metric,
+                compared[name],
+                {answerer: figures[name] for answerer, figures in beside.items()},
+            )
+            for name, metric in METRICS.items()
+        },
+        "distribution": {
+            "values": [int(value) for value in game.values],
+            "people": [int(count) for count in counts],
+            "model": [float(share) for share in answer.distribution],
+        },
+    }
+
+
+def _mean(figures: list[Resampled]) -> Resampled:
+    return Resampled(
+        value=float(np.mean([figure.value for figure in figures])),
+        replicates=np.mean([figure.replicates for figure in figures], axis=0),
+        floor=float(np.mean([figure.floor for figure in figures])),
+        ceiling=float(np.mean([figure.ceiling for figure in figures])),
+    )
+
+
+def _figure(metric: Metric, figure: Resampled, beside: Mapping[str, float]) -> dict[str, Any]:
+    """One metric as it stands in results.json; what is undefined is None, with a note."""
+    ends = bootstrap.interval(figure.value, figure.replicates, metric)
+    result: dict[str, Any] = {
+        "value": _finite(figure.value),
+        "ci95": list(ends) if ends else None,
+        "floor": _finite(figure.floor),
+        "ceiling": _finite(figure.ceiling),
+        "skill": _skill(metric, figure, beside["uniform"]),
+        "baselines": {name: _finite(value) for name, value in beside.items()},
+        "unit": metric.unit,
+    }
+    if result["value"] is None:
+        result["note"] = f"undefined for these answers: {metric.definition}"
+    elif result["ci95"] is None:
+        result["note"] = "the figure is undefined in some resamples, so it has no interval"
+    return result
+
+
+def _skill(metric: Metric, figure: Resampled, uniform: float) -> float | None:
+    """(uniform - model) / (uniform - floor); None where the floor is no better than uniform."""
+    if not metric.has_skill:
+        return None
+    room = uniform - figure.floor
+    return _finite((uniform - figure.value) / room) if room > 1e-9 else None
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None

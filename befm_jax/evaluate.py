@@ -1,0 +1,152 @@
+"""Holds a model, or a file of answers, against people; a page of figures out.
+
+    python -m befm_jax.evaluate --model RUN_OR_HF_DIR --tasks game_behavior \
+        [--humans joint.csv] --out DIR
+    python -m befm_jax.evaluate --answers choices.csv --tasks game_behavior \
+        [--humans joint.csv] --out DIR
+
+A model is read exactly (every answer scored) unless `--sampled` asks for a population of draws.
+`--answers` takes what `befm_jax.simulate` writes, choices or distribution, or any file of that
+layout.  People are the embedded reference, or a CSV: MobLab's table, `game,participant,choice`,
+or `game,choice,count`.  DIR gets results.json, report.html and games.png.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from befm_jax import cli
+from befm_jax.data import games
+from befm_jax.data import people as human
+from befm_jax.data.people import SPLITS, People
+from befm_jax.errors import UserError
+from befm_jax.evals import answers as answer_files
+from befm_jax.evals import report, tasks
+from befm_jax.evals.answers import Answers
+
+FLAGS = flags.FLAGS
+SCHEMA = "befm_jax.results/1"
+_PACKAGES = ("befm_jax", "jax", "flax", "numpy", "scipy", "transformers")
+
+
+def evaluation(
+    answers: Mapping[str, Answers],
+    people: People,
+    *,
+    model: Mapping[str, Any],
+    how: Mapping[str, Any],
+    task_names: list[str],
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """One evaluation in the form of results.json (see `befm_jax.evals.report`)."""
+    return {
+        "model": dict(model),
+        "answers": dict(how),
+        "people": {
+            "source": people.source,
+            "split": people.split,
+            "fingerprint": people.fingerprint,
+            "choices": {name: people.n(name) for name in people.games},
+            "excluded": dict(people.excluded),
+        },
+        "tasks": {
+            name: tasks.get(name)(answers, people, resamples=resamples, seed=seed)
+            for name in task_names
+        },
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """Schema, date, command line and versions: the head of every results.json."""
+    return {
+        "schema": SCHEMA,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def _module() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else Path(sys.argv[0]).name
+
+
+def _warn_if_not_held_out(origin: Mapping[str, Any], people: People) -> str | None:
+    """A sentence where the model learnt from the very source that it is held against."""
+    if origin.get("trained_on") != people.fingerprint or people.split == "test":
+        return None
+    return (
+        f"the model was trained on people from this source, and the {people.split!r} split is "
+        "not held out from it"
+    )
+
+
+def main() -> None:
+    """`python -m befm_jax.evaluate`."""
+    if (FLAGS.model is None) == (FLAGS.answers is None):
+        raise UserError("give either --model or --answers: what is to be held against people")
+    task_names = [name.strip() for name in FLAGS.tasks.split(",") if name.strip()]
+    for name in task_names:
+        tasks.get(name)
+    chosen = games.select(FLAGS.games)
+    people = human.load(FLAGS.humans, chosen, FLAGS.split, FLAGS.split_seed)
+    print(people.describe())
+    played = [game for game in chosen if people.n(game.id)]
+    if FLAGS.answers is not None:
+        answers = answer_files.read_answers(FLAGS.answers)
+        exact = all(one.exact for one in answers.values())
+        how: dict[str, Any] = {"mode": "exact" if exact else "sampled", "file": FLAGS.answers}
+        origin: dict[str, Any] = {"answers": FLAGS.answers}
+    else:
+        from befm_jax import simulate
+
+        simulator = simulate.simulator_from_flags()
+        origin = simulator.origin
+        if FLAGS.sampled:
+            sampling = simulate.sampling_from_flags()
+            found = simulate.simulate_all(
+                simulator, played, FLAGS.participants, FLAGS.seed, sampling
+            )
+            answers = {name: one.answers for name, one in found.items()}
+            how = simulate.how_sampled(FLAGS.participants, FLAGS.seed, sampling)
+        else:
+            answers, how = simulate.exact_all(simulator, played), {"mode": "exact"}
+    warning = _warn_if_not_held_out(origin, people)
+    results = provenance() | evaluation(
+        answers,
+        people,
+        model=origin | ({"warning": warning} if warning else {}),
+        how=how,
+        task_names=task_names,
+        resamples=FLAGS.resamples,
+        seed=FLAGS.seed,
+    )
+    report.write(results, FLAGS.out)
+    print(report.summary(results))
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"page: {Path(FLAGS.out) / 'report.html'}")
+
+
+if __name__ == "__main__":
+    from befm_jax.simulate import define_model_flags
+
+    define_model_flags()
+    flags.DEFINE_string("answers", None, "choices.csv or distribution.csv, instead of --model")
+    flags.DEFINE_bool("sampled", False, "draw --participants answers instead of scoring all")
+    flags.DEFINE_string("tasks", "game_behavior", f"any of: {', '.join(tasks.names())}")
+    flags.DEFINE_string("humans", "", "CSV of people's choices (default: the embedded reference)")
+    flags.DEFINE_enum("split", "test", SPLITS, "which of these people: by participant")
+    flags.DEFINE_integer("split_seed", 0, "which of the possible splits", lower_bound=0)
+    flags.DEFINE_integer("resamples", 10_000, "of the bootstrap", lower_bound=100)
+    flags.DEFINE_string("out", None, "the directory to write")
+    flags.mark_flag_as_required("out")
+    cli.run(main, __doc__ or "")

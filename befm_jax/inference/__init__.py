@@ -1,0 +1,1 @@
+"""Inference: exact scores of answer sets, and populations sampled from a shared prompt."""

@@ -1,0 +1,126 @@
+"""Simulated participants answer games; a table of choices out.
+
+    python -m befm_jax.simulate --model RUN_OR_HF_DIR --games all --participants 1000 \
+        --seed 0 --out choices.csv
+    python -m befm_jax.simulate --model RUN_OR_HF_DIR --games dictator,my_game.py --exact \
+        --out distribution.csv
+
+`choices.csv` has the columns game, participant, choice: one row a simulated participant, the
+choice in the game's own unit (a named action by its number), empty where the answer could not be
+used.  `distribution.csv` has game, choice, probability: the model's exact distribution, no
+sampling; what is missing to 1 is the probability of anything that is no answer.  How the answers
+were made is written beside either file, as FILE.json.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from tqdm import tqdm
+
+from befm_jax import cli
+from befm_jax.config import DTYPES
+from befm_jax.data import games
+from befm_jax.data.games import Game
+from befm_jax.errors import UserError
+from befm_jax.evals import answers as answer_files
+from befm_jax.evals.answers import Answers
+from befm_jax.inference.sample import Sampling
+from befm_jax.simulator import Simulation, Simulator, device_in_words, load
+
+FLAGS = flags.FLAGS
+
+
+def define_model_flags() -> None:
+    """Which model answers, and how it samples: for every entry point that asks one."""
+    flags.DEFINE_string("model", None, "a training run's directory, or a Hugging Face directory")
+    flags.DEFINE_string("adapter", None, "a LoRA adapter's directory (PEFT's format) for --model")
+    flags.DEFINE_enum("dtype", None, DTYPES, "what to compute in (default: as stored)")
+    flags.DEFINE_string(
+        "games", "all", "ids, 'all', or .py files that declare games; separated by commas"
+    )
+    flags.DEFINE_integer("participants", 1000, "simulated participants a game", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "seed of the draws", lower_bound=0)
+    flags.DEFINE_float("temperature", 1.0, "1: the model's own distribution; 0: greedy", 0.0)
+    flags.DEFINE_integer("top_k", 0, "keep the k likeliest tokens; 0: off", lower_bound=0)
+    flags.DEFINE_float("top_p", 1.0, "keep the likeliest tokens up to this probability; 1: off")
+    flags.DEFINE_integer("max_new_tokens", 16, "longest answer, in tokens", lower_bound=1)
+
+
+def simulator_from_flags() -> Simulator:
+    """Loads what `--model`, `--adapter` and `--dtype` name."""
+    return load(FLAGS.model, FLAGS.adapter, FLAGS.dtype)
+
+
+def sampling_from_flags() -> Sampling:
+    """Raises UserError where a sampling flag is out of range."""
+    try:
+        return Sampling(FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.max_new_tokens)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+
+
+def simulate_all(
+    simulator: Simulator, chosen: list[Game], participants: int, seed: int, sampling: Sampling
+) -> dict[str, Simulation]:
+    """A population for each game, with a progress bar."""
+    return {
+        game.id: simulator.simulate(game, participants, seed, sampling)
+        for game in tqdm(chosen, desc="simulate", unit="game")
+    }
+
+
+def exact_all(simulator: Simulator, chosen: list[Game]) -> dict[str, Answers]:
+    """The exact distribution for each game, with a progress bar."""
+    return {
+        game.id: simulator.distribution(game) for game in tqdm(chosen, desc="score", unit="game")
+    }
+
+
+def how_sampled(participants: int, seed: int, sampling: Sampling) -> dict[str, Any]:
+    """The settings of a sampled population, for every file that is made from it."""
+    return {"mode": "sampled", "participants": participants, "seed": seed, **sampling.as_dict()}
+
+
+def _write_beside(out: Path, how: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
+    made = {"model": origin, "answers": how, "device": device_in_words()}
+    out.with_name(out.name + ".json").write_text(json.dumps(made, indent=2) + "\n", "utf-8")
+
+
+def main() -> None:
+    """`python -m befm_jax.simulate`."""
+    chosen, sampling, out = games.select(FLAGS.games), sampling_from_flags(), Path(FLAGS.out)
+    simulator = simulator_from_flags()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    since = time.perf_counter()
+    if FLAGS.exact:
+        exact = exact_all(simulator, chosen)
+        answer_files.write_distribution(out, exact)
+        _write_beside(out, {"mode": "exact"}, simulator.origin)
+        for name, answers in exact.items():
+            print(f"{name:24} outside the answer set: {answers.outside:.3%}")
+    else:
+        found = simulate_all(simulator, chosen, FLAGS.participants, FLAGS.seed, sampling)
+        answer_files.write_choices(out, {name: one.choices for name, one in found.items()})
+        how = how_sampled(FLAGS.participants, FLAGS.seed, sampling)
+        _write_beside(out, how, simulator.origin)
+        for name, one in found.items():
+            answers = one.answers
+            print(
+                f"{name:24} {int(answers.weights.sum())} answers, {answers.unparsed} without an "
+                f"answer, {answers.out_of_set} outside the answer set"
+            )
+    print(f"{out} ({len(chosen)} games, {time.perf_counter() - since:.1f} s)")
+
+
+if __name__ == "__main__":
+    define_model_flags()
+    flags.DEFINE_bool("exact", False, "write the exact distribution instead of sampling")
+    flags.DEFINE_string("out", None, "the file to write")
+    flags.mark_flags_as_required(["model", "out"])
+    cli.run(main, __doc__ or "")

@@ -1,0 +1,151 @@
+"""A model as a population: `befm_jax.load(...)`, `.distribution(game)`, `.simulate(game, n)`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from befm_jax.adapters import lora, peft
+from befm_jax.data import games
+from befm_jax.data.games import Game
+from befm_jax.errors import UserError
+from befm_jax.evals.answers import Answers
+from befm_jax.inference import sample, score
+from befm_jax.inference.sample import Sampling
+from befm_jax.llama import hf
+from befm_jax.llama.model import Llama, Params
+from befm_jax.llama.tokenizer import Tokenizer
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What a simulated population answered in one game.
+
+    `choices`: one a participant, in the game's unit; None where the text held no answer of the
+    set.  `texts`: what they wrote, untrusted text of a model.  `answers`: the counts, for scoring.
+    """
+
+    game: str
+    choices: list[int | None]
+    texts: list[str]
+    answers: Answers
+
+
+@dataclass(frozen=True)
+class Simulator:
+    """A model with its tokenizer, ready to answer.
+
+    `origin` says what was loaded, for output files.
+    """
+
+    model: Llama
+    params: Params
+    tokenizer: Tokenizer
+    origin: dict[str, Any]
+
+    def distribution(self, game: str | Game) -> Answers:
+        """The model's exact distribution over a game's answers, and the mass outside them.
+
+        Not a sample: every answer is scored.  Raises DataError for an unknown game.
+        """
+        game = _game(game)
+        prompt = self.tokenizer.prompt(*game.prompt())
+        written = [self.tokenizer.answer(game.answers.format(int(value))) for value in game.values]
+        found = score.answers(self.model, self.params, [(prompt, written)])[0]
+        return Answers.from_distribution(np.exp(found.log_probs))
+
+    def simulate(
+        self, game: str | Game, n: int, seed: int = 0, sampling: Sampling | None = None
+    ) -> Simulation:
+        """`n` participants answer a game, each by a draw of their own.
+
+        The same seed gives the same participants; different games draw independently of each
+        other.  Raises DataError for an unknown game, ValueError for `n` below 1.
+        """
+        game = _game(game)
+        named = hashlib.sha256(f"{seed}:{game.id}".encode()).digest()
+        draws = sample.population(
+            self.model,
+            self.params,
+            self.tokenizer.prompt(*game.prompt()),
+            n,
+            stop_ids=self.tokenizer.stop_ids,
+            seed=int.from_bytes(named[:4], "big"),
+            sampling=sampling,
+        )
+        texts = [
+            self.tokenizer.decode(row[:length].tolist())
+            for row, length in zip(draws.tokens, draws.lengths, strict=True)
+        ]
+        parsed = [game.answers.parse(text) for text in texts]
+        choices = [one.value for one in parsed]
+        values, numbers = np.unique([c for c in choices if c is not None], return_counts=True)
+        counts = np.zeros(len(game.values), np.int64)
+        counts[np.searchsorted(game.values, values)] = numbers
+        answers = Answers.from_counts(
+            counts,
+            unparsed=sum(one.reason == "no answer" for one in parsed),
+            out_of_set=sum(one.reason == "outside the answer set" for one in parsed),
+        )
+        return Simulation(game.id, choices, texts, answers)
+
+
+def load(
+    model: str | Path, adapter: str | Path | None = None, dtype: str | None = None
+) -> Simulator:
+    """Loads a training run's directory or a Hugging Face directory, optionally with an adapter.
+
+    `dtype` ("float32" or "bfloat16") is what the layers compute in; by default what the weights
+    are stored in.
+
+    Raises:
+        FileNotFoundError: a directory or a file in it is missing.
+        UserError: a model, tokenizer or adapter that can't be used; the message says why.
+    """
+    directory = Path(model)
+    origin: dict[str, Any] = {"path": str(model)}
+    run_file = directory / RUN_FILE
+    if run_file.is_file():
+        run = json.loads(run_file.read_text(encoding="utf-8"))
+        if adapter is not None and run["adapter"]:
+            raise UserError(f"{directory} is a run with an adapter of its own; leave --adapter out")
+        origin["trained_on"] = run["trained_on"]
+        own = run["adapter"]
+        adapter = adapter or (directory / own if own else None)
+        directory = (directory / run["model"]) if run["made_here"] else Path(run["model"])
+    config, params = hf.load(directory)
+    stored = params["embed_tokens"]["weight"].dtype
+    compute = jnp.dtype(dtype) if dtype else stored
+    if adapter is not None:
+        origin["adapter"] = str(adapter)
+        params = lora.attach(params, peft.load(adapter))
+    origin["dtype"] = compute.name
+    tokenizer = Tokenizer.load(directory, config.eos_token_id)
+    return Simulator(Llama(config, dtype=compute), params, tokenizer, origin)
+
+
+def write_run(
+    directory: Path, model: str, made_here: bool, adapter: str | None, trained_on: str
+) -> None:
+    """Marks a directory as a run that `load` takes: where its model is, and its adapter."""
+    fields = {"model": model, "made_here": made_here, "adapter": adapter, "trained_on": trained_on}
+    (directory / RUN_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def device_in_words() -> str:
+    """The kind and number of devices that this runs on."""
+    devices = jax.devices()
+    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
+
+
+def _game(game: str | Game) -> Game:
+    return games.get(game) if isinstance(game, str) else game

@@ -1,0 +1,324 @@
+"""Fine-tunes a model on people's choices, then holds it against people it has not seen.
+
+    python -m befm_jax.train --config configs/quickstart.py [--workdir runs/quickstart]
+    python -m befm_jax.train --config configs/quickstart.py --config.lora.rank=4
+
+The working directory gets config.json, metrics.jsonl, TensorBoard events, checkpoints, the tuned
+model in a form that `--model` takes (the directory itself), results.json, report.html, games.png.
+The same command line goes on where an interrupted run stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from ml_collections import config_flags
+
+from befm_jax import cli, config, simulate
+from befm_jax.adapters import lora, peft
+from befm_jax.config import Config
+from befm_jax.data import examples as example_files
+from befm_jax.data import games
+from befm_jax.data import people as human
+from befm_jax.data.examples import Example
+from befm_jax.data.games import Game
+from befm_jax.data.people import People
+from befm_jax.data.pipeline import ForestBatches, encode
+from befm_jax.evals import report
+from befm_jax.evaluate import evaluation, provenance
+from befm_jax.inference.sample import Sampling
+from befm_jax.llama import hf, scratch
+from befm_jax.llama.config import LlamaConfig
+from befm_jax.llama.model import Llama
+from befm_jax.llama.tokenizer import Tokenizer
+from befm_jax.simulator import Simulator, device_in_words, write_run
+from befm_jax.training import optimizer as optimizers
+from befm_jax.training import step as steps
+from befm_jax.training.checkpoint import Checkpoints
+from befm_jax.training.metrics import Log
+
+FLAGS = flags.FLAGS
+BASE, ADAPTER, TUNED = "base", "adapter", "tuned"
+
+
+def train(settings: Config) -> Path:
+    """One whole run: data, base model, tuning, evaluation.  Returns the working directory.
+
+    Raises UserError for what a person can mend: a field, a file, a table, a diverging loss.
+    """
+    since = time.perf_counter()
+    workdir = start_or_resume(settings)
+
+    chosen = games.select(settings.data.games) if settings.data.games else []
+    learnt, held_out = people_of(settings, chosen)
+    base = base_model(settings, chosen, workdir)
+
+    batches = forests_of(settings, examples_of(settings, learnt, chosen), base.tokenizer)
+    print(describe(batches))
+    tuned = tune(settings, base, batches, workdir, learnt)
+
+    if held_out is not None:
+        results = provenance() | compare(settings, base, tuned, held_out, chosen)
+        results["train"] = {
+            "device": device_in_words(),
+            "seconds": round(time.perf_counter() - since, 1),
+            "steps": batches.steps,
+            "observations": batches.report.observations,
+            "left_out": dict(batches.report.left_out),
+            "tokens_saved_by_sharing": batches.report.saved,
+        }
+        report.write(results, workdir)
+        print(report.summary(results))
+        print(f"page:    {workdir / 'report.html'}\nfigures: {workdir / 'results.json'}")
+    print(f"model:   {workdir}   (python -m befm_jax.simulate --model {workdir} ...)")
+    return workdir
+
+
+def start_or_resume(settings: Config) -> Path:
+    """Makes the working directory, or goes on in it if it holds a run of the same config."""
+    config.validate(settings)
+    workdir = Path(settings.workdir)
+    saved = workdir / "config.json"
+    if saved.is_file():
+        config.check_same(settings, saved)
+    config.save(settings, saved)
+    return workdir
+
+
+def people_of(settings: Config, chosen: list[Game]) -> tuple[People | None, People | None]:
+    """People to learn from and people held out; None without games."""
+    if not chosen:
+        return None, None
+    data, split = settings.data, settings.evaluation.split
+    learnt = human.load(data.humans, chosen, "train", data.split_seed)
+    print(learnt.describe())
+    return learnt, human.load(data.humans, chosen, split, data.split_seed)
+
+
+def examples_of(settings: Config, learnt: People | None, chosen: list[Game]) -> list[Example]:
+    """Every example of the run: people's choices, and what the files named in the config hold."""
+    found: list[Example] = []
+    if learnt is not None:
+        found += human.examples(learnt, [game for game in chosen if learnt.n(game.id)])
+    for path in config.names(settings.data.examples):
+        found += example_files.read(path)
+    return found
+
+
+def forests_of(settings: Config, found: list[Example], tokenizer: Tokenizer) -> ForestBatches:
+    """The run's batches of token forests."""
+    data = settings.data
+    return ForestBatches(
+        encode(found, tokenizer),
+        slots=data.slots,
+        rows=data.rows,
+        epochs=settings.optimizer.epochs,
+        observations_per_step=data.observations_per_step,
+        seed=settings.seed,
+    )
+
+
+def describe(batches: ForestBatches) -> str:
+    """What is learnt from and what sharing saves, in lines for a reader."""
+    found = batches.report
+    lines = [
+        f"{found.observations:,.0f} observations, {batches.steps:,} steps; "
+        f"{found.tokens_apart:,.0f} tokens one by one, {found.slots_used:,} as forests "
+        f"({found.saved:.2%} saved)"
+    ]
+    lines += [f"left out, {why}: {count:,.0f}" for why, count in found.left_out.items()]
+    return "\n".join(lines)
+
+
+def base_model(settings: Config, chosen: list[Game], workdir: Path) -> Simulator:
+    """The model to tune: a checkpoint, or a small one made here and taught the form of answers."""
+    dtype = jnp.dtype(settings.model.dtype)
+    made_here = not settings.model.path
+    directory = workdir / BASE if made_here else Path(settings.model.path)
+    if made_here and not (directory / "config.json").is_file():
+        make_base(settings, chosen, workdir)
+    shape, params = hf.load(directory)
+    tokenizer = Tokenizer.load(directory, shape.eos_token_id)
+    model = Llama(shape, dtype=dtype, remat=settings.model.remat)
+    origin = {"path": settings.model.path or "made from nothing", "dtype": settings.model.dtype}
+    return Simulator(model, params, tokenizer, origin)
+
+
+def make_base(settings: Config, chosen: list[Game], workdir: Path) -> None:
+    """A small model from nothing that answers every game in the right form, uniformly."""
+    wanted = settings.model.scratch
+    # Every game counts alike, however many answers it has.
+    asked = [
+        game.example(int(value), weight=1 / len(game.values))
+        for game in chosen
+        for value in game.values
+    ]
+    asked += [
+        example for path in config.names(settings.data.examples)
+        for example in example_files.read(path)
+    ]  # fmt: skip
+    tokenizer = scratch.train_tokenizer(
+        (text for one in asked for text in (one.system, one.user, one.answer)), wanted.pieces
+    )
+    shape = LlamaConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=wanted.width,
+        intermediate_size=wanted.feed_forward,
+        num_hidden_layers=wanted.layers,
+        num_attention_heads=wanted.heads,
+        num_key_value_heads=wanted.key_value_heads,
+        head_dim=wanted.width // wanted.heads,
+        max_position_embeddings=settings.data.slots,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.stop_ids,
+    )
+    params = scratch.init_params(shape, settings.seed, wanted.embedding_scale)
+    data = settings.data
+    per_epoch = math.ceil(len(asked) / wanted.answers_per_step)
+    batches = ForestBatches(
+        encode(asked, tokenizer),
+        slots=data.slots,
+        rows=data.rows,
+        epochs=math.ceil(wanted.steps / per_epoch),
+        observations_per_step=wanted.answers_per_step,
+    )
+    rates = optimizers.schedule(wanted.learning_rate, batches.steps, 0.1)
+    model = Llama(shape, dtype=jnp.float32, remat=settings.model.remat)
+    params = fit(settings, "base", model, steps.train_all, None, params, batches, rates, workdir)
+    tokenizer.save(workdir / BASE)
+    hf.save(workdir / BASE, shape, params)
+
+
+def tune(
+    settings: Config, base: Simulator, batches: ForestBatches, workdir: Path, learnt: People | None
+) -> Simulator:
+    """Trains the adapter (or every parameter), writes it, and returns the tuned model."""
+    rates = optimizers.schedule(
+        settings.optimizer.learning_rate, batches.steps, settings.optimizer.warmup_fraction
+    )
+    adapter_dir = None
+    if settings.trained == "adapter":
+        wanted = settings.lora
+        adapter = lora.init(
+            jax.random.key(settings.seed),
+            base.params,
+            rank=wanted.rank,
+            alpha=wanted.alpha,
+            rslora=wanted.rslora,
+            dropout=wanted.dropout,
+            targets=config.names(wanted.targets),
+        )
+        adapter = fit(
+            settings, "tune", base.model, steps.train_adapter, base.params, adapter, batches,
+            rates, workdir,
+        )  # fmt: skip
+        base_name = settings.model.path or f"../{BASE}"
+        peft.save(workdir / ADAPTER, adapter, base_name)
+        model, made_here, adapter_dir = (
+            settings.model.path or BASE,
+            not settings.model.path,
+            ADAPTER,
+        )
+        params = lora.attach(base.params, adapter)
+    else:
+        # A copy in float32, the dtype that small updates need: the step consumes what it is given.
+        params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), base.params)
+        params = fit(
+            settings, "tune", base.model, steps.train_all, None, params, batches, rates, workdir
+        )
+        base.tokenizer.save(workdir / TUNED)
+        hf.save(workdir / TUNED, base.model.config, params)
+        model, made_here = TUNED, True
+    trained_on = learnt.fingerprint if learnt is not None else settings.data.examples
+    write_run(workdir, model, made_here, adapter_dir, trained_on)
+    origin = base.origin | {"tuned": settings.trained, "trained_on": trained_on}
+    return Simulator(base.model, params, base.tokenizer, origin)
+
+
+def fit(
+    settings: Config,
+    phase: str,
+    model: Llama,
+    combine: steps.Combine,
+    base: Any,
+    trained: Any,
+    batches: ForestBatches,
+    rates: Any,
+    workdir: Path,
+) -> Any:
+    """The training loop: from the last checkpoint, or from the start, to the last step."""
+    optimizer = optimizers.adamw(
+        rates, settings.optimizer.weight_decay, settings.optimizer.clip_norm
+    )
+    train_step = steps.make_train_step(model, optimizer, combine)
+    state = steps.init_state(trained, optimizer, settings.seed)
+    saved = Checkpoints(workdir / "checkpoints" / phase, settings.checkpoints.keep)
+    if saved.last is not None:
+        state = saved.restore(state)
+        print(f"{phase}: going on from the checkpoint of step {saved.last}")
+    start = int(state.step)
+    log = Log(workdir, phase, batches.steps, start, rates)
+    try:
+        for number in range(start + 1, batches.steps + 1):
+            batch, source = batches[number - 1]
+            state, metrics = train_step(state, base, batch)
+            log.step(number, metrics, source)
+            if number % settings.checkpoints.every == 0 or number == batches.steps:
+                log.settle()
+                saved.save(number, state)
+                log.last_checkpoint = number
+    finally:
+        log.close()
+        saved.close()
+    return state.trained
+
+
+def compare(
+    settings: Config, base: Simulator, tuned: Simulator, held_out: People, chosen: list[Game]
+) -> dict[str, Any]:
+    """Base and tuned model, read exactly, and the tuned one sampled, against people held out."""
+    played = [game for game in chosen if held_out.n(game.id)]
+    wanted, sampling = settings.evaluation, Sampling()
+    sampled = simulate.simulate_all(tuned, played, wanted.participants, settings.seed, sampling)
+    answers = {
+        "base": (simulate.exact_all(base, played), base, {"mode": "exact"}),
+        "tuned": (simulate.exact_all(tuned, played), tuned, {"mode": "exact"}),
+        "tuned_sampled": (
+            {name: one.answers for name, one in sampled.items()},
+            tuned,
+            simulate.how_sampled(wanted.participants, settings.seed, sampling),
+        ),
+    }
+    return {
+        name: evaluation(
+            found,
+            held_out,
+            model=simulator.origin,
+            how=how,
+            task_names=["game_behavior"],
+            resamples=wanted.resamples,
+            seed=settings.seed,
+        )
+        for name, (found, simulator, how) in answers.items()
+    }
+
+
+def main() -> None:
+    """`python -m befm_jax.train`."""
+    settings: Config = FLAGS.config
+    if FLAGS.workdir:
+        settings.workdir = FLAGS.workdir
+    train(settings)
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "a .py file with get_config()")
+    flags.DEFINE_string("workdir", None, "where the run is kept (default: as in the config)")
+    flags.mark_flag_as_required("config")
+    cli.run(main, __doc__ or "")

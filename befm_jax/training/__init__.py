@@ -1,0 +1,1 @@
+"""Training: pure step functions, the optimiser, checkpoints and what is logged."""

@@ -1,0 +1,103 @@
+"""The training step: pure functions over token forests, one compiled program.
+
+The loss of a forest is `-sum(weight * log p(token | ancestors)) / sum(weight)`: to float rounding
+the answer-token mean of supervised fine-tuning over the same observations as separate sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from befm_jax.adapters import lora
+from befm_jax.data.forest import Forest, Reads
+from befm_jax.data.pipeline import Batch
+from befm_jax.inference.score import edge_log_probs
+from befm_jax.llama.model import Llama, Params
+
+# (frozen base, what is trained, key) -> the parameters that the model runs on
+Combine = Callable[[Any, Any, Array], Params]
+
+
+class State(flax.struct.PyTreeNode):
+    """Everything that changes from step to step: what a checkpoint holds."""
+
+    step: Array
+    trained: Any
+    moments: optax.OptState
+    key: Array
+
+
+class Metrics(NamedTuple):
+    """Scalars of one step: mean loss per answer token, gradient norm before clipping."""
+
+    loss: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+
+
+def loss_sum(model: Llama, params: Params, forest: Forest, reads: Reads) -> Float[Array, ""]:
+    """`-sum(weight * log p)` over the forest, to be divided by the weight of the whole batch."""
+    return -jnp.sum(forest.weight * edge_log_probs(model, params, forest, reads))
+
+
+def train_adapter(base: Params, adapter: lora.Adapter, key: Array) -> Params:
+    """`Combine` for LoRA: the base is frozen, the adapter is trained."""
+    return lora.attach(base, adapter, key if adapter.spec.dropout else None)
+
+
+def train_all(base: None, params: Params, key: Array) -> Params:
+    """`Combine` for training every parameter: nothing is frozen."""
+    del base, key
+    return params
+
+
+def init_state(trained: Any, optimizer: optax.GradientTransformation, seed: int) -> State:
+    """The state before the first step."""
+    return State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained), jax.random.key(seed))
+
+
+def value_and_gradient(
+    model: Llama, combine: Combine, base: Any, trained: Any, batch: Batch, key: Array
+) -> tuple[Float[Array, ""], Any]:
+    """Mean loss of a batch and its gradient with respect to `trained`.
+
+    Micro-batches are scanned; sums are carried and divided once by the total weight, so the
+    result does not depend on how the rows are cut into micro-batches.
+    """
+
+    def micro_loss(trained: Any, forest: Forest, reads: Reads, number: Array) -> Array:
+        params = combine(base, trained, jax.random.fold_in(key, number))
+        return loss_sum(model, params, forest, reads)
+
+    def accumulate(carry: tuple[Array, Any], micro: tuple[Forest, Reads, Array]) -> Any:
+        loss, gradient = jax.value_and_grad(micro_loss)(trained, *micro)
+        return jax.tree.map(jnp.add, carry, (loss, gradient)), None
+
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
+    numbers = jnp.arange(batch.forest.tokens.shape[0])
+    total, _ = jax.lax.scan(accumulate, zero, (batch.forest, batch.reads, numbers))
+    weight = jnp.sum(batch.forest.weight)
+    loss, gradient = jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), total)
+    return loss, gradient
+
+
+def make_train_step(
+    model: Llama, optimizer: optax.GradientTransformation, combine: Combine
+) -> Callable[[State, Any, Batch], tuple[State, Metrics]]:
+    """One jitted optimiser step `(state, base, batch) -> (state, metrics)`; donates the state."""
+
+    def train_step(state: State, base: Any, batch: Batch) -> tuple[State, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        loss, gradient = value_and_gradient(model, combine, base, state.trained, batch, key)
+        updates, moments = optimizer.update(gradient, state.moments, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+        new = state.replace(step=state.step + 1, trained=trained, moments=moments)
+        return new, Metrics(loss, optax.global_norm(gradient))
+
+    return jax.jit(train_step, donate_argnums=0)

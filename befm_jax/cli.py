@@ -27,7 +27,6 @@ def run(main: Callable[[], None], documentation: str) -> None:
         if len(arguments) > 1:
             raise app.UsageError(f"not a flag: {arguments[1]}")
         try:
-            keep_compiled_programs()
             main()
         except (UserError, FileNotFoundError, PermissionError) as error:
             print(f"error: {error}", file=sys.stderr)

@@ -54,6 +54,7 @@ def define_model_flags() -> None:
 
 def simulator_from_flags() -> Simulator:
     """Loads what `--model`, `--adapter` and `--dtype` name."""
+    cli.keep_compiled_programs()
     return load(FLAGS.model, FLAGS.adapter, FLAGS.dtype)
 
 

@@ -314,6 +314,7 @@ def main() -> None:
     settings: Config = FLAGS.config
     if FLAGS.workdir:
         settings.workdir = FLAGS.workdir
+    cli.keep_compiled_programs()
     train(settings)
 
 

@@ -1,20 +1,14 @@
-"""People's choices in, a scored population out, on a laptop: two or three minutes on two cores.
+"""People's choices in, a scored population out, on a laptop: about two minutes on two cores.
 
     python -m befm_jax.train --config configs/quickstart.py
 
-Makes a Llama of about a million parameters that answers seven economic games uniformly, tunes it
-with LoRA on the choices of some 52,000 people, and holds it against people it has not seen.
+Makes a Llama of two million parameters that answers economic games uniformly, tunes it with LoRA
+on 52,474 choices of people in seven games, and holds it against 6,561 choices it has not seen.
+Expect a mean rescaled Wasserstein distance of about 1.1 read exactly and 1.3 sampled; answering
+uniformly is 12.4, other people in the model's place 1.7.
 """
 
-from befm_jax.config import (
-    Checkpoints,
-    Config,
-    Data,
-    Lora,
-    Model,
-    Optimizer,
-    Scratch,
-)
+from befm_jax.config import Checkpoints, Config, Data, Lora, Model, Optimizer, Scratch
 
 
 def get_config() -> Config:
@@ -24,10 +18,19 @@ def get_config() -> Config:
         model=Model(
             dtype="float32",
             remat=False,
-            scratch=Scratch(width=128, layers=4, heads=4),
+            scratch=Scratch(
+                width=256,
+                layers=2,
+                heads=4,
+                key_value_heads=2,
+                feed_forward=512,
+                embedding_scale=0.3,
+                steps=150,
+                answers_per_step=264,
+            ),
         ),
         data=Data(slots=512, rows=4, observations_per_step=0),
         lora=Lora(rank=16, alpha=32.0),
-        optimizer=Optimizer(epochs=100, learning_rate=4e-3),
-        checkpoints=Checkpoints(every=50),
+        optimizer=Optimizer(epochs=120, learning_rate=4e-3),
+        checkpoints=Checkpoints(every=60),
     )

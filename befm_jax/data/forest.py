@@ -171,8 +171,8 @@ def mask(forest: Forest) -> Bool[np.ndarray, "B N N"]:
 def reads(forest: Forest, width: int | None = None) -> Reads:
     """The slots at which weighted tokens are predicted (`Reads`), padded to `width` a row.
 
-    `width` defaults to the most that any row needs, rounded up to a power of two (few shapes, few
-    compilations) but never beyond `N`.
+    `width` defaults to the most that any row needs, rounded up to 64 times a power of four (few
+    shapes, few compilations) but never beyond `N`.
 
     Raises:
         ValueError: a row needs more than `width`, or a root carries weight (nothing predicts it).
@@ -186,7 +186,10 @@ def reads(forest: Forest, width: int | None = None) -> Reads:
     ]
     needed = max((len(parents) for parents, _ in found), default=0)
     if width is None:
-        width = min(slots, 1 << (max(needed, 1) - 1).bit_length())
+        width = 64
+        while width < needed:
+            width *= 4
+        width = min(slots, width)
     if needed > width:
         raise ValueError(f"a row reads at {needed} slots, more than the width of {width}")
     at = np.zeros((rows, width), np.int32)

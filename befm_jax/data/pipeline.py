@@ -66,13 +66,13 @@ class ForestBatches:
     """The batches of a training run.
 
     An epoch goes through every observation once.  With `observations_per_step` at 0 the whole
-    epoch is one step; otherwise the observations are shuffled by seed and epoch, dealt out
-    without replacement, and laid out anew as forests.  A path of whole-number weight counts as
+    epoch is one step; otherwise the observations are shuffled by seed and epoch and dealt out
+    without replacement over as many steps as that needs, evenly, as forests.  A path of whole-number weight counts as
     that many observations; one of fractional weight is drawn as one, with its weight.
 
     `slots` is the row length, `rows` the rows that are computed together: a step with more rows
-    has several micro-batches.  Where steps differ, their number and the width of `Reads` are
-    rounded up to powers of two, so that few shapes are ever compiled.
+    has several micro-batches.  Where steps differ, that number is rounded up to a power of two,
+    so that few shapes are ever compiled.
 
     Raises:
         ValueError: nothing is left to learn from at this row length; says why.
@@ -117,7 +117,7 @@ class ForestBatches:
         if not self._per_step:
             return self._full_batch(), Source(epoch, within, self._whole.report)
         order = np.random.default_rng((self._seed, epoch)).permutation(self._owner)
-        drawn = order[within * self._per_step : (within + 1) * self._per_step]
+        drawn = np.array_split(order, self.steps_per_epoch)[within]
         members, counts = np.unique(drawn, return_counts=True)
         chosen = []
         for member, count in zip(members.tolist(), counts.tolist(), strict=True):

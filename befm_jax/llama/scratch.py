@@ -24,7 +24,7 @@ _NUMBERS = [str(number) for number in range(1000)]
 
 
 def train_tokenizer(texts: Iterable[str], pieces: int = 600) -> Tokenizer:
-    """A SentencePiece unigram tokenizer of a few texts, in Llama 3's chat layout.
+    """A SentencePiece BPE tokenizer of a few texts, in Llama 3's chat layout.
 
     The vocabulary is bytes, the numbers 0 to 999, Llama 3's special tokens and about `pieces`
     learnt pieces (fewer where the texts have fewer).  The SentencePiece model is carried over
@@ -35,7 +35,7 @@ def train_tokenizer(texts: Iterable[str], pieces: int = 600) -> Tokenizer:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(line for text in texts for line in text.splitlines() if line),
         model_writer=written,
-        model_type="unigram",
+        model_type="bpe",
         vocab_size=fixed + pieces,
         hard_vocab_limit=False,
         byte_fallback=True,
@@ -58,9 +58,20 @@ def _as_fast(learnt: Any) -> PreTrainedTokenizerFast:
 
     The special tokens are no pieces of the model, so that their names in a text stay text.
     """
-    count = learnt.get_piece_size()
-    vocabulary = [(learnt.id_to_piece(index), learnt.get_score(index)) for index in range(count)]
-    fast = FastTokenizer(models.Unigram(vocabulary, learnt.unk_id(), byte_fallback=True))
+    pieces = [learnt.id_to_piece(index) for index in range(learnt.get_piece_size())]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    # SentencePiece ranks pieces and joins whichever two neighbours make the best-ranked one, so
+    # a piece stands for every pair that it can be cut into, in the order of the pieces.
+    merges = [
+        (piece[:cut], piece[cut:])
+        for piece in pieces
+        if not (learnt.is_byte(vocabulary[piece]) or learnt.is_unknown(vocabulary[piece]))
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocabulary and piece[cut:] in vocabulary
+    ]
+    fast = FastTokenizer(
+        models.BPE(vocabulary, merges, unk_token=pieces[learnt.unk_id()], byte_fallback=True)
+    )
     fast.normalizer = normalizers.Replace(" ", "\u2581")
     fast.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]

@@ -98,6 +98,6 @@ def make_train_step(
         updates, moments = optimizer.update(gradient, state.moments, state.trained)
         trained = optax.apply_updates(state.trained, updates)
         new = state.replace(step=state.step + 1, trained=trained, moments=moments)
-        return new, Metrics(loss, optax.global_norm(gradient))
+        return new, Metrics(loss, optax.tree.norm(gradient))
 
     return jax.jit(train_step, donate_argnums=0)

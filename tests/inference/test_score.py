@@ -1,0 +1,116 @@
+"""Exact scores against one-by-one log-likelihoods, and bits that do not move with company."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from parity import carried_over, reference_model
+from small import SMALL, game_tokenizer, random_paths, small_model
+
+from befm_jax.data import games
+from befm_jax.data.forest import Path
+from befm_jax.inference import score
+from befm_jax.llama.model import Llama
+
+
+def one_by_one(reference, path):
+    """transformers' log-likelihood of an answer, each token after its real predecessors."""
+    sequence = torch.tensor([path.prompt + path.answer])
+    with torch.no_grad():
+        log_probs = reference(sequence).logits.log_softmax(-1)[0, :-1]
+    picked = log_probs[torch.arange(len(log_probs)), sequence[0, 1:]]
+    return float(picked[len(path.prompt) - 1 :].double().sum())
+
+
+def test_log_probs_equal_transformers_one_sequence_at_a_time(tmp_path):
+    reference = reference_model(vocab_size=97)
+    config, params = carried_over(reference, tmp_path)
+    paths = random_paths(0)
+    found = score.log_probs(Llama(config), params, paths)
+    expected = [one_by_one(reference, path) for path in paths]
+    np.testing.assert_allclose(found, expected, atol=5e-5)
+
+
+def question(seed, answers=40, length=70):
+    random = np.random.default_rng(seed)
+    prompt = tuple(random.integers(2, 97, length).tolist())
+    return prompt, [(5, 7 + number, 6, 1) for number in range(answers)]
+
+
+def test_a_score_is_the_same_to_the_bit_in_any_company():
+    model, params = small_model()
+    mine = question(0)
+    alone = score.answers(model, params, [mine])[0].log_probs
+    others = [question(seed, answers=5 * seed, length=10 * seed) for seed in range(1, 6)]
+    for company in ([mine, *others], [*others, mine], [mine, mine]):
+        together = score.answers(model, params, company)[company.index(mine)].log_probs
+        np.testing.assert_array_equal(together, alone)
+
+
+def test_repeating_a_call_repeats_every_bit():
+    model, params = small_model()
+    first, second = (score.answers(model, params, [question(3)])[0].log_probs for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_the_distribution_and_the_mass_outside_add_up():
+    model, params = small_model()
+    prompt, _ = question(1)
+    ends_at_once = score.answers(
+        model, params, [(prompt, [(token, 1) for token in range(2, 97)])]
+    )[0]
+    one_token = score.answers(model, params, [(prompt, [(token,) for token in range(97)])])[0]
+    assert one_token.outside == pytest.approx(0, abs=1e-6)
+    assert one_token.probabilities.sum() == pytest.approx(1)
+    inside = np.exp(ends_at_once.log_probs).sum()
+    assert ends_at_once.outside == pytest.approx(1 - inside)
+    np.testing.assert_allclose(
+        ends_at_once.probabilities, np.exp(ends_at_once.log_probs) / inside, rtol=1e-6
+    )
+
+
+def test_a_hopelessly_unlikely_set_still_has_a_distribution():
+    found = score.AnswerDistribution(np.array([-2000.0, -2001.0]))
+    assert found.outside == 1
+    np.testing.assert_allclose(found.probabilities, [1 / (1 + np.exp(-1)), 1 / (1 + np.e)])
+
+
+def test_answers_that_need_several_rows_are_all_scored(monkeypatch):
+    model, params = small_model()
+    prompt, answers = question(2, answers=80)
+    whole = score.answers(model, params, [(prompt, answers)])[0].log_probs
+    monkeypatch.setattr(score, "LONGEST_ROW", 128)
+    in_rows = score.answers(model, params, [(prompt, answers)])[0].log_probs
+    np.testing.assert_allclose(in_rows, whole, atol=1e-5)
+
+
+def test_what_can_not_be_scored_is_an_error(monkeypatch):
+    model, params = small_model()
+    monkeypatch.setattr(score, "LONGEST_ROW", 64)
+    with pytest.raises(score.RowTooShortError, match="prompt longer"):
+        score.answers(model, params, [question(0)])
+
+
+def test_buckets_hold_what_they_are_for_and_are_few():
+    sizes = [score.bucket(length) for length in range(1, score.LONGEST_ROW + 1)]
+    assert all(size >= length for length, size in enumerate(sizes, start=1))
+    assert len(set(sizes)) <= 16
+    assert all(size <= 64 or size <= 1.5 * length for length, size in enumerate(sizes, start=1))
+
+
+def test_real_games_score_as_each_answer_alone():
+    tokenizer = game_tokenizer()
+    model, params = small_model(vocab_size=tokenizer.vocab_size)
+    game = games.get("public_goods")
+    prompt = tokenizer.prompt(*game.prompt())
+    written = [tokenizer.answer(game.answers.format(value)) for value in (0, 7, 20)]
+    together = score.answers(model, params, [(prompt, written)])[0].log_probs
+    alone = [score.log_probs(model, params, [Path(prompt, ids)])[0] for ids in written]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_bfloat16_scores_stay_near_float32():
+    model, params = small_model()
+    exact = score.answers(model, params, [question(0)])[0].probabilities
+    rough = score.answers(Llama(SMALL, dtype=jnp.bfloat16), params, [question(0)])[0].probabilities
+    assert 0.5 * np.abs(exact - rough).sum() < 0.05

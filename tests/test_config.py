@@ -1,0 +1,84 @@
+"""Options: every field is checked, a misspelt one is answered with the near ones."""
+
+import json
+
+import pytest
+
+from befm_jax import config
+from befm_jax.config import Config, ConfigError
+
+
+def test_the_defaults_are_the_papers_recipe_and_valid():
+    settings = Config()
+    config.validate(settings)
+    optimizer = settings.optimizer
+    assert (optimizer.epochs, optimizer.learning_rate, optimizer.warmup_fraction) == (3, 1e-4, 0.1)
+    assert settings.model.dtype == "bfloat16"
+
+
+def test_every_rule_is_about_a_field_that_exists():
+    assert set(config._RULES) <= {name for name, _ in config.fields(Config())}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("trained", "some"),
+        ("model.dtype", "float16"),
+        ("data.slots", 1),
+        ("data.observations_per_step", -1),
+        ("lora.rank", 0),
+        ("lora.dropout", 1.0),
+        ("lora.targets", "q_proj,k_prj"),
+        ("lora.targets", ""),
+        ("optimizer.learning_rate", 0.0),
+        ("optimizer.learning_rate", float("nan")),
+        ("optimizer.warmup_fraction", 1.5),
+        ("evaluation.split", "train"),
+        ("model.scratch.width", 100),
+        ("model.scratch.key_value_heads", 3),
+    ],
+)
+def test_an_impossible_value_is_named_with_what_it_may_be(name, value):
+    settings = Config()
+    *path, last = name.split(".")
+    part = settings
+    for step in path:
+        part = getattr(part, step)
+    setattr(part, last, value)
+    with pytest.raises(ConfigError, match=name.replace(".", r"\.") + ".* must be"):
+        config.validate(settings)
+
+
+@pytest.mark.parametrize(
+    ("argument", "near"),
+    [
+        ("--config.optimizer.learning_rat=1", "optimizer.learning_rate"),
+        ("--config.learning_rate=1", "optimizer.learning_rate"),
+        ("--config.lora.rnak=1", "lora.rank"),
+        ("--config.sed=1", "seed"),
+    ],
+)
+def test_a_misspelt_field_is_answered_with_the_near_ones(argument, near):
+    with pytest.raises(ConfigError, match=near.replace(".", r"\.")):
+        config.check_overrides([argument])
+
+
+def test_right_fields_pass():
+    config.check_overrides(["--config=configs/x.py", "--config.lora.rank=4", "--workdir=x"])
+
+
+def test_a_run_goes_on_under_another_checkpoint_interval_but_not_another_seed(tmp_path):
+    settings = Config()
+    config.save(settings, tmp_path / "config.json")
+    settings.checkpoints.every = 7
+    settings.evaluation.participants = 3
+    config.check_same(settings, tmp_path / "config.json")
+    settings.seed = 5
+    with pytest.raises(ConfigError, match="seed was 0, now 5"):
+        config.check_same(settings, tmp_path / "config.json")
+
+
+def test_the_saved_config_is_plain_json(tmp_path):
+    config.save(Config(), tmp_path / "config.json")
+    assert json.loads((tmp_path / "config.json").read_text())["lora"]["rank"] == 8

@@ -1,0 +1,177 @@
+"""The three commands as a user types them, in processes of their own."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = """
+from befm_jax.config import Config, Data, Evaluation, Lora, Model, Optimizer, Scratch
+
+def get_config():
+    scratch = Scratch(
+        width=32, layers=1, heads=2, key_value_heads=1, feed_forward=48, pieces=200, steps=30,
+        answers_per_step=64, learning_rate=1e-2,
+    )
+    return Config(
+        model=Model(dtype="float32", remat=False, scratch=scratch),
+        data=Data(slots=512, rows=4, observations_per_step=0),
+        lora=Lora(rank=4),
+        optimizer=Optimizer(epochs=3, learning_rate=1e-2),
+        evaluation=Evaluation(participants=50, resamples=200),
+    )
+"""
+
+
+def command(module, *flags, fails=False):
+    """Runs `python -m befm_jax.MODULE`; returns what it printed."""
+    environment = os.environ | {
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": os.environ.get("BEFM_TEST_CACHE", "/tmp/befm_jax_commands"),
+    }
+    found = subprocess.run(
+        [sys.executable, "-m", f"befm_jax.{module}", *map(str, flags)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    printed = found.stdout + found.stderr
+    assert (found.returncode != 0) == fails, printed
+    if fails:
+        assert "Traceback" not in printed
+    return printed
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("commands")
+    (directory / "config.py").write_text(CONFIG)
+    printed = command(
+        "train", "--config", directory / "config.py", "--workdir", directory / "run",
+        "--config.lora.rank=2",
+    )  # fmt: skip
+    assert "page:" in printed
+    assert json.loads((directory / "run" / "config.json").read_text())["lora"]["rank"] == 2
+    return directory / "run"
+
+
+@pytest.fixture(scope="module")
+def choices(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("answers") / "choices.csv"
+    printed = command(
+        "simulate", "--model", run, "--games", "all", "--participants", 40, "--seed", 0,
+        "--out", out,
+    )  # fmt: skip
+    assert "public_goods" in printed
+    return out
+
+
+def rows(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_simulate_writes_one_row_a_participant_and_says_how(choices):
+    found = rows(choices)
+    assert list(found[0]) == ["game", "participant", "choice"]
+    assert set(Counter(row["game"] for row in found).values()) == {40}
+    assert {row["participant"] for row in found} == {str(number) for number in range(40)}
+    how = json.loads(choices.with_name("choices.csv.json").read_text())
+    assert how["answers"] == {
+        "mode": "sampled", "participants": 40, "seed": 0,
+        "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 16,
+    }  # fmt: skip
+
+
+def test_simulate_writes_the_exact_distribution(run, tmp_path):
+    out = tmp_path / "distribution.csv"
+    command("simulate", "--model", run, "--games", "dictator,bomb", "--exact", "--out", out)
+    found = rows(out)
+    assert list(found[0]) == ["game", "choice", "probability"]
+    for game in ("dictator", "bomb"):
+        mass = [float(row["probability"]) for row in found if row["game"] == game]
+        assert len(mass) == 101
+        assert 0 < sum(mass) <= 1 + 1e-6
+
+
+def test_a_game_of_ones_own_is_simulated_from_its_file(run, tmp_path):
+    from befm_jax.data import games
+
+    source = games.__doc__.split("which `select(\"my_games.py\")` loads:")[1]
+    (tmp_path / "my_games.py").write_text(
+        "\n".join(line.removeprefix("    ") for line in source.splitlines())
+    )
+    out = tmp_path / "own.csv"
+    command("simulate", "--model", run, "--games", tmp_path / "my_games.py", "--exact", "--out", out)
+    assert {row["game"] for row in rows(out)} == {"coin_gift"}
+
+
+def test_evaluate_a_file_of_answers_without_loading_jax(choices, tmp_path):
+    printed = command("evaluate", "--answers", choices, "--out", tmp_path, "--resamples", 200)
+    assert "Dictator" in printed
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["tasks"]["game_behavior"]["metrics"]["wasserstein"]["value"] > 0
+    assert results["people"]["split"] == "test"
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_evaluate_a_model_against_the_real_table(run, moblab_csv, tmp_path):
+    printed = command(
+        "evaluate", "--model", run, "--tasks", "game_behavior", "--humans", moblab_csv,
+        "--split", "all", "--out", tmp_path, "--resamples", 200,
+    )  # fmt: skip
+    assert "65,596 choices" in printed
+    assert "warning: " in printed  # the reference was made from that table
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["tasks"]["game_behavior"]["groups"]["dictator"]["people"] == 8236
+
+
+def test_a_damaged_table_is_counted_or_refused(moblab_csv, choices, tmp_path):
+    lines = moblab_csv.read_text().splitlines()[:4001]
+    damaged = tmp_path / "damaged.csv"
+    damaged.write_bytes(
+        ("\ufeff" + "\r\n".join([*lines, "1,ten,,,,,,", "2,,101,,,,,", "3,,"]) + "\r\n").encode()
+    )
+    flags = ["--answers", choices, "--resamples", 200, "--split", "all"]
+    printed = command("evaluate", *flags, "--humans", damaged, "--out", tmp_path / "out")
+    assert "dictator: not a number" in printed
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert sum(results["people"]["excluded"].values()) == 3
+
+    (tmp_path / "empty.csv").write_text("")
+    cut = [line.rsplit(",", 1)[0] for line in lines]
+    (tmp_path / "no_bomb.csv").write_text("\n".join(cut))
+    for name, message in (("empty.csv", "empty"), ("no_bomb.csv", "bomb"), ("none.csv", "none.csv")):
+        printed = command(
+            "evaluate", *flags, "--humans", tmp_path / name, "--out", tmp_path / "out", fails=True
+        )
+        assert printed.startswith("error: ")
+        assert message in printed
+
+
+def test_mistakes_get_an_answer_and_no_stack_trace(run, tmp_path):
+    config = run.parent / "config.py"
+    for module, flags, message in (
+        ("train", ["--config", config, "--config.lora.rnak=3"], "did you mean lora.rank"),
+        ("train", ["--config", config, "--config.lora.rank=0"], "lora.rank is 0"),
+        ("train", ["--config", tmp_path / "none.py"], "none.py"),
+        ("simulate", ["--model", run, "--games", "dictatr", "--out", "x"], "'dictator'"),
+        ("simulate", ["--model", tmp_path / "no", "--out", "x"], "no such model directory"),
+        ("evaluate", ["--out", tmp_path], "--model or --answers"),
+        ("evaluate", ["--answers", "x.csv", "--tasks", "game", "--out", "x"], "game_behavior"),
+    ):
+        assert message in command(module, *flags, fails=True)
+
+
+def test_help_says_how_to_call(run):
+    del run  # only so that this comes after the slow start
+    printed = subprocess.run(
+        [sys.executable, "-m", "befm_jax.simulate", "--help"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    ).stdout  # fmt: skip
+    assert "python -m befm_jax.simulate --model" in printed
+    assert "--participants" in printed

@@ -1,0 +1,200 @@
+"""A whole small run, in process: what it leaves behind, and what interruption does not change."""
+
+import json
+import math
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+import befm_jax
+from befm_jax import train as training
+from befm_jax.adapters import peft
+from befm_jax.config import (
+    Checkpoints,
+    Config,
+    ConfigError,
+    Data,
+    Evaluation,
+    Lora,
+    Model,
+    Optimizer,
+    Scratch,
+)
+from befm_jax.data import games
+from befm_jax.data import people as human
+from befm_jax.data.examples import Example, write_chat
+from befm_jax.evals import report
+from befm_jax.training.metrics import Log, NonFiniteLossError
+
+GAMES = "public_goods,trust_banker"
+
+
+def tiny(workdir, **changes) -> Config:
+    scratch = Scratch(
+        width=32, layers=1, heads=2, key_value_heads=1, feed_forward=48, pieces=200,
+        steps=4, answers_per_step=64,
+    )  # fmt: skip
+    return replace(
+        Config(
+            workdir=str(workdir),
+            model=Model(dtype="float32", remat=False, scratch=scratch),
+            data=Data(games=GAMES, slots=256, rows=4, observations_per_step=1000),
+            lora=Lora(rank=2, alpha=4.0),
+            optimizer=Optimizer(epochs=1, learning_rate=1e-2),
+            checkpoints=Checkpoints(every=5),
+            evaluation=Evaluation(participants=60, resamples=200),
+        ),
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return training.train(tiny(tmp_path_factory.mktemp("run")))
+
+
+def lines(workdir, phase):
+    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if line["phase"] == phase]
+
+
+def test_a_run_leaves_everything_behind(run):
+    for name in ("config.json", "metrics.jsonl", "results.json", "report.html", "games.png"):
+        assert (run / name).stat().st_size > 0, name
+    assert list((run / "tensorboard").iterdir())
+    assert (run / "base" / "model.safetensors").is_file()
+    assert (run / "adapter" / "adapter_model.safetensors").is_file()
+    steps = lines(run, "tune")
+    assert [line["step"] for line in steps] == list(range(1, 15))  # 13,228 observations
+    for line in steps:
+        assert line["tokens_saved"] > 0.5
+        assert line["observations_per_second"] > 0
+        assert math.isfinite(line["loss"] + line["gradient_norm"] + line["learning_rate"])
+
+
+def test_results_hold_base_and_tuned_in_the_documented_places(run):
+    results = json.loads((run / "results.json").read_text())
+    for which in ("base", "tuned", "tuned_sampled"):
+        task = results[which]["tasks"]["game_behavior"]
+        mean = task["metrics"]["wasserstein"]
+        assert mean["ci95"][0] <= mean["value"] <= mean["ci95"][1]
+        assert mean["ceiling"] > 0
+        assert set(task["groups"]) == set(GAMES.split(","))
+        assert task["groups"]["public_goods"]["metrics"]["wasserstein"]["value"] >= 0
+    sampled = results["tuned_sampled"]["answers"]
+    assert (sampled["temperature"], sampled["top_k"], sampled["top_p"]) == (1.0, 0, 1.0)
+    assert sampled["participants"] == 60
+    assert "public_goods" in report.summary(results) or "Public goods" in report.summary(results)
+
+
+def test_the_directory_loads_as_the_tuned_model(run):
+    results = json.loads((run / "results.json").read_text())
+    tuned = befm_jax.load(run)
+    base = befm_jax.load(run / "base")
+    with_adapter = befm_jax.load(run / "base", adapter=run / "adapter")
+    reported = results["tuned"]["tasks"]["game_behavior"]["groups"]["public_goods"]
+    shares = tuned.distribution("public_goods").distribution
+    np.testing.assert_allclose(shares, reported["distribution"]["model"], rtol=1e-9)
+    np.testing.assert_array_equal(
+        shares, with_adapter.distribution("public_goods").distribution
+    )
+    assert np.abs(shares - base.distribution("public_goods").distribution).max() > 1e-3
+
+
+def test_a_population_is_its_seed_and_follows_the_exact_distribution(run):
+    simulator = befm_jax.load(run)
+    game = games.get("public_goods")
+    first, again, other = (simulator.simulate(game, 400, seed=seed) for seed in (1, 1, 2))
+    assert first.choices == again.choices != other.choices
+    assert len(first.choices) == 400
+    exact = simulator.distribution(game)
+    counted = first.answers
+    assert counted.total == 400
+    assert counted.outside == pytest.approx(exact.outside, abs=0.12)
+    for text, choice in zip(first.texts, first.choices, strict=True):
+        assert game.answers.parse(text).value == choice
+
+
+def test_held_out_people_are_no_training_people(run):
+    config = tiny(run)
+    chosen = games.select(GAMES)
+    learnt, held_out = training.people_of(config, chosen)
+    whole = human.reference(chosen)
+    for name in GAMES.split(","):
+        rest = whole.counts[name] - learnt.counts[name] - held_out.counts[name]
+        assert (rest >= 0).all()
+        assert learnt.n(name) > 7 * held_out.n(name)
+
+
+def test_an_interrupted_run_ends_where_an_undisturbed_one_does(run, tmp_path, monkeypatch):
+    class Interrupted(Exception):
+        pass
+
+    log_step = Log.step
+
+    def interrupt(self, step, metrics, source):
+        log_step(self, step, metrics, source)
+        if self._phase == "tune" and step == 8:
+            raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "step", interrupt)
+        with pytest.raises(Interrupted):
+            training.train(tiny(tmp_path))
+    assert not (tmp_path / "results.json").exists()
+    training.train(tiny(tmp_path))
+    whole, resumed = (peft.load(path / "adapter") for path in (run, tmp_path))
+    for one, other in zip(
+        jax.tree.leaves(whole.weights), jax.tree.leaves(resumed.weights), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    assert [line["step"] for line in lines(tmp_path, "tune")] == list(range(1, 15))
+    assert [line["loss"] for line in lines(tmp_path, "tune")] == [
+        line["loss"] for line in lines(run, "tune")
+    ]
+
+
+def test_another_config_in_the_same_directory_is_refused(run):
+    changed = tiny(run)
+    changed.lora.rank = 3
+    with pytest.raises(ConfigError, match=r"lora\.rank was 2, now 3"):
+        training.train(changed)
+
+
+def test_a_diverging_loss_stops_with_step_source_and_checkpoint(tmp_path):
+    config = tiny(tmp_path)
+    config.optimizer.learning_rate = 1e30
+    config.optimizer.warmup_fraction = 0.0
+    with pytest.raises(NonFiniteLossError, match=r"tune, step \d+: .*epoch 1, batch .*checkpoint"):
+        training.train(config)
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_all_parameters_can_be_trained(tmp_path):
+    config = tiny(tmp_path, trained="all")
+    config.data.games = "public_goods"
+    config.data.observations_per_step = 0
+    config.optimizer.epochs = 20
+    training.train(config)
+    steps = lines(tmp_path, "tune")
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    reported = results["tuned"]["tasks"]["game_behavior"]["groups"]["public_goods"]
+    shares = befm_jax.load(tmp_path).distribution("public_goods").distribution
+    np.testing.assert_allclose(shares, reported["distribution"]["model"], rtol=1e-9)
+
+
+def test_examples_of_ones_own_are_learnt_without_any_game(tmp_path):
+    told = [Example("", "What colour is the sky?", "Blue.", 30.0),
+            Example("", "What colour is grass?", "Green.", 30.0)]  # fmt: skip
+    write_chat(tmp_path / "told.jsonl", told)
+    config = tiny(tmp_path / "run")
+    config.data = Data(
+        games="", examples=str(tmp_path / "told.jsonl"), slots=128, rows=1, observations_per_step=0
+    )
+    config.optimizer = Optimizer(epochs=5, learning_rate=1e-2)
+    workdir = training.train(config)
+    assert lines(workdir, "tune")[-1]["loss"] < lines(workdir, "tune")[0]["loss"]
+    assert not (workdir / "results.json").exists()

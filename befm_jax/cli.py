@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import app, logging
 
-from befm_jax.config import check_overrides
+from befm_jax.config import check_arguments
 from befm_jax.errors import UserError
 
 
@@ -33,7 +33,7 @@ def run(main: Callable[[], None], documentation: str) -> None:
             sys.exit(2)
 
     try:
-        check_overrides(sys.argv[1:])
+        check_arguments(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

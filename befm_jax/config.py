@@ -7,6 +7,7 @@ field from the command line.
 # No postponed annotations here: ml_collections reads the types of the fields.
 import dataclasses
 import difflib
+import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -34,15 +35,15 @@ class Scratch:
     a base with no idea of people.
     """
 
-    width: int = 128
-    layers: int = 4
+    width: int = 256
+    layers: int = 2
     heads: int = 4
     key_value_heads: int = 2
-    feed_forward: int = 384
+    feed_forward: int = 512
     pieces: int = 600  # learnt tokenizer pieces, beside bytes, numbers and special tokens
-    embedding_scale: float = 0.15  # standard deviation; see llama.scratch.init_params
-    steps: int = 200
-    answers_per_step: int = 256  # uniform answers, over all games
+    embedding_scale: float = 0.3  # standard deviation; see llama.scratch.init_params
+    steps: int = 150
+    answers_per_step: int = 264  # uniform answers, over all games
     learning_rate: float = 3e-3
 
 
@@ -229,12 +230,19 @@ def check_same(config: Config, path: Path) -> None:
         )
 
 
-def check_overrides(arguments: Sequence[str]) -> None:
-    """Raises ConfigError for a `--config.field` that does not exist, naming the near ones."""
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raises ConfigError for a `--config.field` or a `--config` file that does not exist.
+
+    For a field, the message names the near ones.
+    """
     known = [name for name, _ in fields(Config())]
-    for argument in arguments:
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         if argument == "--":
             return
+        if argument.lstrip("-").split("=")[0] == "config" and argument.startswith("-"):
+            file = argument.split("=", 1)[1] if "=" in argument else following
+            if not Path(file).is_file():
+                raise ConfigError(f"--config {file}: no such file; configs/ has some")
         if not argument.startswith(("--config.", "-config.")):
             continue
         name = argument.split("=", 1)[0].lstrip("-").removeprefix("config.")

@@ -322,4 +322,5 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "a .py file with get_config()")
     flags.DEFINE_string("workdir", None, "where the run is kept (default: as in the config)")
     flags.mark_flag_as_required("config")
-    cli.run(main, __doc__ or "")
+    defaults = "\n".join(f"    {name} = {value!r}" for name, value in config.fields(Config()))
+    cli.run(main, f"{__doc__}\nFields of the config, with their defaults:\n\n{defaults}\n")

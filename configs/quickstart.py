@@ -8,27 +8,14 @@ Expect a mean rescaled Wasserstein distance of about 1.1 read exactly and 1.3 sa
 uniformly is 12.4, other people in the model's place 1.7.
 """
 
-from befm_jax.config import Checkpoints, Config, Data, Lora, Model, Optimizer, Scratch
+from befm_jax.config import Checkpoints, Config, Data, Lora, Model, Optimizer
 
 
 def get_config() -> Config:
     """The run: every step sees all observations, since a game's people are one token tree."""
     return Config(
         workdir="runs/quickstart",
-        model=Model(
-            dtype="float32",
-            remat=False,
-            scratch=Scratch(
-                width=256,
-                layers=2,
-                heads=4,
-                key_value_heads=2,
-                feed_forward=512,
-                embedding_scale=0.3,
-                steps=150,
-                answers_per_step=264,
-            ),
-        ),
+        model=Model(dtype="float32", remat=False),
         data=Data(slots=512, rows=4, observations_per_step=0),
         lora=Lora(rank=16, alpha=32.0),
         optimizer=Optimizer(epochs=120, learning_rate=4e-3),

@@ -46,7 +46,7 @@ def test_an_impossible_value_is_named_with_what_it_may_be(name, value):
     for step in path:
         part = getattr(part, step)
     setattr(part, last, value)
-    with pytest.raises(ConfigError, match=name.replace(".", r"\.") + ".* must be"):
+    with pytest.raises(ConfigError, match=name.replace(".", r"\.") + ".*must be|must.*" + last):
         config.validate(settings)
 
 
@@ -61,11 +61,19 @@ def test_an_impossible_value_is_named_with_what_it_may_be(name, value):
 )
 def test_a_misspelt_field_is_answered_with_the_near_ones(argument, near):
     with pytest.raises(ConfigError, match=near.replace(".", r"\.")):
-        config.check_overrides([argument])
+        config.check_arguments([argument])
 
 
 def test_right_fields_pass():
-    config.check_overrides(["--config=configs/x.py", "--config.lora.rank=4", "--workdir=x"])
+    here = __file__
+    config.check_arguments([f"--config={here}", "--config.lora.rank=4", "--workdir=x"])
+    config.check_arguments(["--config", here, "--", "--config.no=1"])
+
+
+@pytest.mark.parametrize("arguments", [["--config=none.py"], ["--config", "none.py"], ["--config"]])
+def test_a_config_file_that_is_not_there_is_named(arguments):
+    with pytest.raises(ConfigError, match="no such file"):
+        config.check_arguments(arguments)
 
 
 def test_a_run_goes_on_under_another_checkpoint_interval_but_not_another_seed(tmp_path):

@@ -16,7 +16,7 @@ from befm_jax.config import Config, Data, Evaluation, Lora, Model, Optimizer, Sc
 
 def get_config():
     scratch = Scratch(
-        width=32, layers=1, heads=2, key_value_heads=1, feed_forward=48, pieces=200, steps=30,
+        width=32, layers=1, heads=2, key_value_heads=1, feed_forward=48, steps=30,
         answers_per_step=64, learning_rate=1e-2,
     )
     return Config(
@@ -101,12 +101,14 @@ def test_simulate_writes_the_exact_distribution(run, tmp_path):
 def test_a_game_of_ones_own_is_simulated_from_its_file(run, tmp_path):
     from befm_jax.data import games
 
-    source = games.__doc__.split("which `select(\"my_games.py\")` loads:")[1]
+    source = games.__doc__.split('which `select("my_games.py")` loads:')[1]
     (tmp_path / "my_games.py").write_text(
         "\n".join(line.removeprefix("    ") for line in source.splitlines())
     )
     out = tmp_path / "own.csv"
-    command("simulate", "--model", run, "--games", tmp_path / "my_games.py", "--exact", "--out", out)
+    command(
+        "simulate", "--model", run, "--games", tmp_path / "my_games.py", "--exact", "--out", out
+    )
     assert {row["game"] for row in rows(out)} == {"coin_gift"}
 
 
@@ -145,7 +147,11 @@ def test_a_damaged_table_is_counted_or_refused(moblab_csv, choices, tmp_path):
     (tmp_path / "empty.csv").write_text("")
     cut = [line.rsplit(",", 1)[0] for line in lines]
     (tmp_path / "no_bomb.csv").write_text("\n".join(cut))
-    for name, message in (("empty.csv", "empty"), ("no_bomb.csv", "bomb"), ("none.csv", "none.csv")):
+    for name, message in (
+        ("empty.csv", "empty"),
+        ("no_bomb.csv", "bomb"),
+        ("none.csv", "none.csv"),
+    ):
         printed = command(
             "evaluate", *flags, "--humans", tmp_path / name, "--out", tmp_path / "out", fails=True
         )

@@ -33,14 +33,14 @@ GAMES = "public_goods,trust_banker"
 
 def tiny(workdir, **changes) -> Config:
     scratch = Scratch(
-        width=32, layers=1, heads=2, key_value_heads=1, feed_forward=48, pieces=200,
+        width=32, layers=1, heads=2, key_value_heads=1, feed_forward=48,
         steps=4, answers_per_step=64,
     )  # fmt: skip
     return replace(
         Config(
             workdir=str(workdir),
             model=Model(dtype="float32", remat=False, scratch=scratch),
-            data=Data(games=GAMES, slots=256, rows=4, observations_per_step=1000),
+            data=Data(games=GAMES, slots=512, rows=4, observations_per_step=1000),
             lora=Lora(rank=2, alpha=4.0),
             optimizer=Optimizer(epochs=1, learning_rate=1e-2),
             checkpoints=Checkpoints(every=5),
@@ -97,9 +97,7 @@ def test_the_directory_loads_as_the_tuned_model(run):
     reported = results["tuned"]["tasks"]["game_behavior"]["groups"]["public_goods"]
     shares = tuned.distribution("public_goods").distribution
     np.testing.assert_allclose(shares, reported["distribution"]["model"], rtol=1e-9)
-    np.testing.assert_array_equal(
-        shares, with_adapter.distribution("public_goods").distribution
-    )
+    np.testing.assert_array_equal(shares, with_adapter.distribution("public_goods").distribution)
     assert np.abs(shares - base.distribution("public_goods").distribution).max() > 1e-3
 
 

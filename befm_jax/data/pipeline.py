@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from befm_jax.data import forest as forests
+from befm_jax.data.errors import DataError
 from befm_jax.data.examples import Example
 from befm_jax.data.forest import Forest, Path, Reads, Report
 
@@ -67,15 +68,16 @@ class ForestBatches:
 
     An epoch goes through every observation once.  With `observations_per_step` at 0 the whole
     epoch is one step; otherwise the observations are shuffled by seed and epoch and dealt out
-    without replacement over as many steps as that needs, evenly, as forests.  A path of whole-number weight counts as
-    that many observations; one of fractional weight is drawn as one, with its weight.
+    without replacement, evenly over as few steps as hold at most so many each.  A path of
+    whole-number weight counts as that many observations; one of fractional weight is drawn as
+    one, with its weight.
 
     `slots` is the row length, `rows` the rows that are computed together: a step with more rows
     has several micro-batches.  Where steps differ, that number is rounded up to a power of two,
     so that few shapes are ever compiled.
 
     Raises:
-        ValueError: nothing is left to learn from at this row length; says why.
+        DataError: nothing is left to learn from at this row length; says why.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class ForestBatches:
         self.report = whole.report
         if not whole.report.observations:
             reasons = "; ".join(f"{n:g}: {why}" for why, n in whole.report.left_out.items())
-            raise ValueError(
+            raise DataError(
                 f"nothing to learn from at {slots} slots a row: {reasons or 'no examples'}"
             )
         self._paths = [

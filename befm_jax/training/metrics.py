@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -38,7 +39,14 @@ class Log:
         _forget(path, phase, start)
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
-        self._bar = tqdm(total=steps, initial=start, desc=phase, unit="step")
+        self._bar = tqdm(
+            total=steps,
+            initial=start,
+            desc=phase,
+            unit="step",
+            # In a log file, a line now and then instead of one a step.
+            mininterval=0.2 if sys.stderr.isatty() else 10.0,
+        )
         self._waiting: tuple[int, Metrics, Source] | None = None
         self._since = time.perf_counter()
         self.last_checkpoint: int | None = start or None
@@ -95,9 +103,8 @@ class Log:
         self._file.flush()
         for name, figure in figures.items():
             self._board.add_scalar(f"{self._phase}/{name}", figure, step)
-        self._bar.set_postfix(
-            loss=f"{loss:.4f}", obs_per_s=f"{figures['observations_per_second']:,.0f}"
-        )
+        rate = f"{figures['observations_per_second']:,.0f}"
+        self._bar.set_postfix(loss=f"{loss:.4f}", obs_per_s=rate, refresh=False)
         self._bar.update()
 
 

@@ -114,9 +114,7 @@ def test_a_tree_larger_than_a_row_is_cut_and_repeats_its_prompt():
 
 def test_unlike_paths_are_packed_tightly():
     lengths = [12, 4, 8, 8, 10, 6, 16]
-    paths = [
-        Path(tuple([100 * n, *range(1, length - 1)]), (99,)) for n, length in enumerate(lengths)
-    ]
+    paths = [Path((100 * n, *range(1, length - 1)), (99,)) for n, length in enumerate(lengths)]
     assert len(forests.build(paths, 16).forest.tokens) == 4  # 64 tokens in rows of 16
 
 

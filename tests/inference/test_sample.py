@@ -18,7 +18,8 @@ PROMPT = tuple(np.random.default_rng(0).integers(2, 97, 37).tolist())
 
 def texts(draws):
     return [
-        tuple(row[:length].tolist()) for row, length in zip(draws.tokens, draws.lengths, strict=True)
+        tuple(row[:length].tolist())
+        for row, length in zip(draws.tokens, draws.lengths, strict=True)
     ]
 
 

@@ -56,9 +56,9 @@ def test_repeating_a_call_repeats_every_bit():
 def test_the_distribution_and_the_mass_outside_add_up():
     model, params = small_model()
     prompt, _ = question(1)
-    ends_at_once = score.answers(
-        model, params, [(prompt, [(token, 1) for token in range(2, 97)])]
-    )[0]
+    ends_at_once = score.answers(model, params, [(prompt, [(token, 1) for token in range(2, 97)])])[
+        0
+    ]
     one_token = score.answers(model, params, [(prompt, [(token,) for token in range(97)])])[0]
     assert one_token.outside == pytest.approx(0, abs=1e-6)
     assert one_token.probabilities.sum() == pytest.approx(1)

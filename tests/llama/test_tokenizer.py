@@ -1,6 +1,5 @@
 """One chat layout, exactly one BOS, text that stays text; the tiny tokenizer is SentencePiece's."""
 
-
 import pytest
 import sentencepiece
 from hypothesis import given

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from befm_jax.adapters.lora import ALL_LINEAR
 from befm_jax.errors import UserError
+from befm_jax.llama.config import LINEARS
 
 DTYPES = ("float32", "bfloat16")
 TRAINED = ("adapter", "all")
@@ -42,7 +42,7 @@ class Scratch:
     feed_forward: int = 512
     pieces: int = 600  # learnt tokenizer pieces, beside bytes, numbers and special tokens
     embedding_scale: float = 0.3  # standard deviation; see llama.scratch.init_params
-    steps: int = 150
+    steps: int = 150  # rounded up to whole rounds through every answer
     answers_per_step: int = 264  # uniform answers, over all games
     learning_rate: float = 3e-3
 
@@ -78,7 +78,7 @@ class Lora:
     alpha: float = 16.0
     rslora: bool = False  # scale by alpha / sqrt(rank) instead of alpha / rank
     dropout: float = 0.0  # per slot of a forest: shared prefixes share their mask
-    targets: str = ",".join(ALL_LINEAR)  # any of the seven linears, separated by commas
+    targets: str = ",".join(LINEARS)  # any of the seven linears, separated by commas
 
 
 @dataclass
@@ -140,8 +140,8 @@ _RULES: dict[str, tuple[str, Any]] = {
     "lora.alpha": _POSITIVE,
     "lora.dropout": ("at least 0 and below 1", lambda value: 0 <= value < 1),
     "lora.targets": (
-        f"among {', '.join(ALL_LINEAR)}, separated by commas",
-        lambda value: value != "" and set(names(value)) <= set(ALL_LINEAR),
+        f"among {', '.join(LINEARS)}, separated by commas",
+        lambda value: value != "" and set(names(value)) <= set(LINEARS),
     ),
     "optimizer.epochs": _AT_LEAST_ONE,
     "optimizer.learning_rate": _POSITIVE,

@@ -79,14 +79,26 @@ def _module() -> str:
     return spec.name if spec else Path(sys.argv[0]).name
 
 
-def _warn_if_not_held_out(origin: Mapping[str, Any], people: People) -> str | None:
-    """A sentence where the model learnt from the very source that it is held against."""
-    if origin.get("trained_on") != people.fingerprint or people.split == "test":
+def warning_if_not_held_out(
+    trained_on: Mapping[str, Any], people: People, table: str, split_seed: int
+) -> str | None:
+    """A sentence where the model may have learnt from the very people it is held against.
+
+    `trained_on` is that of `simulator.write_run`.  The embedded reference was made from a table,
+    and a table is split otherwise than its histograms: people held out from the one are not held
+    out from the other.
+    """
+    if trained_on.get("fingerprint") != people.fingerprint:
         return None
-    return (
-        f"the model was trained on people from this source, and the {people.split!r} split is "
-        "not held out from it"
-    )
+    if people.split not in ("test", "validation"):
+        reason = f"{people.split!r} has people that it was trained on"
+    elif bool(trained_on["table"]) != bool(table):
+        reason = "a table and the histograms made from it are split differently"
+    elif trained_on["split_seed"] != split_seed:
+        reason = f"it was trained with split seed {trained_on['split_seed']}, not {split_seed}"
+    else:
+        return None
+    return f"the model was trained on people from this source, and these are not held out: {reason}"
 
 
 def main() -> None:
@@ -119,7 +131,9 @@ def main() -> None:
             how = simulate.how_sampled(FLAGS.participants, FLAGS.seed, sampling)
         else:
             answers, how = simulate.exact_all(simulator, played), {"mode": "exact"}
-    warning = _warn_if_not_held_out(origin, people)
+    warning = warning_if_not_held_out(
+        origin.get("trained_on", {}), people, FLAGS.humans, FLAGS.split_seed
+    )
     results = provenance() | evaluation(
         answers,
         people,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,10 +135,24 @@ def load(
 
 
 def write_run(
-    directory: Path, model: str, made_here: bool, adapter: str | None, trained_on: str
+    directory: Path,
+    model: str,
+    made_here: bool,
+    adapter: str | None,
+    trained_on: Mapping[str, Any],
 ) -> None:
-    """Marks a directory as a run that `load` takes: where its model is, and its adapter."""
-    fields = {"model": model, "made_here": made_here, "adapter": adapter, "trained_on": trained_on}
+    """Marks a directory as a run that `load` takes.
+
+    `model` is a path, within the directory if `made_here`; `adapter` one within it, or None;
+    `trained_on` says which people it has seen: `fingerprint` and `table` of their source (an
+    empty table: the embedded reference), `split_seed`, and further `examples`.
+    """
+    fields = {
+        "model": model,
+        "made_here": made_here,
+        "adapter": adapter,
+        "trained_on": dict(trained_on),
+    }
     (directory / RUN_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 

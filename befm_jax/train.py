@@ -151,20 +151,24 @@ def base_model(settings: Config, chosen: list[Game], workdir: Path) -> Simulator
 
 
 def make_base(settings: Config, chosen: list[Game], workdir: Path) -> None:
-    """A small model from nothing that answers every game in the right form, uniformly."""
-    wanted = settings.model.scratch
+    """A small model from nothing that answers every game in the right form, uniformly.
+
+    Without games its weights stay as they were drawn.
+    """
+    wanted, data = settings.model.scratch, settings.data
     # Every game counts alike, however many answers it has.
     asked = [
         game.example(int(value), weight=1 / len(game.values))
         for game in chosen
         for value in game.values
     ]
-    asked += [
-        example for path in config.names(settings.data.examples)
-        for example in example_files.read(path)
-    ]  # fmt: skip
     tokenizer = scratch.train_tokenizer(
-        (text for one in asked for text in (one.system, one.user, one.answer)), wanted.pieces
+        (
+            text
+            for one in asked + examples_of(settings, None, [])
+            for text in (one.system, one.user, one.answer)
+        ),
+        wanted.pieces,
     )
     shape = LlamaConfig(
         vocab_size=tokenizer.vocab_size,
@@ -174,23 +178,26 @@ def make_base(settings: Config, chosen: list[Game], workdir: Path) -> None:
         num_attention_heads=wanted.heads,
         num_key_value_heads=wanted.key_value_heads,
         head_dim=wanted.width // wanted.heads,
-        max_position_embeddings=settings.data.slots,
+        max_position_embeddings=data.slots,
         bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.stop_ids,
     )
     params = scratch.init_params(shape, settings.seed, wanted.embedding_scale)
-    data = settings.data
-    per_epoch = math.ceil(len(asked) / wanted.answers_per_step)
-    batches = ForestBatches(
-        encode(asked, tokenizer),
-        slots=data.slots,
-        rows=data.rows,
-        epochs=math.ceil(wanted.steps / per_epoch),
-        observations_per_step=wanted.answers_per_step,
-    )
-    rates = optimizers.schedule(wanted.learning_rate, batches.steps, 0.1)
-    model = Llama(shape, dtype=jnp.float32, remat=settings.model.remat)
-    params = fit(settings, "base", model, steps.train_all, None, params, batches, rates, workdir)
+    if asked:
+        steps_per_epoch = math.ceil(len(asked) / wanted.answers_per_step)
+        batches = ForestBatches(
+            encode(asked, tokenizer),
+            slots=data.slots,
+            rows=data.rows,
+            epochs=math.ceil(wanted.steps / steps_per_epoch),
+            observations_per_step=wanted.answers_per_step,
+            seed=settings.seed,
+        )
+        rates = optimizers.schedule(wanted.learning_rate, batches.steps, 0.1)
+        model = Llama(shape, dtype=jnp.float32, remat=settings.model.remat)
+        params = fit(
+            settings, "base", model, steps.train_all, None, params, batches, rates, workdir
+        )
     tokenizer.save(workdir / BASE)
     hf.save(workdir / BASE, shape, params)
 
@@ -218,7 +225,7 @@ def tune(
             settings, "tune", base.model, steps.train_adapter, base.params, adapter, batches,
             rates, workdir,
         )  # fmt: skip
-        base_name = settings.model.path or f"../{BASE}"
+        base_name = settings.model.path or str(workdir / BASE)
         peft.save(workdir / ADAPTER, adapter, base_name)
         model, made_here, adapter_dir = (
             settings.model.path or BASE,
@@ -235,7 +242,12 @@ def tune(
         base.tokenizer.save(workdir / TUNED)
         hf.save(workdir / TUNED, base.model.config, params)
         model, made_here = TUNED, True
-    trained_on = learnt.fingerprint if learnt is not None else settings.data.examples
+    trained_on = {
+        "fingerprint": learnt.fingerprint if learnt is not None else "",
+        "table": settings.data.humans,
+        "split_seed": settings.data.split_seed,
+        "examples": settings.data.examples,
+    }
     write_run(workdir, model, made_here, adapter_dir, trained_on)
     origin = base.origin | {"tuned": settings.trained, "trained_on": trained_on}
     return Simulator(base.model, params, base.tokenizer, origin)

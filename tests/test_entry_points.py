@@ -29,12 +29,18 @@ def get_config():
 """
 
 
-def command(module, *flags, fails=False):
+def command(module, *flags, fails=False, **variables):
     """Runs `python -m befm_jax.MODULE`; returns what it printed."""
-    environment = os.environ | {
-        "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": os.environ.get("BEFM_TEST_CACHE", "/tmp/befm_jax_commands"),
-    }
+    environment = (
+        os.environ
+        | variables
+        | {
+            "XLA_FLAGS": "",
+            "JAX_COMPILATION_CACHE_DIR": os.environ.get(
+                "BEFM_TEST_CACHE", "/tmp/befm_jax_commands"
+            ),
+        }
+    )
     found = subprocess.run(
         [sys.executable, "-m", f"befm_jax.{module}", *map(str, flags)],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False,
@@ -112,8 +118,13 @@ def test_a_game_of_ones_own_is_simulated_from_its_file(run, tmp_path):
     assert {row["game"] for row in rows(out)} == {"coin_gift"}
 
 
-def test_evaluate_a_file_of_answers_without_loading_jax(choices, tmp_path):
-    printed = command("evaluate", "--answers", choices, "--out", tmp_path, "--resamples", 200)
+def test_evaluate_a_file_of_answers_needs_no_jax(choices, tmp_path):
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("raise ImportError('no jax here')")
+    printed = command(
+        "evaluate", "--answers", choices, "--out", tmp_path, "--resamples", 200,
+        PYTHONPATH=str(tmp_path),
+    )  # fmt: skip
     assert "Dictator" in printed
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["tasks"]["game_behavior"]["metrics"]["wasserstein"]["value"] > 0

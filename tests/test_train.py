@@ -5,8 +5,12 @@ import math
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import befm_jax
 from befm_jax import train as training
@@ -26,6 +30,8 @@ from befm_jax.data import games
 from befm_jax.data import people as human
 from befm_jax.data.examples import Example, write_chat
 from befm_jax.evals import report
+from befm_jax.llama import hf
+from befm_jax.llama.tokenizer import Tokenizer
 from befm_jax.training.metrics import Log, NonFiniteLossError
 
 GAMES = "public_goods,trust_banker"
@@ -196,3 +202,53 @@ def test_examples_of_ones_own_are_learnt_without_any_game(tmp_path):
     workdir = training.train(config)
     assert lines(workdir, "tune")[-1]["loss"] < lines(workdir, "tune")[0]["loss"]
     assert not (workdir / "results.json").exists()
+
+
+def test_transformers_and_peft_read_what_a_run_leaves(run):
+    """The exact distribution, answer by answer, by other people's code from the same files."""
+    model = AutoModelForCausalLM.from_pretrained(run / "base")
+    model = PeftModel.from_pretrained(model, run / "adapter").eval()
+    tokenizer = AutoTokenizer.from_pretrained(run / "base")
+    game = games.get("public_goods")
+    system, user = game.prompt()
+    expected = []
+    for value in game.values:
+        messages = [
+            {"role": "system", "content": system},
+            {"role": "user", "content": user},
+            {"role": "assistant", "content": game.answers.format(int(value))},
+        ]
+        given = len(
+            tokenizer.apply_chat_template(messages[:2], add_generation_prompt=True)["input_ids"]
+        )
+        ids = torch.tensor([tokenizer.apply_chat_template(messages)["input_ids"]])
+        with torch.no_grad():
+            log_probs = model(ids).logits.log_softmax(-1)[0, given - 1 : -1]
+        expected.append(float(log_probs.gather(1, ids[0, given:, None]).sum().exp()))
+    found = befm_jax.load(run).distribution(game)
+    np.testing.assert_allclose(found.distribution * (1 - found.outside), expected, rtol=1e-3)
+
+
+def test_a_checkpoint_of_ones_own_is_tuned_in_bfloat16(run, tmp_path):
+    shape, params = hf.load(run / "base", dtype=jnp.bfloat16)
+    hf.save(tmp_path / "model", shape, params)
+    Tokenizer.load(run / "base").save(tmp_path / "model")
+    config = tiny(tmp_path / "run")
+    config.model.path = str(tmp_path / "model")
+    config.model.dtype = "bfloat16"
+    config.model.remat = True
+    config.data.observations_per_step = 0
+    config.optimizer.epochs = 12
+    workdir = training.train(config)
+    steps = lines(workdir, "tune")
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert not (workdir / "base").exists()
+    tuned = befm_jax.load(workdir)
+    assert tuned.origin["dtype"] == "bfloat16"
+    results = json.loads((workdir / "results.json").read_text())
+    reported = results["tuned"]["tasks"]["game_behavior"]["groups"]["public_goods"]
+    shares = tuned.distribution("public_goods").distribution
+    np.testing.assert_allclose(shares, reported["distribution"]["model"], rtol=1e-6)
+    # Half the bits, the same population.
+    wide = befm_jax.load(workdir, dtype="float32").distribution("public_goods").distribution
+    assert 0.5 * np.abs(wide - shares).sum() < 0.05

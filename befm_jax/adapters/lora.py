@@ -23,10 +23,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from befm_jax.llama.config import LINEARS
 from befm_jax.llama.linear import dot
 from befm_jax.llama.model import Params
 
-ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ALL_LINEAR = LINEARS
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from typing import Any
 
 from befm_jax.errors import UserError
 
+# The linears of every layer, by the last part of their name in Hugging Face's checkpoints.
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
 
 class UnsupportedModelError(UserError):
     """A checkpoint that this port can't run exactly; the message names the field."""

@@ -1,0 +1,166 @@
+"""Model directories that are whole, and what is said of those that are not."""
+
+import json
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from small import SMALL, small_model
+
+from befm_jax.llama import config as llama_config
+from befm_jax.llama import hf
+from befm_jax.llama.config import UnsupportedModelError
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """A good directory in several shards."""
+    _, params = small_model()
+    hf.save(tmp_path, SMALL, params, max_shard_bytes=8_000)
+    return tmp_path
+
+
+def edited(path, change):
+    fields = json.loads(path.read_text())
+    change(fields)
+    path.write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shard", [8_000, 10**9])
+def test_saving_and_loading_give_back_every_bit(tmp_path, dtype, shard):
+    _, params = small_model()
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    hf.save(tmp_path, SMALL, params, max_shard_bytes=shard)
+    config, back = hf.load(tmp_path)
+    assert config == SMALL
+    for path, leaf in flax.traverse_util.flatten_dict(params).items():
+        found = flax.traverse_util.flatten_dict(back)[path]
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, leaf)
+    assert bool(list(tmp_path.glob("*index.json"))) == (shard == 8_000)
+
+
+def test_saving_over_an_older_export_leaves_no_stale_shard(sharded):
+    _, params = small_model(seed=1)
+    hf.save(sharded, SMALL, params)
+    assert [path.name for path in sharded.glob("*.safetensors")] == ["model.safetensors"]
+    np.testing.assert_array_equal(hf.load(sharded)[1]["norm"]["weight"], params["norm"]["weight"])
+
+
+def test_a_failed_save_leaves_the_old_files_as_they_were(sharded, monkeypatch):
+    before = {path.name: path.read_bytes() for path in sharded.iterdir()}
+
+    def disk_full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(hf, "save_file", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        hf.save(sharded, SMALL, small_model(seed=1)[1])
+    assert {path.name: path.read_bytes() for path in sharded.iterdir()} == before
+
+
+def test_a_cast_on_loading(sharded):
+    leaves = jax.tree.leaves(hf.load(sharded, dtype=jnp.bfloat16)[1])
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.bfloat16)}
+
+
+class TestDamage:
+    """Each kind of damage has an error that names the file and what is wrong with it."""
+
+    def refused(self, directory, error, *words):
+        with pytest.raises(error) as caught:
+            hf.load(directory)
+        for word in words:
+            assert word in str(caught.value)
+
+    def test_no_directory(self, tmp_path):
+        self.refused(tmp_path / "none", FileNotFoundError, "no such model directory")
+
+    def test_no_config(self, tmp_path):
+        self.refused(tmp_path, FileNotFoundError, "config.json")
+
+    def test_config_that_is_no_json(self, sharded):
+        (sharded / "config.json").write_text("{")
+        self.refused(sharded, UnsupportedModelError, "config.json", "JSON")
+
+    def test_no_weights_but_a_pickle(self, sharded):
+        for path in [*sharded.glob("*.safetensors"), sharded / hf.INDEX]:
+            path.unlink()
+        (sharded / "pytorch_model.bin").write_bytes(b"\x80\x02")
+        self.refused(sharded, FileNotFoundError, "only safetensors")
+
+    def test_a_missing_shard(self, sharded):
+        gone = sorted(sharded.glob("*.safetensors"))[1]
+        gone.unlink()
+        self.refused(sharded, FileNotFoundError, gone.name)
+
+    def test_a_truncated_shard(self, sharded):
+        cut = sorted(sharded.glob("*.safetensors"))[0]
+        cut.write_bytes(cut.read_bytes()[:-100])
+        self.refused(sharded, hf.CheckpointError, cut.name)
+
+    def test_an_index_that_is_none(self, sharded):
+        (sharded / hf.INDEX).write_text("[]")
+        self.refused(sharded, hf.CheckpointError, "weight_map")
+
+    def test_a_tensor_that_the_index_puts_in_the_wrong_file(self, sharded):
+        files = sorted(path.name for path in sharded.glob("*.safetensors"))
+
+        def swap(index):
+            index["weight_map"]["model.norm.weight"] = next(
+                name for name in files if name != index["weight_map"]["model.norm.weight"]
+            )
+
+        edited(sharded / hf.INDEX, swap)
+        self.refused(sharded, hf.CheckpointError, "model.norm.weight")
+
+    def change_tensors(self, directory, change):
+        _, params = small_model()
+        hf.save(directory, SMALL, params)
+        tensors = load_file(directory / hf.SINGLE)
+        change(tensors)
+        save_file(tensors, directory / hf.SINGLE)
+
+    def test_a_missing_tensor(self, tmp_path):
+        self.change_tensors(tmp_path, lambda tensors: tensors.pop("model.norm.weight"))
+        self.refused(tmp_path, hf.CheckpointError, "lacks model.norm.weight")
+
+    def test_an_unknown_tensor(self, tmp_path):
+        extra = {"model.layers.0.self_attn.q_norm.weight": np.ones(3, np.float32)}
+        self.change_tensors(tmp_path, lambda tensors: tensors.update(extra))
+        self.refused(tmp_path, hf.CheckpointError, "q_norm")
+
+    def test_a_wrong_shape(self, tmp_path):
+        wrong = {"model.layers.1.mlp.up_proj.weight": np.ones((3, 32), np.float32)}
+        self.change_tensors(tmp_path, lambda tensors: tensors.update(wrong))
+        self.refused(tmp_path, hf.CheckpointError, "layers.1.mlp.up_proj", "[3, 32]", "[48, 32]")
+
+    def test_a_wrong_dtype(self, tmp_path):
+        wrong = {"model.norm.weight": np.ones(32, np.int32)}
+        self.change_tensors(tmp_path, lambda tensors: tensors.update(wrong))
+        self.refused(tmp_path, hf.CheckpointError, "model.norm.weight", "int32")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_type", "gpt2"),
+        ("hidden_act", "gelu"),
+        ("rope_parameters", {"rope_type": "yarn", "factor": 4.0}),
+        ("rope_scaling", {"type": "dynamic", "factor": 4.0}),
+        ("rope_scaling", {"rope_type": "llama3", "factor": 4.0}),
+        ("num_key_value_heads", 3),
+        ("head_dim", 5),
+        ("vocab_size", None),
+    ],
+)
+def test_a_config_that_can_not_be_run_exactly_is_refused_by_field(field, value):
+    fields = llama_config.to_hugging_face(SMALL, "float32")
+    del fields["rope_scaling"]
+    named = "rope type" if field.startswith("rope") else field
+    with pytest.raises(UnsupportedModelError, match=named):
+        llama_config.from_hugging_face(fields | {field: value})

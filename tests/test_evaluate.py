@@ -1,0 +1,34 @@
+"""What an evaluation says of the people it was held against."""
+
+import numpy as np
+import pytest
+
+from befm_jax.data.people import People
+from befm_jax.evaluate import warning_if_not_held_out
+
+TRAINED = {"fingerprint": "abc", "table": "people.csv", "split_seed": 0}
+
+
+def people(split, fingerprint="abc"):
+    return People("somewhere", {"dictator": np.ones(101, np.int64)}, split=split,
+                  fingerprint=fingerprint)  # fmt: skip
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_people_held_out_by_the_same_rule_need_no_warning(split):
+    assert warning_if_not_held_out(TRAINED, people(split), "people.csv", 0) is None
+    assert warning_if_not_held_out({}, people("all"), "people.csv", 0) is None
+    assert warning_if_not_held_out(TRAINED, people("all", "other"), "other.csv", 0) is None
+
+
+@pytest.mark.parametrize(
+    ("split", "table", "seed", "reason"),
+    [
+        ("all", "people.csv", 0, "'all'"),
+        ("train", "people.csv", 0, "'train'"),
+        ("test", "", 0, "split differently"),
+        ("test", "people.csv", 1, "split seed 0, not 1"),
+    ],
+)
+def test_people_who_may_have_been_seen_are_warned_of(split, table, seed, reason):
+    assert reason in warning_if_not_held_out(TRAINED, people(split), table, seed)

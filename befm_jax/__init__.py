@@ -7,10 +7,14 @@ people.distribution("dictator")        # the model's exact distribution over $0 
 people.simulate("dictator", n=1000)    # a thousand participants
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from befm_jax.simulator import Simulator, load
+
+# Of transformers, only tokenizers are used: no need to be told that PyTorch is not there.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 __all__ = ["Simulator", "load"]
 

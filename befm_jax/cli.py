@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from absl import app, logging
+from absl import app, flags, logging
 
 from befm_jax.config import check_arguments
 from befm_jax.errors import UserError
+
+# Flags that say how answers are drawn, and mean nothing where they are scored.
+SAMPLING = ("participants", "temperature", "top_k", "top_p", "max_new_tokens")
 
 
 def run(main: Callable[[], None], documentation: str) -> None:
@@ -20,15 +23,13 @@ def run(main: Callable[[], None], documentation: str) -> None:
     """
     sys.modules["__main__"].__doc__ = documentation
     logging.set_verbosity(logging.WARNING)
-    # Libraries below log progress of their own, and look for a model hub on the network.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
     def guarded(arguments: list[str]) -> None:
         if len(arguments) > 1:
             raise app.UsageError(f"not a flag: {arguments[1]}")
         try:
             main()
-        except (UserError, FileNotFoundError, PermissionError) as error:
+        except (UserError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
 
@@ -38,6 +39,13 @@ def run(main: Callable[[], None], documentation: str) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     app.run(guarded)
+
+
+def note_unused_flags(names: Iterable[str], why: str) -> None:
+    """Says on standard error which of these flags were given and do nothing."""
+    for name in names:
+        if flags.FLAGS[name].present:
+            print(f"note: --{name} does nothing {why}", file=sys.stderr)
 
 
 def keep_compiled_programs() -> None:

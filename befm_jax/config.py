@@ -8,13 +8,15 @@ field from the command line.
 import dataclasses
 import difflib
 import itertools
-import json
 import math
+import runpy
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from befm_jax import json_files
 from befm_jax.errors import UserError
 from befm_jax.llama.config import LINEARS
 
@@ -184,6 +186,8 @@ def validate(config: Config) -> None:
             f"model.scratch.heads is {scratch.heads}; it must be a multiple of "
             f"model.scratch.key_value_heads ({scratch.key_value_heads})"
         )
+    if not (config.data.games or config.data.examples):
+        raise ConfigError("data.games and data.examples are both empty: there is nothing to learn")
 
 
 def names(listed: str) -> list[str]:
@@ -203,8 +207,7 @@ def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def save(config: Config, path: Path) -> None:
     """Writes the resolved config as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
+    json_files.write_object(path, dataclasses.asdict(config))
 
 
 def check_same(config: Config, path: Path) -> None:
@@ -213,7 +216,7 @@ def check_same(config: Config, path: Path) -> None:
     The working directory, checkpointing and the final evaluation may change between the sittings
     of one run.
     """
-    saved = json.loads(path.read_text(encoding="utf-8"))
+    saved = json_files.read_object(path, ConfigError)
     differing = []
     for name, value in fields(config):
         if name == "workdir" or name.startswith(("checkpoints.", "evaluation.")):
@@ -239,10 +242,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
     for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         if argument == "--":
             return
-        if argument.lstrip("-").split("=")[0] == "config" and argument.startswith("-"):
-            file = argument.split("=", 1)[1] if "=" in argument else following
-            if not Path(file).is_file():
-                raise ConfigError(f"--config {file}: no such file; configs/ has some")
+        if argument.startswith("-") and argument.lstrip("-").split("=")[0] == "config":
+            _check_file(argument.split("=", 1)[1] if "=" in argument else following)
         if not argument.startswith(("--config.", "-config.")):
             continue
         name = argument.split("=", 1)[0].lstrip("-").removeprefix("config.")
@@ -252,3 +253,30 @@ def check_arguments(arguments: Sequence[str]) -> None:
             near = near or [one for one in known if one.split(".")[-1] == last]
             hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
             raise ConfigError(f"--config.{name}: no such field; {hint}")
+
+
+def _check_file(name: str) -> None:
+    """Raises ConfigError for a config file that does not run to a Config; says where and why."""
+    file = Path(name)
+    if not file.is_file():
+        raise ConfigError(f"--config {name}: no such file; configs/ has some")
+    try:
+        found = runpy.run_path(str(file))["get_config"]()
+    except KeyError:
+        raise ConfigError(f"{name}: has no get_config()") from None
+    except Exception as error:
+        lines = [
+            at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == name
+        ]
+        where = f"{name}:{lines[-1]}" if lines else name
+        raise ConfigError(f"{where}: {type(error).__name__}: {error}{_near(error)}") from error
+    if not isinstance(found, Config):
+        raise ConfigError(f"{name}: get_config() gives a {type(found).__name__}, not a Config")
+
+
+def _near(error: Exception) -> str:
+    """For a keyword that no part of the config has: the fields that are near it."""
+    keyword = str(error).rsplit("unexpected keyword argument ", 1)[-1].strip("'")
+    known = {part for name, _ in fields(Config()) for part in name.split(".")}
+    near = difflib.get_close_matches(keyword, sorted(known), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else ""

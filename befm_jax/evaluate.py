@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import flags
 
-from befm_jax import cli
+from befm_jax import cli, json_files
 from befm_jax.data import games
 from befm_jax.data import people as human
 from befm_jax.data.people import SPLITS, People
@@ -101,10 +101,23 @@ def warning_if_not_held_out(
     return f"the model was trained on people from this source, and these are not held out: {reason}"
 
 
+def how_made(file: Path) -> dict[str, Any]:
+    """What `befm_jax.simulate` wrote beside a file of answers: `model` and `answers`, or empty."""
+    beside = file.with_name(file.name + ".json")
+    if not beside.is_file():
+        return {"model": {}, "answers": {}}
+    made = json_files.read_object(beside)
+    return {name: dict(made.get(name) or {}) for name in ("model", "answers")}
+
+
 def main() -> None:
     """`python -m befm_jax.evaluate`."""
     if (FLAGS.model is None) == (FLAGS.answers is None):
         raise UserError("give either --model or --answers: what is to be held against people")
+    if FLAGS.answers is not None:
+        cli.note_unused_flags(("adapter", "dtype", "sampled", *cli.SAMPLING), "with --answers")
+    elif not FLAGS.sampled:
+        cli.note_unused_flags(cli.SAMPLING, "without --sampled: the model is read exactly")
     task_names = [name.strip() for name in FLAGS.tasks.split(",") if name.strip()]
     for name in task_names:
         tasks.get(name)
@@ -115,8 +128,9 @@ def main() -> None:
     if FLAGS.answers is not None:
         answers = answer_files.read_answers(FLAGS.answers)
         exact = all(one.exact for one in answers.values())
-        how: dict[str, Any] = {"mode": "exact" if exact else "sampled", "file": FLAGS.answers}
-        origin: dict[str, Any] = {"answers": FLAGS.answers}
+        made = how_made(Path(FLAGS.answers))
+        how: dict[str, Any] = {**made["answers"], "mode": "exact" if exact else "sampled"}
+        origin: dict[str, Any] = {**made["model"], "answers": FLAGS.answers}
     else:
         from befm_jax import simulate
 

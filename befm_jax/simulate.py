@@ -14,7 +14,6 @@ were made is written beside either file, as FILE.json.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from befm_jax import cli
+from befm_jax import cli, json_files
 from befm_jax.config import DTYPES
 from befm_jax.data import games
 from befm_jax.data.games import Game
@@ -90,14 +89,18 @@ def how_sampled(participants: int, seed: int, sampling: Sampling) -> dict[str, A
 
 def _write_beside(out: Path, how: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
     made = {"model": origin, "answers": how, "device": device_in_words()}
-    out.with_name(out.name + ".json").write_text(json.dumps(made, indent=2) + "\n", "utf-8")
+    json_files.write_object(out.with_name(out.name + ".json"), made)
 
 
 def main() -> None:
     """`python -m befm_jax.simulate`."""
+    if FLAGS.exact:
+        cli.note_unused_flags((*cli.SAMPLING, "seed"), "with --exact: nothing is drawn")
     chosen, sampling, out = games.select(FLAGS.games), sampling_from_flags(), Path(FLAGS.out)
-    simulator = simulator_from_flags()
     out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a directory; name a file")
+    simulator = simulator_from_flags()
     since = time.perf_counter()
     if FLAGS.exact:
         exact = exact_all(simulator, chosen)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from befm_jax import json_files
 from befm_jax.adapters import lora, peft
 from befm_jax.data import games
 from befm_jax.data.games import Game
@@ -21,6 +21,7 @@ from befm_jax.evals.answers import Answers
 from befm_jax.inference import sample, score
 from befm_jax.inference.sample import Sampling
 from befm_jax.llama import hf
+from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Llama, Params
 from befm_jax.llama.tokenizer import Tokenizer
 
@@ -62,7 +63,7 @@ class Simulator:
         prompt = self.tokenizer.prompt(*game.prompt())
         written = [self.tokenizer.answer(game.answers.format(int(value))) for value in game.values]
         found = score.answers(self.model, self.params, [(prompt, written)])[0]
-        return Answers.from_distribution(np.exp(found.log_probs))
+        return Answers(found.probabilities, exact=True, outside=found.outside, total=None)
 
     def simulate(
         self, game: str | Game, n: int, seed: int = 0, sampling: Sampling | None = None
@@ -105,8 +106,8 @@ def load(
 ) -> Simulator:
     """Loads a training run's directory or a Hugging Face directory, optionally with an adapter.
 
-    `dtype` ("float32" or "bfloat16") is what the layers compute in; by default what the weights
-    are stored in.
+    `dtype` ("float32" or "bfloat16") is what the layers compute in; by default what a run was
+    trained in, and for other directories what the weights are stored in.
 
     Raises:
         FileNotFoundError: a directory or a file in it is missing.
@@ -116,10 +117,14 @@ def load(
     origin: dict[str, Any] = {"path": str(model)}
     run_file = directory / RUN_FILE
     if run_file.is_file():
-        run = json.loads(run_file.read_text(encoding="utf-8"))
+        run = json_files.read_object(run_file)
+        lacking = {"model", "made_here", "adapter", "dtype", "trained_on"} - set(run)
+        if lacking:
+            raise UserError(f"{run_file}: lacks {', '.join(sorted(lacking))}; was it cut off?")
         if adapter is not None and run["adapter"]:
             raise UserError(f"{directory} is a run with an adapter of its own; leave --adapter out")
         origin["trained_on"] = run["trained_on"]
+        dtype = dtype or run["dtype"]
         own = run["adapter"]
         adapter = adapter or (directory / own if own else None)
         directory = (directory / run["model"]) if run["made_here"] else Path(run["model"])
@@ -130,8 +135,22 @@ def load(
         origin["adapter"] = str(adapter)
         params = lora.attach(params, peft.load(adapter))
     origin["dtype"] = compute.name
-    tokenizer = Tokenizer.load(directory, config.eos_token_id)
+    tokenizer = fitting_tokenizer(directory, config)
     return Simulator(Llama(config, dtype=compute), params, tokenizer, origin)
+
+
+def fitting_tokenizer(directory: Path, config: LlamaConfig) -> Tokenizer:
+    """The tokenizer of a model's directory.
+
+    Raises UserError where it has more tokens than the model: their embeddings don't exist.
+    """
+    tokenizer = Tokenizer.load(directory, config.eos_token_id)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
+            f"{config.vocab_size} (vocab_size in config.json)"
+        )
+    return tokenizer
 
 
 def write_run(
@@ -139,21 +158,24 @@ def write_run(
     model: str,
     made_here: bool,
     adapter: str | None,
+    dtype: str,
     trained_on: Mapping[str, Any],
 ) -> None:
     """Marks a directory as a run that `load` takes.
 
     `model` is a path, within the directory if `made_here`; `adapter` one within it, or None;
-    `trained_on` says which people it has seen: `fingerprint` and `table` of their source (an
-    empty table: the embedded reference), `split_seed`, and further `examples`.
+    `dtype` is what the layers computed in; `trained_on` says which people it has seen:
+    `fingerprint` and `table` of their source (an empty table: the embedded reference),
+    `split_seed`, and further `examples`.
     """
     fields = {
         "model": model,
         "made_here": made_here,
         "adapter": adapter,
+        "dtype": dtype,
         "trained_on": dict(trained_on),
     }
-    (directory / RUN_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    json_files.write_object(directory / RUN_FILE, fields)
 
 
 def device_in_words() -> str:

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
-from befm_jax import cli, config, simulate
+from befm_jax import cli, config, json_files, simulate
 from befm_jax.adapters import lora, peft
-from befm_jax.config import Config
+from befm_jax.config import Config, ConfigError
 from befm_jax.data import examples as example_files
 from befm_jax.data import games
 from befm_jax.data import people as human
@@ -37,7 +37,13 @@ from befm_jax.llama import hf, scratch
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Llama
 from befm_jax.llama.tokenizer import Tokenizer
-from befm_jax.simulator import Simulator, device_in_words, write_run
+from befm_jax.simulator import (
+    RUN_FILE,
+    Simulator,
+    device_in_words,
+    fitting_tokenizer,
+    write_run,
+)
 from befm_jax.training import optimizer as optimizers
 from befm_jax.training import step as steps
 from befm_jax.training.checkpoint import Checkpoints
@@ -60,6 +66,7 @@ def train(settings: Config) -> Path:
     base = base_model(settings, chosen, workdir)
 
     batches = forests_of(settings, examples_of(settings, learnt, chosen), base.tokenizer)
+    check_same_inputs(settings, batches, workdir)
     print(describe(batches))
     tuned = tune(settings, base, batches, workdir, learnt)
 
@@ -67,10 +74,10 @@ def train(settings: Config) -> Path:
         results = provenance() | compare(settings, base, tuned, held_out, chosen)
         results["train"] = {
             "device": device_in_words(),
-            "seconds": round(time.perf_counter() - since, 1),
+            "seconds_of_the_last_sitting": round(time.perf_counter() - since, 1),
             "steps": batches.steps,
             "observations": batches.report.observations,
-            "left_out": dict(batches.report.left_out),
+            "left_out": batches.report.reasons() or "nothing",
             "tokens_saved_by_sharing": batches.report.saved,
         }
         report.write(results, workdir)
@@ -81,14 +88,37 @@ def train(settings: Config) -> Path:
 
 
 def start_or_resume(settings: Config) -> Path:
-    """Makes the working directory, or goes on in it if it holds a run of the same config."""
+    """Makes the working directory, or goes on in it if it holds a run of the same config.
+
+    A directory in which nothing was trained yet takes any config: a typo is not for ever.
+    """
     config.validate(settings)
     workdir = Path(settings.workdir)
     saved = workdir / "config.json"
-    if saved.is_file():
+    trained = (workdir / BASE, workdir / "checkpoints", workdir / RUN_FILE)
+    if saved.is_file() and any(path.exists() for path in trained):
         config.check_same(settings, saved)
     config.save(settings, saved)
     return workdir
+
+
+def check_same_inputs(settings: Config, batches: ForestBatches, workdir: Path) -> None:
+    """Refuses to go on where files changed behind the paths of an unchanged config.
+
+    Raises ConfigError if the observations or the base's weights are not those of the run's start.
+    """
+    directory = Path(settings.model.path) if settings.model.path else workdir / BASE
+    found = {"observations": batches.fingerprint, "base": hf.fingerprint(directory)}
+    saved = workdir / "inputs.json"
+    if saved.is_file() and (workdir / "checkpoints" / "tune").exists():
+        before = json_files.read_object(saved, ConfigError)
+        changed = [name for name in found if before.get(name) != found[name]]
+        if changed:
+            raise ConfigError(
+                f"{workdir}: the {' and the '.join(changed)} changed since this run began. Give "
+                "another --workdir, or delete that one"
+            )
+    json_files.write_object(saved, found)
 
 
 def people_of(settings: Config, chosen: list[Game]) -> tuple[People | None, People | None]:
@@ -132,7 +162,8 @@ def describe(batches: ForestBatches) -> str:
         f"{found.tokens_apart:,.0f} tokens one by one, {found.slots_used:,} as forests "
         f"({found.saved:.2%} saved)"
     ]
-    lines += [f"left out, {why}: {count:,.0f}" for why, count in found.left_out.items()]
+    if found.left_out:
+        lines.append(f"left out: {found.reasons()}")
     return "\n".join(lines)
 
 
@@ -144,7 +175,7 @@ def base_model(settings: Config, chosen: list[Game], workdir: Path) -> Simulator
     if made_here and not (directory / "config.json").is_file():
         make_base(settings, chosen, workdir)
     shape, params = hf.load(directory)
-    tokenizer = Tokenizer.load(directory, shape.eos_token_id)
+    tokenizer = fitting_tokenizer(directory, shape)
     model = Llama(shape, dtype=dtype, remat=settings.model.remat)
     origin = {"path": settings.model.path or "made from nothing", "dtype": settings.model.dtype}
     return Simulator(model, params, tokenizer, origin)
@@ -225,13 +256,10 @@ def tune(
             settings, "tune", base.model, steps.train_adapter, base.params, adapter, batches,
             rates, workdir,
         )  # fmt: skip
-        base_name = settings.model.path or str(workdir / BASE)
-        peft.save(workdir / ADAPTER, adapter, base_name)
-        model, made_here, adapter_dir = (
-            settings.model.path or BASE,
-            not settings.model.path,
-            ADAPTER,
-        )
+        made_here = not settings.model.path
+        directory = (workdir / BASE if made_here else Path(settings.model.path)).resolve()
+        peft.save(workdir / ADAPTER, adapter, str(directory))
+        model, adapter_dir = BASE if made_here else str(directory), ADAPTER
         params = lora.attach(base.params, adapter)
     else:
         # A copy in float32, the dtype that small updates need: the step consumes what it is given.
@@ -248,7 +276,7 @@ def tune(
         "split_seed": settings.data.split_seed,
         "examples": settings.data.examples,
     }
-    write_run(workdir, model, made_here, adapter_dir, trained_on)
+    write_run(workdir, model, made_here, adapter_dir, settings.model.dtype, trained_on)
     origin = base.origin | {"tuned": settings.trained, "trained_on": trained_on}
     return Simulator(base.model, params, base.tokenizer, origin)
 

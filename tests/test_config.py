@@ -1,11 +1,16 @@
 """Options: every field is checked, a misspelt one is answered with the near ones."""
 
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 
 from befm_jax import config
 from befm_jax.config import Config, ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = str(ROOT / "configs" / "quickstart.py")
 
 
 def test_the_defaults_are_the_papers_recipe_and_valid():
@@ -65,9 +70,40 @@ def test_a_misspelt_field_is_answered_with_the_near_ones(argument, near):
 
 
 def test_right_fields_pass():
-    here = __file__
-    config.check_arguments([f"--config={here}", "--config.lora.rank=4", "--workdir=x"])
-    config.check_arguments(["--config", here, "--", "--config.no=1"])
+    config.check_arguments([f"--config={QUICKSTART}", "--config.lora.rank=4", "--workdir=x"])
+    config.check_arguments(["--config", QUICKSTART, "--", "--config.no=1"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.name)
+def test_every_config_that_ships_is_valid(path):
+    config.validate(runpy.run_path(str(path))["get_config"]())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("import nosuchmodule", r"config\.py:1: ModuleNotFoundError"),
+        ("def get_config(: pass", "SyntaxError"),
+        ("x = 1", r"has no get_config\(\)"),
+        ("def get_config():\n    return 3", "gives a int, not a Config"),
+        (
+            "from befm_jax.config import Config\n\n\ndef get_config():\n"
+            "    return Config(wrkdir='x')",
+            r"config\.py:5: TypeError.*did you mean workdir",
+        ),
+    ],
+)
+def test_a_config_file_that_can_not_be_used_is_answered_with_its_line(tmp_path, content, message):
+    (tmp_path / "config.py").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        config.check_arguments([f"--config={tmp_path / 'config.py'}"])
+
+
+def test_nothing_to_learn_from_is_refused():
+    settings = Config()
+    settings.data.games = ""
+    with pytest.raises(ConfigError, match="nothing to learn"):
+        config.validate(settings)
 
 
 @pytest.mark.parametrize("arguments", [["--config=none.py"], ["--config", "none.py"], ["--config"]])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import jax
@@ -29,6 +30,7 @@ from befm_jax.config import (
 from befm_jax.data import games
 from befm_jax.data import people as human
 from befm_jax.data.examples import Example, write_chat
+from befm_jax.errors import UserError
 from befm_jax.evals import report
 from befm_jax.llama import hf
 from befm_jax.llama.tokenizer import Tokenizer
@@ -132,21 +134,31 @@ def test_held_out_people_are_no_training_people(run):
         assert learnt.n(name) > 7 * held_out.n(name)
 
 
-def test_an_interrupted_run_ends_where_an_undisturbed_one_does(run, tmp_path, monkeypatch):
-    class Interrupted(Exception):
-        pass
+class Interrupted(Exception):
+    """Stands for a power cut."""
 
+
+@pytest.fixture
+def power_cut(monkeypatch):
+    """Runs a config until a step of a phase is dispatched, and no further."""
     log_step = Log.step
 
-    def interrupt(self, step, metrics, source):
-        log_step(self, step, metrics, source)
-        if self._phase == "tune" and step == 8:
-            raise Interrupted
+    def cut(config, at_phase, at_step):
+        def interrupt(self, step, metrics, source):
+            log_step(self, step, metrics, source)
+            if (self._phase, step) == (at_phase, at_step):
+                raise Interrupted
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Log, "step", interrupt)
-        with pytest.raises(Interrupted):
-            training.train(tiny(tmp_path))
+        with monkeypatch.context() as patch:
+            patch.setattr(Log, "step", interrupt)
+            with pytest.raises(Interrupted):
+                training.train(config)
+
+    return cut
+
+
+def test_an_interrupted_run_ends_where_an_undisturbed_one_does(run, tmp_path, power_cut):
+    power_cut(tiny(tmp_path), "tune", 8)
     assert not (tmp_path / "results.json").exists()
     training.train(tiny(tmp_path))
     whole, resumed = (peft.load(path / "adapter") for path in (run, tmp_path))
@@ -160,6 +172,47 @@ def test_an_interrupted_run_ends_where_an_undisturbed_one_does(run, tmp_path, mo
     ]
 
 
+@pytest.mark.parametrize(
+    ("phase", "step", "trained", "dropout"),
+    [("base", 3, "adapter", 0.0), ("tune", 8, "adapter", 0.3), ("tune", 8, "all", 0.0)],
+)
+def test_interruption_anywhere_changes_no_bit(tmp_path, power_cut, phase, step, trained, dropout):
+    def settings(directory):
+        config = tiny(directory, trained=trained)
+        config.checkpoints.every = 2
+        config.lora.dropout = dropout
+        return config
+
+    power_cut(settings(tmp_path / "cut"), phase, step)
+    training.train(settings(tmp_path / "cut"))
+    training.train(settings(tmp_path / "whole"))
+    for folder in ("base", "adapter", "tuned"):
+        for path in (tmp_path / "whole" / folder).glob("*.safetensors"):
+            assert path.read_bytes() == (tmp_path / "cut" / folder / path.name).read_bytes()
+
+
+def test_data_that_changed_behind_its_path_is_refused(tmp_path, power_cut):
+    table = tmp_path / "people.csv"
+    config = tiny(tmp_path / "run")
+    config.data.humans = str(table)
+    config.data.games = "public_goods"
+    config.data.observations_per_step = 20
+    table.write_text("game,choice,count\npublic_goods,5,200\npublic_goods,20,100\n")
+    power_cut(config, "tune", 8)
+    table.write_text("game,choice,count\npublic_goods,0,200\npublic_goods,20,100\n")
+    with pytest.raises(ConfigError, match="observations changed since this run began"):
+        training.train(config)
+
+
+def test_a_mistake_before_anything_is_trained_is_not_for_ever(tmp_path):
+    config = tiny(tmp_path)
+    config.data.examples = "nope.jsonl"
+    with pytest.raises(UserError, match=r"nope\.jsonl"):
+        training.train(config)
+    config.data.examples = ""
+    assert training.start_or_resume(config) == tmp_path
+
+
 def test_another_config_in_the_same_directory_is_refused(run):
     changed = tiny(run)
     changed.lora.rank = 3
@@ -167,13 +220,25 @@ def test_another_config_in_the_same_directory_is_refused(run):
         training.train(changed)
 
 
-def test_a_diverging_loss_stops_with_step_source_and_checkpoint(tmp_path):
+def test_a_diverging_loss_stops_with_step_source_and_checkpoint(tmp_path, monkeypatch):
+    def explode(peak, steps, warmup_fraction):
+        return lambda step: jnp.where(step < 7, 1e-2, 1e30)
+
     config = tiny(tmp_path)
-    config.optimizer.learning_rate = 1e30
-    config.optimizer.warmup_fraction = 0.0
-    with pytest.raises(NonFiniteLossError, match=r"tune, step \d+: .*epoch 1, batch .*checkpoint"):
+    config.model.scratch.steps = 1
+    monkeypatch.setattr(training.optimizers, "schedule", explode)
+    told = r"tune, step (9|10): .*epoch 1, batch (9|10) of .*last good checkpoint is that of step 5"
+    with pytest.raises(NonFiniteLossError, match=told):
         training.train(config)
     assert not (tmp_path / "results.json").exists()
+    assert [path.name for path in (tmp_path / "checkpoints" / "tune").iterdir()] == ["5"]
+
+
+def test_without_a_checkpoint_the_message_says_so(tmp_path):
+    config = tiny(tmp_path)
+    config.optimizer.learning_rate = 1e30
+    with pytest.raises(NonFiniteLossError, match="no checkpoint before it"):
+        training.train(config)
 
 
 def test_all_parameters_can_be_trained(tmp_path):
@@ -252,3 +317,52 @@ def test_a_checkpoint_of_ones_own_is_tuned_in_bfloat16(run, tmp_path):
     # Half the bits, the same population.
     wide = befm_jax.load(workdir, dtype="float32").distribution("public_goods").distribution
     assert 0.5 * np.abs(wide - shares).sum() < 0.05
+
+
+def test_a_run_remembers_what_it_computed_in(run, tmp_path):
+    config = tiny(tmp_path)
+    config.model.dtype = "bfloat16"
+    config.optimizer.epochs = 1
+    config.data.observations_per_step = 0
+    training.train(config)  # its base is stored in float32
+    tuned = befm_jax.load(tmp_path)
+    assert tuned.origin["dtype"] == "bfloat16"
+    results = json.loads((tmp_path / "results.json").read_text())
+    reported = results["tuned"]["tasks"]["game_behavior"]["groups"]["public_goods"]
+    shares = tuned.distribution("public_goods").distribution
+    np.testing.assert_allclose(shares, reported["distribution"]["model"], rtol=1e-9)
+
+
+def test_an_adapter_of_another_depth_is_refused(run, tmp_path):
+    adapter = peft.load(run / "adapter")
+    deeper = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), adapter)
+    peft.save(tmp_path, deeper, "elsewhere")
+    with pytest.raises(UserError, match="the model has"):
+        befm_jax.load(run / "base", adapter=tmp_path)
+
+
+def test_a_tokenizer_that_is_too_large_for_the_model_is_refused(run, tmp_path):
+    shutil.copytree(run / "base", tmp_path / "model")
+    fields = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
+    extra = dict(fields["added_tokens"][-1], id=len(fields["model"]["vocab"]) + 50, content="<x>")
+    fields["added_tokens"].append(extra)
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="tokens, the model only"):
+        befm_jax.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_run_file_that_was_cut_off_is_named(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UserError, match=r"run\.json"):
+        befm_jax.load(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(run, tmp_path, power_cut):
+    config = tiny(tmp_path)
+    power_cut(config, "tune", 8)
+    for path in (tmp_path / "checkpoints" / "tune" / "5" / "default").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"checkpoints/tune/5.*delete that folder"):
+        training.train(config)

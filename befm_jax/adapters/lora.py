@@ -23,11 +23,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from befm_jax.errors import UserError
 from befm_jax.llama.config import LINEARS
 from befm_jax.llama.linear import dot
 from befm_jax.llama.model import Params
 
 ALL_LINEAR = LINEARS
+
+
+class AdapterError(UserError):
+    """An adapter that can't be used as it is, or not with this model; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -152,28 +157,31 @@ def attach(params: Params, adapter: Adapter, dropout_key: Array | None = None) -
     for scoring and sampling.
 
     Raises:
-        ValueError: the adapter names a linear that is not in `params`, or of another shape.
+        AdapterError: the adapter has a linear that is not in `params`, or of another shape.
     """
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     spec = adapter.spec
     for number, (path, weight) in enumerate(sorted(adapter.weights.items())):
         name = f"{path}/weight"
         if name not in flat:
-            raise ValueError(f"the adapter has {path}, which the model has not")
+            raise AdapterError(f"the adapter has {path}, which the model has not")
         base = flat[name]
-        *stack, features, width = base.shape
-        found = (weight["b"].shape[-2], weight["a"].shape[-1])
-        if found != (features, width):
-            raise ValueError(f"{path}: the adapter is for {found}, the model is {features, width}")
+        stack = base.shape[:-2]
+        found = (*weight["b"].shape[:-1], weight["a"].shape[-1])
+        if found != base.shape:
+            raise AdapterError(
+                f"{path}: the adapter is for {list(found)} (layers, out, in), the model has "
+                f"{list(base.shape)}"
+            )
         keys = None
         if dropout_key is not None and spec.dropout > 0:
             key = jax.random.fold_in(dropout_key, number)
-            keys = jax.random.split(key, tuple(stack)) if stack else key
+            keys = jax.random.split(key, stack) if stack else key
         flat[name] = LoraKernel(
             base=base,
             a=weight["a"],
             b=weight["b"],
-            scaling=jnp.full(tuple(stack), spec.scaling, jnp.float32),
+            scaling=jnp.full(stack, spec.scaling, jnp.float32),
             dropout_key=keys,
             dropout=spec.dropout,
         )

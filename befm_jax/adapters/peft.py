@@ -16,8 +16,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from befm_jax.adapters.lora import ALL_LINEAR, Adapter, LoraSpec
-from befm_jax.errors import UserError
+from befm_jax import json_files
+from befm_jax.adapters.lora import ALL_LINEAR, Adapter, AdapterError, LoraSpec
 from befm_jax.llama.hf import written_aside
 
 CONFIG = "adapter_config.json"
@@ -31,12 +31,8 @@ _UNSUPPORTED = (
 )  # fmt: skip
 
 
-class AdapterError(UserError):
-    """An adapter directory that can't be used as it is; the message names file and field."""
-
-
 def save(directory: str | Path, adapter: Adapter, base_model: str) -> None:
-    """Writes an adapter; `base_model` is the name or path that PEFT will look for the base at."""
+    """Writes an adapter; `base_model` is the name or path where PEFT looks for the base."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     spec = adapter.spec
@@ -77,10 +73,7 @@ def load(directory: str | Path) -> Adapter:
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
             raise FileNotFoundError(f"{directory / name}: not there; an adapter directory has one")
-    try:
-        fields = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AdapterError(f"{directory / CONFIG}: not valid JSON ({error})") from error
+    fields = json_files.read_object(directory / CONFIG, AdapterError)
     spec = _spec(fields, directory / CONFIG)
     try:
         tensors = load_file(directory / WEIGHTS)

@@ -68,18 +68,32 @@ class Reads(NamedTuple):
     column: Int32[np.ndarray, "B N"]
 
 
+class LeftOut(NamedTuple):
+    """How much was left out for one reason: paths given, and the observations they stood for."""
+
+    paths: int
+    observations: float
+
+
 @dataclass(frozen=True)
 class Report:
     """What went into a forest, what it saved, and what was left out and why.
 
     `observations`: weight placed.  `tokens_apart`: tokens if every observation were a sequence of
-    its own.  `slots_used`: slots that hold a token.  `left_out`: reason -> weight not placed.
+    its own.  `slots_used`: slots that hold a token.  `left_out`: reason -> what was not placed.
     """
 
     observations: float = 0.0
     tokens_apart: float = 0.0
     slots_used: int = 0
-    left_out: Mapping[str, float] = field(default_factory=dict)
+    left_out: Mapping[str, LeftOut] = field(default_factory=dict)
+
+    def reasons(self) -> str:
+        """What was left out, in words; empty if nothing was."""
+        return "; ".join(
+            f"{left.paths:,} ({left.observations:g} observations): {reason}"
+            for reason, left in self.left_out.items()
+        )
 
     @property
     def saved(self) -> float:
@@ -110,14 +124,15 @@ def build(paths: Sequence[Path], slots: int, *, seed: int = 0) -> Build:
         raise ValueError(f"a row needs at least one slot, not {slots}")
     weights: dict[tuple[int, ...], float] = {}
     codes_of: list[tuple[int, ...] | None] = []
-    left_out: dict[str, float] = {}
+    left_out: dict[str, LeftOut] = {}
     tokens_apart = 0.0
     for path in paths:
         if not (np.isfinite(path.weight) and path.weight >= 0):
             raise ValueError(f"a path's weight must be finite and not negative, not {path.weight}")
         reason = _reason_to_leave_out(path, slots)
         if reason is not None:
-            left_out[reason] = left_out.get(reason, 0.0) + path.weight
+            before = left_out.get(reason, LeftOut(0, 0.0))
+            left_out[reason] = LeftOut(before.paths + 1, before.observations + path.weight)
             codes_of.append(None)
             continue
         codes = _codes(path)

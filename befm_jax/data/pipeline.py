@@ -5,6 +5,7 @@ Nothing but the step number has to be kept to go on where a run stopped.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,8 +74,10 @@ class ForestBatches:
     one, with its weight.
 
     `slots` is the row length, `rows` the rows that are computed together: a step with more rows
-    has several micro-batches.  Where steps differ, that number is rounded up to a power of two,
-    so that few shapes are ever compiled.
+    has several micro-batches.  Where steps differ, the number of micro-batches (or of rows, if
+    one is enough) is rounded up to a power of two, so that few shapes are ever compiled.
+
+    `fingerprint` is a hash of all that is learnt: token ids and weights.
 
     Raises:
         DataError: nothing is left to learn from at this row length; says why.
@@ -93,10 +96,8 @@ class ForestBatches:
         whole = forests.build(paths, slots, seed=seed)
         self.report = whole.report
         if not whole.report.observations:
-            reasons = "; ".join(f"{n:g}: {why}" for why, n in whole.report.left_out.items())
-            raise DataError(
-                f"nothing to learn from at {slots} slots a row: {reasons or 'no examples'}"
-            )
+            reasons = whole.report.reasons() or "no examples"
+            raise DataError(f"nothing to learn from at {slots} slots a row: {reasons}")
         self._paths = [
             path for path, place in zip(paths, whole.places, strict=True) if place is not None
         ]
@@ -111,6 +112,8 @@ class ForestBatches:
             math.ceil(len(self._owner) / observations_per_step) if observations_per_step else 1
         )
         self.steps = epochs * self.steps_per_epoch
+        content = sorted((path.prompt, path.answer, path.weight) for path in self._paths)
+        self.fingerprint = hashlib.sha256(repr(content).encode()).hexdigest()
         self._full_batch = lru_cache(maxsize=1)(lambda: self._layout(whole.forest))
 
     def __getitem__(self, step: int) -> tuple[Batch, Source]:
@@ -131,12 +134,12 @@ class ForestBatches:
 
     def _layout(self, forest: Forest) -> Batch:
         """Rows padded and cut into micro-batches, with the places where tokens are read."""
-        rows = self._rows
-        micro = math.ceil(len(forest.tokens) / rows)
+        needed = len(forest.tokens)
+        micro = math.ceil(needed / self._rows)
+        rows = math.ceil(needed / micro)
         if self._per_step:
-            micro = 1 << (micro - 1).bit_length()
-        else:  # the one batch there is: as few padded rows as can be
-            rows = math.ceil(len(forest.tokens) / micro)
+            micro = _power_of_two(micro)
+            rows = self._rows if micro > 1 else min(self._rows, _power_of_two(rows))
         padded = forests.pad_rows(forest, micro * rows)
         reads = forests.reads(padded)
 
@@ -144,3 +147,8 @@ class ForestBatches:
             return array.reshape(micro, rows, *array.shape[1:])
 
         return Batch(Forest(*map(fold, padded)), Reads(*map(fold, reads)))
+
+
+def _power_of_two(number: int) -> int:
+    """The least power of two that is not below `number`."""
+    return 1 << (number - 1).bit_length()

@@ -226,7 +226,9 @@ def _positions(path: Path | str, line: int, game: str) -> dict[float, int]:
     try:
         values = games.get(game).values
     except (DataError, KeyError) as error:
-        raise DataError(f"{path}:{line}: {error.args[0]}") from None
+        raise DataError(
+            f"{path}:{line}: {error.args[0]} (--games takes .py files that declare more)"
+        ) from None
     return {float(value): position for position, value in enumerate(values)}
 
 

@@ -99,8 +99,8 @@ def log_probs(model: Llama, params: Params, paths: Sequence[Path]) -> Float64[np
     """
     built = forests.build(paths, LONGEST_ROW)
     if built.report.left_out:
-        reasons = "; ".join(f"{count:g}: {why}" for why, count in built.report.left_out.items())
-        raise RowTooShortError(f"paths that can't be scored: {reasons} ({LONGEST_ROW} tokens)")
+        reasons = built.report.reasons()
+        raise RowTooShortError(f"answers that can't be scored: {reasons} ({LONGEST_ROW} tokens)")
     # Trees end in answers, so behind the last weighted slot there is only padding to cut off.
     used = int(np.nonzero(built.forest.weight)[1].max()) + 1
     forest = Forest(*(array[:, : bucket(used)] for array in built.forest))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from befm_jax import json_files
 from befm_jax.errors import UserError
 
 # The linears of every layer, by the last part of their name in Hugging Face's checkpoints.
@@ -75,10 +75,7 @@ def read(directory: Path) -> LlamaConfig:
     path = directory / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not there; a Hugging Face model directory has one")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UnsupportedModelError(f"{path}: not valid JSON ({error})") from error
+    fields = json_files.read_object(path, UnsupportedModelError)
     try:
         return from_hugging_face(fields)
     except UnsupportedModelError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -131,17 +132,38 @@ def save(
             (aside / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
         fields = llama_config.to_hugging_face(config, dtype.name)
         (aside / "config.json").write_text(json.dumps(fields, indent=2), encoding="utf-8")
-        for stale in [*directory.glob("model-*-of-*.safetensors"), directory / INDEX]:
-            stale.unlink(missing_ok=True)
+        written = {path.name for path in aside.iterdir()}
+    # A reader that finds an older file under another layout's name would take that one.
+    for path in [*directory.glob("model*.safetensors"), directory / INDEX]:
+        if path.name not in written:
+            path.unlink(missing_ok=True)
+
+
+def fingerprint(directory: str | Path) -> str:
+    """A hash that tells two sets of weights apart without reading them whole.
+
+    Over every safetensors file's name, size and last megabyte.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(directory).glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with path.open("rb") as file:
+            file.seek(max(0, size - 1_000_000))
+            digest.update(file.read())
+    return digest.hexdigest()
 
 
 @contextmanager
 def written_aside(directory: Path) -> Iterator[Path]:
-    """A folder to write in; its files move into `directory` when the block ends without error."""
+    """A folder to write in; its files move into `directory` when the block ends without error.
+
+    The `config.json` moves last: where it is, the rest is whole.
+    """
     aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=directory))
     try:
         yield aside
-        for path in sorted(aside.iterdir()):
+        for path in sorted(aside.iterdir(), key=lambda path: path.name.endswith("config.json")):
             os.replace(path, directory / path.name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
+from befm_jax.errors import UserError
 from befm_jax.llama import model
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.tokenizer import LLAMA3_SPECIAL, LLAMA3_TEMPLATE, Tokenizer
@@ -29,26 +30,32 @@ def train_tokenizer(texts: Iterable[str], pieces: int = 600) -> Tokenizer:
     The vocabulary is bytes, the numbers 0 to 999, Llama 3's special tokens and about `pieces`
     learnt pieces (fewer where the texts have fewer).  The SentencePiece model is carried over
     piece by piece into a Hugging Face fast tokenizer, so that transformers loads the result.
+
+    Raises:
+        UserError: SentencePiece can't: no text, or fewer pieces than there are characters.
     """
     written = io.BytesIO()
     fixed = len(_NUMBERS) + 256 + 1
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(line for text in texts for line in text.splitlines() if line),
-        model_writer=written,
-        model_type="bpe",
-        vocab_size=fixed + pieces,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=False,
-        user_defined_symbols=_NUMBERS,
-        bos_id=-1,
-        eos_id=-1,
-        max_sentence_length=1 << 20,
-        num_threads=1,
-        minloglevel=2,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(line for text in texts for line in text.splitlines() if line),
+            model_writer=written,
+            model_type="bpe",
+            vocab_size=fixed + pieces,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            user_defined_symbols=_NUMBERS,
+            bos_id=-1,
+            eos_id=-1,
+            max_sentence_length=1 << 20,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(f"no tokenizer of {pieces} pieces can be learnt: {error}") from error
     learnt = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
     return Tokenizer(_as_fast(learnt))
 

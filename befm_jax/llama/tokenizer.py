@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from befm_jax.errors import UserError
@@ -56,7 +57,7 @@ class Tokenizer:
         added = backend.added_tokens_decoder
         self._special = {str(token): index for index, token in added.items() if token.special}
         self._split = re.compile("(" + "|".join(map(re.escape, self._special)) + ")")
-        after_answer = self._skeleton(with_system=True, with_answer=True).split(_ANSWER)[-1]
+        after_answer = self._skeleton(with_system=False, with_answer=True).split(_ANSWER)[-1]
         ends = [part for part in self._split.split(after_answer) if part in self._special]
         if not ends:
             raise TemplateError("the chat template puts no special token behind an answer")
@@ -71,11 +72,14 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: the directory has no tokenizer.
-            TemplateError: no usable chat template.
+            TemplateError: a damaged tokenizer, or no usable chat template.
         """
         if not (Path(directory) / "tokenizer.json").is_file():
             raise FileNotFoundError(f"{directory}: no tokenizer.json")
-        backend: Any = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        try:
+            backend: Any = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        except Exception as error:  # whatever the library stumbles over in a damaged file
+            raise TemplateError(f"{directory}: the tokenizer can't be read ({error!r})") from error
         return cls(backend, more_stop_ids)
 
     def save(self, directory: str | Path) -> None:
@@ -117,12 +121,16 @@ class Tokenizer:
             messages.insert(0, {"role": "system", "content": _SYSTEM})
         if with_answer:
             messages.append({"role": "assistant", "content": _ANSWER})
-        rendered = self._backend.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=not with_answer,
-            date_string=_DATE,
-        )
+        try:
+            rendered = self._backend.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=not with_answer,
+                date_string=_DATE,
+            )
+        except jinja2.TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise TemplateError(f"the chat template refuses {roles}: {error}") from error
         text = str(rendered)
         expected = [_USER] + [_SYSTEM] * with_system + [_ANSWER] * with_answer
         for mark in expected:

@@ -11,13 +11,19 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
+from befm_jax.errors import UserError
 from befm_jax.training.step import State
+
+
+class CheckpointDamagedError(UserError):
+    """A checkpoint that can't be read; the message names its folder."""
 
 
 class Checkpoints:
     """Saved states of one run, the last `keep` of them; saved in the background."""
 
     def __init__(self, directory: Path, keep: int) -> None:
+        self._directory = directory
         self._manager = ocp.CheckpointManager(
             directory.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep)
         )
@@ -34,11 +40,18 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.StandardSave(_plain(state)))
 
     def restore(self, like: State) -> State:
-        """The newest state, in the shapes and on the devices of `like`."""
+        """The newest state, in the shapes and on the devices of `like`.
+
+        Raises CheckpointDamagedError where it can't be read as such.
+        """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
-        restored = self._manager.restore(
-            self._manager.latest_step(), args=ocp.args.StandardRestore(abstract)
-        )
+        try:
+            restored = self._manager.restore(self.last, args=ocp.args.StandardRestore(abstract))
+        except Exception as error:  # Orbax and tensorstore raise of every kind
+            raise CheckpointDamagedError(
+                f"{self._directory / str(self.last)}: the checkpoint can't be read "
+                f"({type(error).__name__}); delete that folder to go on from the one before"
+            ) from error
         leaves = jax.tree.leaves(restored)
         plain: State = jax.tree.unflatten(jax.tree.structure(_plain(like)), leaves)
         return plain.replace(key=jax.random.wrap_key_data(plain.key))

@@ -129,11 +129,12 @@ def test_what_is_left_out_is_counted_by_its_reason():
     ]
     built = forests.build(paths, 20)
     assert built.report.left_out == {
-        forests.PROMPT_TOO_LONG: 3.0,
-        forests.ANSWER_CUT: 2.0,
-        forests.NOTHING_TO_LEARN: 5.0,
-        forests.NO_PROMPT: 4.0,
+        forests.PROMPT_TOO_LONG: (1, 3.0),
+        forests.ANSWER_CUT: (1, 2.0),
+        forests.NOTHING_TO_LEARN: (2, 5.0),
+        forests.NO_PROMPT: (1, 4.0),
     }
+    assert "2 (5 observations): nothing to learn" in built.report.reasons()
     assert built.places[:5] == (None,) * 5
     assert merged(forests.paths(built.forest)) == {((1, 2), (3,)): 7.0}
 

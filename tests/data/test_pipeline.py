@@ -67,6 +67,11 @@ def test_few_shapes_are_ever_made():
     assert all(micro & (micro - 1) == 0 for micro, _, _ in shapes)
 
 
+def test_a_step_that_needs_one_row_is_not_padded_to_all():
+    run = batches(slots=128, rows=8, observations_per_step=10)
+    assert {run[step][0].forest.tokens.shape for step in range(run.steps)} == {(1, 1, 128)}
+
+
 def test_nothing_to_learn_from_says_why():
-    with pytest.raises(ValueError, match=r"1: prompt longer than a row"):
+    with pytest.raises(ValueError, match=r"1 .*: prompt longer than a row"):
         ForestBatches([Path((1,) * 9, (2,))], slots=8, rows=1, epochs=1)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from befm_jax.data import games
+from befm_jax.data.errors import DataError
 from befm_jax.data.games import Game
 from befm_jax.data.people import People
 from befm_jax.evals import baselines, bootstrap
@@ -56,15 +57,16 @@ def evaluate(
         plain Python values, undefined figures None.
 
     Raises:
-        ValueError: no game in common, answers that do not fit their game, a negative seed.
+        DataError: no game in common.
+        ValueError: answers that do not fit their game, a negative seed.
     """
     if seed < 0:
         raise ValueError(f"seed: {seed}; must not be negative")
     skipped = _skipped(answers, people)
     shared = [name for name in people.counts if name in answers and name not in skipped]
     if not shared:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
-        raise ValueError(f"no game with both people and answers to compare ({reasons})")
+        reasons = "; ".join(f"{name}: {skipped[name]}" for name in answers)
+        raise DataError(f"no game with both people and answers to compare ({reasons})")
     tables = [
         (games.get(name).values, counts)
         for name, counts in people.counts.items()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from befm_jax.config import check_arguments
+from befm_jax.config import DTYPES, check_arguments
 from befm_jax.errors import UserError
 
 # Flags that say how answers are drawn, and mean nothing where they are scored.
@@ -39,6 +39,22 @@ def run(main: Callable[[], None], documentation: str) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     app.run(guarded)
+
+
+def define_model_flags() -> None:
+    """Which model answers, and how it samples: for every entry point that asks one."""
+    flags.DEFINE_string("model", None, "a training run's directory, or a Hugging Face directory")
+    flags.DEFINE_string("adapter", None, "a LoRA adapter's directory (PEFT's format) for --model")
+    flags.DEFINE_enum("dtype", None, DTYPES, "what to compute in (default: as stored)")
+    flags.DEFINE_string(
+        "games", "all", "ids, 'all', or .py files that declare games; separated by commas"
+    )
+    flags.DEFINE_integer("participants", 1000, "simulated participants a game", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "seed of the draws", lower_bound=0)
+    flags.DEFINE_float("temperature", 1.0, "1: the model's own distribution; 0: greedy", 0.0)
+    flags.DEFINE_integer("top_k", 0, "keep the k likeliest tokens; 0: off", lower_bound=0)
+    flags.DEFINE_float("top_p", 1.0, "keep the likeliest tokens up to this probability; 1: off")
+    flags.DEFINE_integer("max_new_tokens", 16, "longest answer, in tokens", lower_bound=1)
 
 
 def note_unused_flags(names: Iterable[str], why: str) -> None:

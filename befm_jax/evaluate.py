@@ -165,9 +165,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from befm_jax.simulate import define_model_flags
-
-    define_model_flags()
+    cli.define_model_flags()
     flags.DEFINE_string("answers", None, "choices.csv or distribution.csv, instead of --model")
     flags.DEFINE_bool("sampled", False, "draw --participants answers instead of scoring all")
     flags.DEFINE_string("tasks", "game_behavior", f"any of: {', '.join(tasks.names())}")

@@ -23,7 +23,6 @@ from absl import flags
 from tqdm import tqdm
 
 from befm_jax import cli, json_files
-from befm_jax.config import DTYPES
 from befm_jax.data import games
 from befm_jax.data.games import Game
 from befm_jax.errors import UserError
@@ -33,22 +32,6 @@ from befm_jax.inference.sample import Sampling
 from befm_jax.simulator import Simulation, Simulator, device_in_words, load
 
 FLAGS = flags.FLAGS
-
-
-def define_model_flags() -> None:
-    """Which model answers, and how it samples: for every entry point that asks one."""
-    flags.DEFINE_string("model", None, "a training run's directory, or a Hugging Face directory")
-    flags.DEFINE_string("adapter", None, "a LoRA adapter's directory (PEFT's format) for --model")
-    flags.DEFINE_enum("dtype", None, DTYPES, "what to compute in (default: as stored)")
-    flags.DEFINE_string(
-        "games", "all", "ids, 'all', or .py files that declare games; separated by commas"
-    )
-    flags.DEFINE_integer("participants", 1000, "simulated participants a game", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "seed of the draws", lower_bound=0)
-    flags.DEFINE_float("temperature", 1.0, "1: the model's own distribution; 0: greedy", 0.0)
-    flags.DEFINE_integer("top_k", 0, "keep the k likeliest tokens; 0: off", lower_bound=0)
-    flags.DEFINE_float("top_p", 1.0, "keep the likeliest tokens up to this probability; 1: off")
-    flags.DEFINE_integer("max_new_tokens", 16, "longest answer, in tokens", lower_bound=1)
 
 
 def simulator_from_flags() -> Simulator:
@@ -123,7 +106,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    define_model_flags()
+    cli.define_model_flags()
     flags.DEFINE_bool("exact", False, "write the exact distribution instead of sampling")
     flags.DEFINE_string("out", None, "the file to write")
     flags.mark_flags_as_required(["model", "out"])

@@ -5,12 +5,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMAND_CACHE = str(Path(tempfile.gettempdir()) / f"befm_jax_commands_{os.getuid()}")
 CONFIG = """
 from befm_jax.config import Config, Data, Evaluation, Lora, Model, Optimizer, Scratch
 
@@ -36,9 +38,7 @@ def command(module, *flags, fails=False, **variables):
         | variables
         | {
             "XLA_FLAGS": "",
-            "JAX_COMPILATION_CACHE_DIR": os.environ.get(
-                "BEFM_TEST_CACHE", "/tmp/befm_jax_commands"
-            ),
+            "JAX_COMPILATION_CACHE_DIR": os.environ.get("BEFM_TEST_CACHE", COMMAND_CACHE),
         }
     )
     found = subprocess.run(
@@ -111,11 +111,14 @@ def test_a_game_of_ones_own_is_simulated_from_its_file(run, tmp_path):
     (tmp_path / "my_games.py").write_text(
         "\n".join(line.removeprefix("    ") for line in source.splitlines())
     )
-    out = tmp_path / "own.csv"
-    command(
-        "simulate", "--model", run, "--games", tmp_path / "my_games.py", "--exact", "--out", out
-    )
+    out, own = tmp_path / "own.csv", tmp_path / "my_games.py"
+    command("simulate", "--model", run, "--games", own, "--exact", "--out", out)
     assert {row["game"] for row in rows(out)} == {"coin_gift"}
+    people = tmp_path / "people.csv"
+    people.write_text("game,choice,count\ncoin_gift,0,30\ncoin_gift,5,60\n")
+    flags = ["--answers", out, "--out", tmp_path / "scored", "--resamples", 200]
+    assert "--games takes .py files" in command("evaluate", *flags, fails=True)
+    assert "Coin gift" in command("evaluate", *flags, "--games", own, "--humans", people)
 
 
 def test_evaluate_a_file_of_answers_needs_no_jax(choices, tmp_path):
@@ -178,6 +181,8 @@ def test_mistakes_get_an_answer_and_no_stack_trace(run, tmp_path):
         ("train", ["--config", tmp_path / "none.py"], "none.py"),
         ("simulate", ["--model", run, "--games", "dictatr", "--out", "x"], "'dictator'"),
         ("simulate", ["--model", tmp_path / "no", "--out", "x"], "no such model directory"),
+        ("simulate", ["--model", run, "--out", tmp_path], "is a directory"),
+        ("train", ["--config", config, "--workdir", config], "config.py"),
         ("evaluate", ["--out", tmp_path], "--model or --answers"),
         ("evaluate", ["--answers", "x.csv", "--tasks", "game", "--out", "x"], "game_behavior"),
     ):

@@ -1,0 +1,33 @@
+"""The promise of the README's first screen, run as a newcomer runs it."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_quickstart_ends_near_people_it_has_not_seen(tmp_path):
+    """Mean Wasserstein at most 2.0, exact and sampled; half a percent outside; under 3 GB."""
+    subprocess.run(
+        [sys.executable, "-m", "befm_jax.train", "--config", "configs/quickstart.py",
+         "--workdir", str(tmp_path)],
+        cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, check=True, capture_output=True,
+    )  # fmt: skip
+    results = json.loads((tmp_path / "results.json").read_text())
+
+    def task(which):
+        return results[which]["tasks"]["game_behavior"]
+
+    assert task("base")["metrics"]["wasserstein"]["value"] > 8
+    for which in ("tuned", "tuned_sampled"):
+        assert len(task(which)["groups"]) == 7
+        assert task(which)["metrics"]["wasserstein"]["value"] <= 2.0
+        assert task(which)["outside_mass"]["value"] <= 0.005
+    assert task("tuned")["outside_mass"]["max"] <= 0.005
+    kibibytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert kibibytes * 1024 < 3e9
+    assert all((tmp_path / name).is_file() for name in ("report.html", "games.png"))

@@ -8,7 +8,8 @@
 A model is read exactly (every answer scored) unless `--sampled` asks for a population of draws.
 `--answers` takes what `befm_jax.simulate` writes, choices or distribution, or any file of that
 layout.  People are the embedded reference, or a CSV: MobLab's table, `game,participant,choice`,
-or `game,choice,count`.  DIR gets results.json, report.html and games.png.
+or `game,choice,count`; those whom the model was trained on are left out.  DIR gets results.json,
+report.html and games.png.
 """
 
 from __future__ import annotations
@@ -101,6 +102,17 @@ def warning_if_not_held_out(
     return f"the model was trained on people from this source, and these are not held out: {reason}"
 
 
+def which_people(trained_on: Mapping[str, Any], everyone: People, table: str) -> tuple[str, int]:
+    """The split, and its seed, of the people that a model has not seen.
+
+    The test split of the embedded reference, and of a table that the model was trained on; all
+    people of any other table.
+    """
+    seen = trained_on.get("fingerprint") == everyone.fingerprint
+    seed = trained_on["split_seed"] if seen else 0
+    return ("test" if seen or not table else "all"), seed
+
+
 def how_made(file: Path) -> dict[str, Any]:
     """What `befm_jax.simulate` wrote beside a file of answers: `model` and `answers`, or empty."""
     beside = file.with_name(file.name + ".json")
@@ -122,9 +134,8 @@ def main() -> None:
     for name in task_names:
         tasks.get(name)
     chosen = games.select(FLAGS.games)
-    people = human.load(FLAGS.humans, chosen, FLAGS.split, FLAGS.split_seed)
-    print(people.describe())
-    played = [game for game in chosen if people.n(game.id)]
+    everyone = human.load(FLAGS.humans, chosen)
+    simulator = None
     if FLAGS.answers is not None:
         answers = answer_files.read_answers(FLAGS.answers)
         exact = all(one.exact for one in answers.values())
@@ -136,6 +147,17 @@ def main() -> None:
 
         simulator = simulate.simulator_from_flags()
         origin = simulator.origin
+    trained_on = origin.get("trained_on", {})
+    split, split_seed = which_people(trained_on, everyone, FLAGS.humans)
+    split = FLAGS.split or split
+    split_seed = split_seed if FLAGS.split_seed is None else FLAGS.split_seed
+    people = human.load(FLAGS.humans, chosen, split, split_seed)
+    print(people.describe())
+    warning = warning_if_not_held_out(trained_on, people, FLAGS.humans, split_seed)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
+    if simulator is not None:
+        played = [game for game in chosen if people.n(game.id)]
         if FLAGS.sampled:
             sampling = simulate.sampling_from_flags()
             found = simulate.simulate_all(
@@ -145,9 +167,6 @@ def main() -> None:
             how = simulate.how_sampled(FLAGS.participants, FLAGS.seed, sampling)
         else:
             answers, how = simulate.exact_all(simulator, played), {"mode": "exact"}
-    warning = warning_if_not_held_out(
-        origin.get("trained_on", {}), people, FLAGS.humans, FLAGS.split_seed
-    )
     results = provenance() | evaluation(
         answers,
         people,
@@ -159,8 +178,6 @@ def main() -> None:
     )
     report.write(results, FLAGS.out)
     print(report.summary(results))
-    if warning:
-        print(f"warning: {warning}", file=sys.stderr)
     print(f"page: {Path(FLAGS.out) / 'report.html'}")
 
 
@@ -170,8 +187,16 @@ if __name__ == "__main__":
     flags.DEFINE_bool("sampled", False, "draw --participants answers instead of scoring all")
     flags.DEFINE_string("tasks", "game_behavior", f"any of: {', '.join(tasks.names())}")
     flags.DEFINE_string("humans", "", "CSV of people's choices (default: the embedded reference)")
-    flags.DEFINE_enum("split", "test", SPLITS, "which of these people: by participant")
-    flags.DEFINE_integer("split_seed", 0, "which of the possible splits", lower_bound=0)
+    flags.DEFINE_enum(
+        "split",
+        None,
+        SPLITS,
+        "which of these people (default: test for the embedded reference and for a table that the "
+        "model was trained on, all for any other table)",
+    )
+    flags.DEFINE_integer(
+        "split_seed", None, "which of the possible splits (default: the model's)", lower_bound=0
+    )
     flags.DEFINE_integer("resamples", 10_000, "of the bootstrap", lower_bound=100)
     flags.DEFINE_string("out", None, "the directory to write")
     flags.mark_flag_as_required("out")

@@ -152,7 +152,7 @@ def test_a_damaged_table_is_counted_or_refused(moblab_csv, choices, tmp_path):
     damaged.write_bytes(
         ("\ufeff" + "\r\n".join([*lines, "1,ten,,,,,,", "2,,101,,,,,", "3,,"]) + "\r\n").encode()
     )
-    flags = ["--answers", choices, "--resamples", 200, "--split", "all"]
+    flags = ["--answers", choices, "--resamples", 200]
     printed = command("evaluate", *flags, "--humans", damaged, "--out", tmp_path / "out")
     assert "dictator: not a number" in printed
     results = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from befm_jax.data.people import People
-from befm_jax.evaluate import warning_if_not_held_out
+from befm_jax.evaluate import warning_if_not_held_out, which_people
 
 TRAINED = {"fingerprint": "abc", "table": "people.csv", "split_seed": 0}
 
@@ -32,3 +32,16 @@ def test_people_held_out_by_the_same_rule_need_no_warning(split):
 )
 def test_people_who_may_have_been_seen_are_warned_of(split, table, seed, reason):
     assert reason in warning_if_not_held_out(TRAINED, people(split), table, seed)
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "table", "expected"),
+    [
+        ({}, "", ("test", 0)),
+        ({}, "people.csv", ("all", 0)),
+        (TRAINED | {"split_seed": 3}, "people.csv", ("test", 3)),
+        (TRAINED | {"fingerprint": "other"}, "people.csv", ("all", 0)),
+    ],
+)
+def test_by_default_people_are_those_whom_the_model_has_not_seen(trained_on, table, expected):
+    assert which_people(trained_on, people("all"), table) == expected

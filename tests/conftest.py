@@ -11,8 +11,13 @@ os.environ["XLA_FLAGS"] = (
 # Nothing in the suite may reach for a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import hypothesis
 import jax
 import pytest
+
+# The same examples every time, and no clock: a busy machine must not turn a test red.
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("steady")
 
 jax.config.update(
     "jax_compilation_cache_dir",

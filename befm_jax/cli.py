@@ -45,7 +45,9 @@ def define_model_flags() -> None:
     """Which model answers, and how it samples: for every entry point that asks one."""
     flags.DEFINE_string("model", None, "a training run's directory, or a Hugging Face directory")
     flags.DEFINE_string("adapter", None, "a LoRA adapter's directory (PEFT's format) for --model")
-    flags.DEFINE_enum("dtype", None, DTYPES, "what to compute in (default: as stored)")
+    flags.DEFINE_enum(
+        "dtype", None, DTYPES, "what to compute in (default: as the run did, or as stored)"
+    )
     flags.DEFINE_string(
         "games", "all", "ids, 'all', or .py files that declare games; separated by commas"
     )

@@ -264,7 +264,7 @@ def _check_file(name: str) -> None:
         found = runpy.run_path(str(file))["get_config"]()
     except KeyError:
         raise ConfigError(f"{name}: has no get_config()") from None
-    except Exception as error:
+    except Exception as error:  # the user's own code may raise anything
         lines = [
             at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == name
         ]

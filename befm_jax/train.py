@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from absl import flags
 from ml_collections import config_flags
 
@@ -66,7 +68,6 @@ def train(settings: Config) -> Path:
     base = base_model(settings, chosen, workdir)
 
     batches = forests_of(settings, examples_of(settings, learnt, chosen), base.tokenizer)
-    check_same_inputs(settings, batches, workdir)
     print(describe(batches))
     tuned = tune(settings, base, batches, workdir, learnt)
 
@@ -102,23 +103,21 @@ def start_or_resume(settings: Config) -> Path:
     return workdir
 
 
-def check_same_inputs(settings: Config, batches: ForestBatches, workdir: Path) -> None:
+def check_same_inputs(workdir: Path, phase: str, inputs: Mapping[str, str], go_on: bool) -> None:
     """Refuses to go on where files changed behind the paths of an unchanged config.
 
-    Raises ConfigError if the observations or the base's weights are not those of the run's start.
+    `inputs` are hashes of what a phase learns from; they are kept in `inputs.json`.  Raises
+    ConfigError if the phase goes on from a checkpoint that was made from others.
     """
-    directory = Path(settings.model.path) if settings.model.path else workdir / BASE
-    found = {"observations": batches.fingerprint, "base": hf.fingerprint(directory)}
-    saved = workdir / "inputs.json"
-    if saved.is_file() and (workdir / "checkpoints" / "tune").exists():
-        before = json_files.read_object(saved, ConfigError)
-        changed = [name for name in found if before.get(name) != found[name]]
-        if changed:
-            raise ConfigError(
-                f"{workdir}: the {' and the '.join(changed)} changed since this run began. Give "
-                "another --workdir, or delete that one"
-            )
-    json_files.write_object(saved, found)
+    path = workdir / "inputs.json"
+    kept = json_files.read_object(path, ConfigError) if path.is_file() else {}
+    changed = [name for name in inputs if kept.get(phase, {}).get(name) != inputs[name]]
+    if go_on and changed:
+        raise ConfigError(
+            f"{workdir}: the {' and the '.join(changed)} changed since this run began ({phase}). "
+            "Give another --workdir, or delete that one"
+        )
+    json_files.write_object(path, kept | {phase: dict(inputs)})
 
 
 def people_of(settings: Config, chosen: list[Game]) -> tuple[People | None, People | None]:
@@ -167,12 +166,16 @@ def describe(batches: ForestBatches) -> str:
     return "\n".join(lines)
 
 
+def base_directory(settings: Config) -> Path:
+    """Where the model to tune is, or will be once it is made."""
+    return Path(settings.model.path) if settings.model.path else Path(settings.workdir) / BASE
+
+
 def base_model(settings: Config, chosen: list[Game], workdir: Path) -> Simulator:
     """The model to tune: a checkpoint, or a small one made here and taught the form of answers."""
     dtype = jnp.dtype(settings.model.dtype)
-    made_here = not settings.model.path
-    directory = workdir / BASE if made_here else Path(settings.model.path)
-    if made_here and not (directory / "config.json").is_file():
+    directory = base_directory(settings)
+    if not settings.model.path and not (directory / "config.json").is_file():
         make_base(settings, chosen, workdir)
     shape, params = hf.load(directory)
     tokenizer = fitting_tokenizer(directory, shape)
@@ -226,9 +229,7 @@ def make_base(settings: Config, chosen: list[Game], workdir: Path) -> None:
         )
         rates = optimizers.schedule(wanted.learning_rate, batches.steps, 0.1)
         model = Llama(shape, dtype=jnp.float32, remat=settings.model.remat)
-        params = fit(
-            settings, "base", model, steps.train_all, None, params, batches, rates, workdir
-        )
+        params = fit(settings, "base", model, steps.train_all, None, params, batches, rates)
     tokenizer.save(workdir / BASE)
     hf.save(workdir / BASE, shape, params)
 
@@ -253,20 +254,17 @@ def tune(
             targets=config.names(wanted.targets),
         )
         adapter = fit(
-            settings, "tune", base.model, steps.train_adapter, base.params, adapter, batches,
-            rates, workdir,
-        )  # fmt: skip
+            settings, "tune", base.model, steps.train_adapter, base.params, adapter, batches, rates
+        )
         made_here = not settings.model.path
-        directory = (workdir / BASE if made_here else Path(settings.model.path)).resolve()
+        directory = base_directory(settings).resolve()
         peft.save(workdir / ADAPTER, adapter, str(directory))
         model, adapter_dir = BASE if made_here else str(directory), ADAPTER
         params = lora.attach(base.params, adapter)
     else:
         # A copy in float32, the dtype that small updates need: the step consumes what it is given.
         params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), base.params)
-        params = fit(
-            settings, "tune", base.model, steps.train_all, None, params, batches, rates, workdir
-        )
+        params = fit(settings, "tune", base.model, steps.train_all, None, params, batches, rates)
         base.tokenizer.save(workdir / TUNED)
         hf.save(workdir / TUNED, base.model.config, params)
         model, made_here = TUNED, True
@@ -289,16 +287,20 @@ def fit(
     base: Any,
     trained: Any,
     batches: ForestBatches,
-    rates: Any,
-    workdir: Path,
+    rates: optax.Schedule,
 ) -> Any:
     """The training loop: from the last checkpoint, or from the start, to the last step."""
+    workdir = Path(settings.workdir)
     optimizer = optimizers.adamw(
         rates, settings.optimizer.weight_decay, settings.optimizer.clip_norm
     )
     train_step = steps.make_train_step(model, optimizer, combine)
     state = steps.init_state(trained, optimizer, settings.seed)
     saved = Checkpoints(workdir / "checkpoints" / phase, settings.checkpoints.keep)
+    inputs = {"observations": batches.fingerprint}
+    if phase == "tune":
+        inputs["base"] = hf.fingerprint(base_directory(settings))
+    check_same_inputs(workdir, phase, inputs, go_on=saved.last is not None)
     if saved.last is not None:
         state = saved.restore(state)
         print(f"{phase}: going on from the checkpoint of step {saved.last}")

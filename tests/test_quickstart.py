@@ -15,7 +15,8 @@ def test_the_quickstart_ends_near_people_it_has_not_seen(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "befm_jax.train", "--config", "configs/quickstart.py",
          "--workdir", str(tmp_path)],
-        cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, check=True, capture_output=True,
+        cwd=ROOT, env=os.environ | {"XLA_FLAGS": "", "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        check=True, capture_output=True,
     )  # fmt: skip
     results = json.loads((tmp_path / "results.json").read_text())
 

@@ -204,6 +204,18 @@ def test_data_that_changed_behind_its_path_is_refused(tmp_path, power_cut):
         training.train(config)
 
 
+def test_a_game_that_changed_while_the_base_was_made_is_refused(tmp_path, power_cut):
+    """The config names the file only; what stands in it is what is learnt."""
+    config = tiny(tmp_path / "run")
+    config.checkpoints.every = 1
+    power_cut(config, "base", 2)
+    kept = json.loads((tmp_path / "run" / "inputs.json").read_text())
+    kept["base"]["observations"] = "those of another wording"
+    (tmp_path / "run" / "inputs.json").write_text(json.dumps(kept))
+    with pytest.raises(ConfigError, match=r"observations changed .*\(base\)"):
+        training.train(config)
+
+
 def test_a_mistake_before_anything_is_trained_is_not_for_ever(tmp_path):
     config = tiny(tmp_path)
     config.data.examples = "nope.jsonl"

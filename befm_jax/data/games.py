@@ -225,7 +225,7 @@ def load_file(path: str | Path) -> list[Game]:
         declared = [game for id, game in _REGISTRY.items() if before.get(id) is not game]
         if not declared:
             raise DataError("no game in it: call register(Game(...)), or leave one at module level")
-    except Exception as error:
+    except Exception as error:  # the user's own code may raise anything
         _REGISTRY.clear()
         _REGISTRY.update(before)
         what = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"

@@ -1,4 +1,8 @@
-"""The shape of a Llama model, read from and written to Hugging Face's `config.json`."""
+"""The shape of a model, read from and written to Hugging Face's `config.json`.
+
+Two families: Llama (3, 3.1, 3.2, 3.3 and kin of any size) and Qwen3's dense models, which are a
+Llama with a norm on every query and key head.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from typing import Any
 from befm_jax import json_files
 from befm_jax.errors import UserError
 
+# model_type in config.json -> the class that transformers loads it with.
+FAMILIES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 # The linears of every layer, by the last part of their name in Hugging Face's checkpoints.
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -36,7 +42,10 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """Shape and constants of a model; the names are those of Hugging Face's `LlamaConfig`."""
+    """Shape and constants of a model; the names are those of Hugging Face's `LlamaConfig`.
+
+    `model_type` is one of `FAMILIES`.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -54,6 +63,12 @@ class LlamaConfig:
     max_position_embeddings: int = 131_072
     bos_token_id: int | None = None
     eos_token_id: tuple[int, ...] = ()
+    model_type: str = "llama"
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether every query and key head is normalised before it is rotated."""
+        return self.model_type == "qwen3"
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -63,6 +78,15 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise UnsupportedModelError(f"head_dim must be even for RoPE, not {self.head_dim}")
+
+
+# Options with one value that this port computes; absent or null counts as that value.
+_ONLY = {
+    "hidden_act": "silu",
+    "use_sliding_window": False,
+    "quantization_config": None,
+    "partial_rotary_factor": 1.0,
+}
 
 
 def read(directory: Path) -> LlamaConfig:
@@ -83,19 +107,25 @@ def read(directory: Path) -> LlamaConfig:
 
 
 def from_hugging_face(fields: Mapping[str, Any]) -> LlamaConfig:
-    """`LlamaConfig` from the fields of a `config.json`, with Hugging Face's defaults.
+    """`LlamaConfig` from the fields of a `config.json`, with its family's defaults there.
 
     Reads `rope_scaling` and `rope_theta`, or transformers 5's `rope_parameters`.
 
     Raises:
         UnsupportedModelError: naming the field that can't be honoured.
     """
-    if fields.get("model_type") != "llama":
+    family = fields.get("model_type")
+    if family not in FAMILIES:
         raise UnsupportedModelError(
-            f"model_type is {fields.get('model_type')!r}; supported: 'llama'"
+            f"model_type is {family!r}; supported: {', '.join(map(repr, FAMILIES))}"
         )
-    if fields.get("hidden_act", "silu") != "silu":
-        raise UnsupportedModelError(f"hidden_act is {fields['hidden_act']!r}; supported: 'silu'")
+    for name, supported in _ONLY.items():
+        if fields.get(name, supported) not in (supported, None):
+            raise UnsupportedModelError(f"{name} is {fields[name]!r}; supported: {supported!r}")
+    if {*(fields.get("layer_types") or ())} - {"full_attention"}:
+        raise UnsupportedModelError(
+            f"layer_types has {sorted({*fields['layer_types']})}; supported: full_attention alone"
+        )
     missing = [
         name
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
@@ -114,17 +144,25 @@ def from_hugging_face(fields: Mapping[str, Any]) -> LlamaConfig:
         num_hidden_layers=fields["num_hidden_layers"],
         num_attention_heads=heads,
         num_key_value_heads=fields.get("num_key_value_heads") or heads,
-        head_dim=fields.get("head_dim") or fields["hidden_size"] // heads,
+        head_dim=fields.get("head_dim")
+        or _default_head_width(family, fields["hidden_size"], heads),
         rms_norm_eps=fields.get("rms_norm_eps", 1e-6),
         rope_theta=float(rope.get("rope_theta") or fields.get("rope_theta") or 10_000.0),
         rope_scaling=_rope_scaling(rope),
         tie_word_embeddings=fields.get("tie_word_embeddings", False),
         attention_bias=fields.get("attention_bias", False),
         mlp_bias=fields.get("mlp_bias", False),
-        max_position_embeddings=fields.get("max_position_embeddings", 2048),
+        max_position_embeddings=fields.get(
+            "max_position_embeddings", 32_768 if family == "qwen3" else 2048
+        ),
         bos_token_id=fields.get("bos_token_id"),
         eos_token_id=() if ends is None else (ends,) if isinstance(ends, int) else tuple(ends),
+        model_type=family,
     )
+
+
+def _default_head_width(family: str, width: int, heads: int) -> int:
+    return 128 if family == "qwen3" else width // heads
 
 
 def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
@@ -146,8 +184,7 @@ def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
 def to_hugging_face(config: LlamaConfig, dtype: str) -> dict[str, Any]:
     """The fields of a `config.json` that transformers (4 and 5) reads; `dtype` as it names it."""
     fields: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [FAMILIES[config.model_type]],
         "hidden_act": "silu",
         "torch_dtype": dtype,
         **dataclasses.asdict(config),

@@ -1,4 +1,9 @@
-"""Weights in and out of a local Hugging Face directory (`config.json` and safetensors)."""
+"""Weights in and out of Hugging Face directories (`config.json` and safetensors).
+
+Loading reads what the local devices hold and nothing else (`befm_jax.llama.stream`).  Saving goes
+file by file, and takes the matrix that a kernel stands for one layer at a time: a merged model
+never exists whole beside its base.
+"""
 
 from __future__ import annotations
 
@@ -8,82 +13,168 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.traverse_util
-import jax.numpy as jnp
-import ml_dtypes
+import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from jax.sharding import Mesh
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from befm_jax.errors import UserError
+from befm_jax import hub, parallel
+from befm_jax.adapters import int8
 from befm_jax.llama import config as llama_config
-from befm_jax.llama import model
+from befm_jax.llama import model, stream, weights
 from befm_jax.llama.config import LlamaConfig
+from befm_jax.llama.linear import Kernel
+from befm_jax.llama.stream import Parameter, Read
+from befm_jax.llama.weights import INDEX, SINGLE, CheckpointError, Tensor, some
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-# Buffers that older exports carry, and a copy of the embeddings under the name of the head.
+QUANTIZED = ("int8",)
+# Buffers that older exports carry.
 _HARMLESS = re.compile(r"^model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$")
-_DTYPE_NAMES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 
-class CheckpointError(UserError):
-    """A model directory that can't be read as it is; the message names file and tensor."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened model directory: headers were read and checked, no weights.
+
+    `tensors[path]` are the stored tensors that a parameter is made of: one a layer, in order,
+    where layers are stacked.  `shapes[path]` is the parameter's shape.
+    """
+
+    directory: Path
+    config: LlamaConfig
+    tensors: dict[tuple[str, ...], list[Tensor]]
+    shapes: dict[tuple[str, ...], tuple[int, ...]]
 
 
-def load(directory: str | Path, dtype: Any = None) -> tuple[LlamaConfig, model.Params]:
-    """Config and parameters of a Hugging Face directory.
-
-    `dtype` casts every parameter; None keeps what is stored.  Both a single `model.safetensors`
-    and sharded files with an index are read; each tensor is read once, into its place in the
-    array of stacked layers.
+def open_checkpoint(directory: str | Path) -> Checkpoint:
+    """Opens a local Hugging Face directory: config and headers, no weights.
 
     Raises:
         FileNotFoundError: no such directory, no `config.json`, no weights, or a shard is missing.
         UnsupportedModelError: the config asks for something that this port lacks.
-        CheckpointError: tensors missing, unknown or of another shape than the config says.
+        CheckpointError: files damaged or cut off; tensors missing, unknown, of another shape than
+            the config says, or of a dtype that weights are not stored in.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such model directory")
     config = llama_config.read(directory)
-    files = _tensor_files(directory)
-    shapes = flax.traverse_util.flatten_dict(model.shapes(config))
-    wanted = {name for path in shapes for name in _names(path, config)}
-    missing = sorted(wanted - set(files))
+    stored = weights.open_directory(directory)
+    shapes = {
+        path: leaf.shape
+        for path, leaf in flax.traverse_util.flatten_dict(model.shapes(config)).items()
+    }
+    names = {path: _names(path, config) for path in shapes}
+    wanted = {name for of_one in names.values() for name in of_one}
+    missing = sorted(wanted - set(stored))
     if missing:
-        raise CheckpointError(f"{directory}: lacks {_some(missing)}, which its config.json implies")
+        raise CheckpointError(f"{directory}: lacks {some(missing)}, which its config.json implies")
     harmless = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    unknown = sorted(name for name in set(files) - wanted - harmless if not _HARMLESS.match(name))
+    unknown = sorted(name for name in set(stored) - wanted - harmless if not _HARMLESS.match(name))
     if unknown:
         raise CheckpointError(
-            f"{directory}: holds {_some(unknown)}, which a Llama of this config.json has not"
+            f"{directory}: holds {some(unknown)}, which a {config.model_type} of this config.json "
+            "has not"
         )
-    params = {}
-    with ExitStack() as stack:
-        opened = {path: stack.enter_context(_open(path)) for path in sorted(set(files.values()))}
-        for path, shape in shapes.items():
-            names = _names(path, config)
-            stacked = path[0] == "layers"
-            expected = shape.shape[1:] if stacked else shape.shape
-            leaf = None
-            for layer, name in enumerate(names):
-                tensor = _read(opened[files[name]], files[name], name)
-                if tensor.shape != expected:
-                    raise CheckpointError(
-                        f"{files[name]}: {name} has shape {list(tensor.shape)}; config.json "
-                        f"implies {list(expected)}"
-                    )
-                if leaf is None:
-                    leaf = np.empty(shape.shape, tensor.dtype if dtype is None else dtype)
-                leaf[layer if stacked else ...] = tensor
-            params[path] = jnp.asarray(leaf)
-    return config, flax.traverse_util.unflatten_dict(params)
+    tensors = {path: [stored[name] for name in names[path]] for path in shapes}
+    for path, found in tensors.items():
+        _check(found, shapes[path][1:] if path[0] == "layers" else shapes[path])
+    return Checkpoint(directory, config, tensors, shapes)
+
+
+def _check(found: list[Tensor], expected: tuple[int, ...]) -> None:
+    """Raises CheckpointError where a parameter's tensors differ from the config or each other."""
+    for tensor in found:
+        if tensor.shape != expected:
+            raise CheckpointError(
+                f"{tensor.file}: {tensor.name} has shape {list(tensor.shape)}; config.json "
+                f"implies {list(expected)}"
+            )
+        if tensor.numpy_dtype != found[0].numpy_dtype:
+            raise CheckpointError(
+                f"{tensor.file}: {tensor.name} is {tensor.dtype}, but {found[0].name} is "
+                f"{found[0].dtype}; all layers of a parameter are stored alike"
+            )
+
+
+def parameters(
+    checkpoint: Checkpoint,
+    mesh: Mesh | None = None,
+    dtype: Any = None,
+    quantize: str | None = None,
+) -> list[Parameter]:
+    """Every parameter of a checkpoint, and how it is to be held; see `load`.
+
+    Raises:
+        ShardingError: the model can't be cut over the mesh.
+        ValueError: no such way to quantise.
+    """
+    if quantize not in (None, *QUANTIZED):
+        raise ValueError(f"quantize is {quantize!r}; it may be {', '.join(QUANTIZED)} or None")
+    shardings = parallel.parameter_shardings(checkpoint.config, mesh)
+    found = [
+        Parameter(
+            path,
+            shape,
+            checkpoint.tensors[path],
+            stacked=path[0] == "layers",
+            sharding=shardings[path],
+            dtype=checkpoint.tensors[path][0].numpy_dtype if dtype is None else np.dtype(dtype),
+            quantize=quantize is not None and int8.is_quantized(path),
+        )
+        for path, shape in checkpoint.shapes.items()
+    ]
+    # Those without layers first: they come in the largest pieces, while little else is there yet.
+    return sorted(found, key=lambda parameter: parameter.stacked)
+
+
+def reads(
+    checkpoint: Checkpoint, mesh: Mesh | None = None, devices: Iterable[Any] | None = None
+) -> list[Read]:
+    """What is read for some devices (default: this process's), each slice once; reads nothing.
+
+    Raises ShardingError where the model can't be cut over the mesh.
+    """
+    wanted = None if devices is None else list(devices)
+    return [
+        read
+        for parameter in parameters(checkpoint, mesh)
+        for bounds in parameter.pieces(wanted)
+        for read in parameter.reads(bounds)
+    ]
+
+
+def load(
+    name: str | Path,
+    mesh: Mesh | None = None,
+    dtype: Any = None,
+    quantize: str | None = None,
+) -> tuple[LlamaConfig, model.Params]:
+    """Config and parameters of a Hugging Face directory, or of a hub id (`owner/name@revision`).
+
+    Every parameter is cut over `mesh` as `befm_jax.parallel` says; without a mesh all stand on
+    one device.  A process reads the slices that its devices hold and nothing else.  `dtype` casts
+    every parameter; None keeps what is stored.  `quantize="int8"` rounds the layers' linears
+    while they are read (`befm_jax.adapters.int8`): they never exist whole in full precision.
+
+    Raises:
+        FileNotFoundError, UnsupportedModelError, CheckpointError: see `open_checkpoint`.
+        HubError: the hub does not give it out.
+        ShardingError: the model can't be cut over the mesh.
+        ValueError: no such way to quantise.
+    """
+    directory = hub.directory(name)
+    checkpoint = open_checkpoint(directory)
+    flat = stream.load(parameters(checkpoint, mesh, dtype, quantize), f"load {directory.name}")
+    return checkpoint.config, flax.traverse_util.unflatten_dict(flat)
 
 
 def save(
@@ -95,48 +186,80 @@ def save(
     """Writes `config.json` and safetensors that transformers and `load` read.
 
     Parameters are stored in their own dtype, in shards of at most `max_shard_bytes` with an index
-    (one file without an index where one is enough).  Files are written aside and moved into place
-    when all are complete; other files in the directory stay.
+    (one file without an index where one is enough); a kernel as the matrix that it stands for.
+    One shard at a time is on the host.  Files are written aside and moved into place when all are
+    complete; other files in the directory stay.
+
+    Raises:
+        CheckpointError: there is no room, or a file can't be written; what was there is untouched.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     flat = flax.traverse_util.flatten_dict(params)
-    dtype = np.dtype(next(iter(flat.values())).dtype)
-    tensors: list[tuple[str, Any, int | None]] = []
-    for path, leaf in flat.items():
-        for number, name in enumerate(_names(path, config)):
-            tensors.append((name, leaf, number if path[0] == "layers" else None))
-    shards: list[list[tuple[str, Any, int | None]]] = [[]]
+    written_as = {path: _dense_shape(leaf) for path, leaf in flat.items()}
+    tensors = [
+        _Stored(name, path, number if path[0] == "layers" else None)
+        for path in flat
+        for number, name in enumerate(_names(path, config))
+    ]
+    shards: list[list[_Stored]] = [[]]
     size = total = 0
-    for name, leaf, layer in tensors:
-        width = leaf.nbytes // (1 if layer is None else leaf.shape[0])
+    for tensor in tensors:
+        leaf = written_as[tensor.path]
+        width = leaf.size * leaf.dtype.itemsize // (1 if tensor.layer is None else leaf.shape[0])
         if shards[-1] and size + width > max_shard_bytes:
             shards.append([])
             size = 0
-        shards[-1].append((name, leaf, layer))
+        shards[-1].append(tensor)
         size += width
         total += width
+    free = shutil.disk_usage(directory).free
+    if free < total:
+        raise CheckpointError(f"{directory}: the model needs {total:,} bytes, {free:,} are free")
     with written_aside(directory) as aside:
         weight_map = {}
         for number, shard in enumerate(shards, start=1):
             single = len(shards) == 1
             file = SINGLE if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            arrays = {
-                name: np.ascontiguousarray(leaf if layer is None else leaf[layer])
-                for name, leaf, layer in shard
-            }
+            arrays = {one.name: _dense(flat[one.path], one.layer) for one in shard}
             save_file(arrays, aside / file, metadata={"format": "pt"})
             weight_map.update(dict.fromkeys(arrays, file))
         if len(shards) > 1:
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (aside / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
-        fields = llama_config.to_hugging_face(config, dtype.name)
+        dtype = next(iter(written_as.values())).dtype.name
+        fields = llama_config.to_hugging_face(config, dtype)
         (aside / "config.json").write_text(json.dumps(fields, indent=2), encoding="utf-8")
         written = {path.name for path in aside.iterdir()}
     # A reader that finds an older file under another layout's name would take that one.
-    for path in [*directory.glob("model*.safetensors"), directory / INDEX]:
-        if path.name not in written:
-            path.unlink(missing_ok=True)
+    for old in [*directory.glob("model*.safetensors"), directory / INDEX]:
+        if old.name not in written:
+            old.unlink(missing_ok=True)
+
+
+class _Stored(NamedTuple):
+    """A tensor to write: its name, the parameter that it is of, and which layer of it."""
+
+    name: str
+    path: tuple[str, ...]
+    layer: int | None
+
+
+def _dense_shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the matrices that a leaf stands for."""
+    if isinstance(leaf, Kernel):
+        found: jax.ShapeDtypeStruct = jax.eval_shape(lambda kernel: kernel.dense(), leaf)
+        return found
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _dense(leaf: Any, layer: int | None) -> np.ndarray:
+    """One layer of a leaf (or all of one without layers) on the host."""
+    if layer is not None:
+        leaf = jax.tree.map(
+            lambda part: jax.lax.dynamic_index_in_dim(part, layer, keepdims=False), leaf
+        )
+    return np.ascontiguousarray(leaf.dense() if isinstance(leaf, Kernel) else leaf)
 
 
 def fingerprint(directory: str | Path) -> str:
@@ -159,12 +282,21 @@ def written_aside(directory: Path) -> Iterator[Path]:
     """A folder to write in; its files move into `directory` when the block ends without error.
 
     The `config.json` moves last: where it is, the rest is whole.
+
+    Raises:
+        CheckpointError: a file can't be written (the disk is full, say); what was there before is
+            as it was.
     """
     aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=directory))
     try:
         yield aside
         for path in sorted(aside.iterdir(), key=lambda path: path.name.endswith("config.json")):
             os.replace(path, directory / path.name)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"{directory}: can't be written ({reason}); what was there before is as it was"
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -176,51 +308,3 @@ def _names(path: tuple[str, ...], config: LlamaConfig) -> list[str]:
         return [f"model.layers.{layer}.{rest}" for layer in range(config.num_hidden_layers)]
     dotted = ".".join(path)
     return [dotted if path[0] == "lm_head" else f"model.{dotted}"]
-
-
-def _tensor_files(directory: Path) -> dict[str, Path]:
-    """Tensor name -> the file that holds it, from the index or from the single file's header."""
-    index = directory / INDEX
-    if index.is_file():
-        try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            files = {str(name): directory / Path(file).name for name, file in weight_map.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{index}: not an index with a weight_map ({error!r})") from error
-        absent = sorted({path for path in files.values() if not path.is_file()})
-        if absent:
-            raise FileNotFoundError(f"{index} names {_some([str(p) for p in absent])}: not there")
-        return files
-    single = directory / SINGLE
-    if not single.is_file():
-        raise FileNotFoundError(f"{directory}: no {SINGLE} and no {INDEX}; only safetensors load")
-    with _open(single) as opened:
-        return dict.fromkeys(opened.keys(), single)
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    try:
-        opened = safe_open(path, framework="np")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
-    with opened as file:
-        yield file
-
-
-def _read(file: Any, path: Path, name: str) -> np.ndarray:
-    try:
-        tensor: np.ndarray = file.get_tensor(name)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: {name} can't be read ({error})") from error
-    if tensor.dtype not in [np.dtype(known) for known in _DTYPE_NAMES.values()]:
-        raise CheckpointError(
-            f"{path}: {name} is {tensor.dtype}; weights are one of {', '.join(_DTYPE_NAMES)}"
-        )
-    return tensor
-
-
-def _some(names: list[str]) -> str:
-    """The first few of a list, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

@@ -11,10 +11,16 @@ from jaxtyping import Array, Float
 
 @runtime_checkable
 class Kernel(Protocol):
-    """A leaf of the parameters that stands in for a weight matrix and knows its own product."""
+    """A leaf of the parameters that stands in for a weight matrix and knows its own product.
+
+    It is a pytree of arrays; with layers stacked, each of them has a leading axis `L`.
+    """
 
     def project(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
         """`x` times the transposed matrix that this kernel stands for."""
+
+    def dense(self) -> Float[Array, "*L F D"]:
+        """The matrix that this kernel stands for."""
 
 
 def dot(x: Float[Array, "... D"], kernel: Float[Array, "F D"] | Kernel) -> Float[Array, "... F"]:

@@ -1,10 +1,13 @@
 """The Llama architecture (Touvron et al., arXiv 2302.13971; Llama 3, arXiv 2407.21783) in Linen.
 
+Qwen3's dense models (arXiv 2505.09388) differ by the norms on query and key heads alone.
+
 Parameters follow Hugging Face's names and layout, layers stacked on a leading axis:
 
     embed_tokens/weight                    [V, D]
     layers/input_layernorm/weight          [L, D]
     layers/self_attn/{q,k,v,o}_proj/weight [L, out, in]  (and `bias` where the config has one)
+    layers/self_attn/{q,k}_norm/weight     [L, h]         (Qwen3)
     layers/post_attention_layernorm/weight [L, D]
     layers/mlp/{gate,up,down}_proj/weight  [L, out, in]
     norm/weight                            [D]
@@ -80,8 +83,12 @@ class SelfAttention(nn.Module):
             y = Linear(count * config.head_dim, config.attention_bias, name=name)(x)
             return y.reshape(batch, length, count, config.head_dim)
 
-        query = rope.rotate(heads("q_proj", config.num_attention_heads), *turn)
-        key = rope.rotate(heads("k_proj", config.num_key_value_heads), *turn)
+        query = heads("q_proj", config.num_attention_heads)
+        key = heads("k_proj", config.num_key_value_heads)
+        if config.qk_norm:
+            query = RMSNorm(config.rms_norm_eps, name="q_norm")(query)
+            key = RMSNorm(config.rms_norm_eps, name="k_norm")(key)
+        query, key = rope.rotate(query, *turn), rope.rotate(key, *turn)
         value = heads("v_proj", config.num_key_value_heads)
         mixed, state = attention(query, key, value, state)
         output = Linear(config.hidden_size, config.attention_bias, name="o_proj")
@@ -215,6 +222,37 @@ def vocabulary_logits(
     """`Llama.logits` as a function of the parameters."""
     found: Any = model.apply({"params": params}, hidden, method=Llama.logits)
     return found
+
+
+# What the axes of each parameter are, by its module's name; stacked layers come before them.
+# `befm_jax.parallel` says over which devices each axis is cut.
+_WEIGHT_AXES: dict[str, tuple[str, ...]] = {
+    "embed_tokens": ("vocabulary", "width"),
+    "lm_head": ("vocabulary", "width"),
+    "q_proj": ("heads", "width"),
+    "k_proj": ("key_value_heads", "width"),
+    "v_proj": ("key_value_heads", "width"),
+    "o_proj": ("width", "heads"),
+    "gate_proj": ("feed_forward", "width"),
+    "up_proj": ("feed_forward", "width"),
+    "down_proj": ("width", "feed_forward"),
+    "input_layernorm": ("norm",),
+    "post_attention_layernorm": ("norm",),
+    "q_norm": ("norm",),
+    "k_norm": ("norm",),
+    "norm": ("norm",),
+}
+
+
+def logical_axes(path: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of a parameter's axes: `("layers", "heads", "width")` for a query projection.
+
+    Raises KeyError for a module without an entry: nothing is laid out by default.
+    """
+    axes = _WEIGHT_AXES[path[-2]]
+    if path[-1] == "bias":
+        axes = axes[:1]
+    return ("layers", *axes) if path[0] == "layers" else axes
 
 
 def shapes(config: LlamaConfig) -> Params:

@@ -108,7 +108,7 @@ def init_params(config: LlamaConfig, seed: int, embedding_scale: float) -> model
     for path, leaf in flax.traverse_util.flatten_dict(model.shapes(config)).items():
         if path[-1] == "bias":
             flat[path] = jnp.zeros(leaf.shape)
-        elif path[0] == "norm" or path[-2].endswith("layernorm"):
+        elif path[-2].endswith("norm"):
             flat[path] = jnp.ones(leaf.shape)
         else:
             scale = embedding_scale

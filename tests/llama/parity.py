@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from befm_jax.llama import hf
 from befm_jax.llama.attention import ForestAttention
@@ -23,7 +23,7 @@ LLAMA31_ROPE = {
 }
 
 
-def reference_model(seed: int = 0, **fields: Any) -> LlamaForCausalLM:
+def reference_model(seed: int = 0, model_type: str = "llama", **fields: Any) -> PreTrainedModel:
     """A random float32 transformers model; small, with heads of width 128 unless told."""
     torch.manual_seed(seed)
     settings = {
@@ -41,7 +41,8 @@ def reference_model(seed: int = 0, **fields: Any) -> LlamaForCausalLM:
         "attn_implementation": "eager",
         "initializer_range": 0.05,
     } | fields
-    model = LlamaForCausalLM(LlamaConfig(**settings)).eval()
+    config = AutoConfig.for_model(model_type, **settings)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         # Fresh norms are all ones and fresh biases all zeros: a mix-up would not show.
         for name, parameter in model.named_parameters():
@@ -50,11 +51,11 @@ def reference_model(seed: int = 0, **fields: Any) -> LlamaForCausalLM:
     return model
 
 
-def random_tokens(config: LlamaConfig, batch: int, length: int, seed: int = 0) -> np.ndarray:
+def random_tokens(config: Any, batch: int, length: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, config.vocab_size, (batch, length))
 
 
-def reference_logits(model: LlamaForCausalLM, tokens: np.ndarray) -> np.ndarray:
+def reference_logits(model: PreTrainedModel, tokens: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         return model(torch.tensor(tokens)).logits.float().numpy()
 
@@ -72,7 +73,7 @@ def our_logits(config, params, tokens: np.ndarray, **options: Any) -> np.ndarray
     return np.asarray(logits)
 
 
-def carried_over(model: LlamaForCausalLM, directory: Path):
+def carried_over(model: PreTrainedModel, directory: Path):
     """The same model here: written by transformers, read by `hf.load`."""
     model.save_pretrained(directory)
     return hf.load(directory)

@@ -1,6 +1,11 @@
 """Model directories that are whole, and what is said of those that are not."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import flax.traverse_util
 import jax
@@ -51,16 +56,44 @@ def test_saving_over_an_older_export_leaves_no_stale_shard(sharded):
     np.testing.assert_array_equal(hf.load(sharded)[1]["norm"]["weight"], params["norm"]["weight"])
 
 
-def test_a_failed_save_leaves_the_old_files_as_they_were(sharded, monkeypatch):
+WRITE_WITH_LITTLE_ROOM = """
+import resource, signal, sys
+from small import SMALL, small_model
+from befm_jax.errors import UserError
+from befm_jax.llama import hf
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+_, params = small_model(seed=1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    hf.save(sys.argv[1], SMALL, params, max_shard_bytes=int(sys.argv[2]))
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("shard", [8_000, 10**9])
+def test_a_failed_save_leaves_the_old_files_as_they_were(sharded, shard):
+    """In a process whose files may not grow beyond 10 kB: writing really fails half-way."""
     before = {path.name: path.read_bytes() for path in sharded.iterdir()}
-
-    def disk_full(*_, **__):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(hf, "save_file", disk_full)
-    with pytest.raises(OSError, match="No space"):
-        hf.save(sharded, SMALL, small_model(seed=1)[1])
+    tests = str(Path(__file__).resolve().parents[1])
+    printed = subprocess.run(
+        [sys.executable, "-c", WRITE_WITH_LITTLE_ROOM, str(sharded), str(shard)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([tests, *sys.path])},
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert printed.startswith(f"{sharded}: can't be written (")
+    assert "what was there before is as it was" in printed
     assert {path.name: path.read_bytes() for path in sharded.iterdir()} == before
+
+
+def test_a_model_larger_than_the_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    _, params = small_model()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    room = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
+    with pytest.raises(hf.CheckpointError, match=f"needs {size:,} bytes, 1,000 are free"):
+        hf.save(tmp_path, SMALL, params)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_cast_on_loading(sharded):
@@ -91,7 +124,7 @@ class TestDamage:
         for path in [*sharded.glob("*.safetensors"), sharded / hf.INDEX]:
             path.unlink()
         (sharded / "pytorch_model.bin").write_bytes(b"\x80\x02")
-        self.refused(sharded, FileNotFoundError, "only safetensors")
+        self.refused(sharded, hf.CheckpointError, "pytorch_model.bin", "never read")
 
     def test_a_missing_shard(self, sharded):
         gone = sorted(sharded.glob("*.safetensors"))[1]
@@ -142,14 +175,18 @@ class TestDamage:
     def test_a_wrong_dtype(self, tmp_path):
         wrong = {"model.norm.weight": np.ones(32, np.int32)}
         self.change_tensors(tmp_path, lambda tensors: tensors.update(wrong))
-        self.refused(tmp_path, hf.CheckpointError, "model.norm.weight", "int32")
+        self.refused(tmp_path, hf.CheckpointError, "model.norm.weight", "I32", "BF16")
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
         ("model_type", "gpt2"),
+        ("model_type", "qwen3_moe"),
         ("hidden_act", "gelu"),
+        ("use_sliding_window", True),
+        ("layer_types", ["full_attention", "sliding_attention"]),
+        ("quantization_config", {"quant_method": "fp8"}),
         ("rope_parameters", {"rope_type": "yarn", "factor": 4.0}),
         ("rope_scaling", {"type": "dynamic", "factor": 4.0}),
         ("rope_scaling", {"rope_type": "llama3", "factor": 4.0}),

@@ -1,4 +1,4 @@
-"""The Flax port against transformers' LlamaForCausalLM, whole and module by module.
+"""The Flax port against transformers' Llama and Qwen3, whole and module by module.
 
 At least 1,024 positions and heads of width 128: short prompts and narrow heads hide errors of the
 rotary embedding.
@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity import carried_over, our_logits, random_tokens, reference_logits, reference_model
+from parity import (
+    LLAMA31_ROPE,
+    carried_over,
+    our_logits,
+    random_tokens,
+    reference_logits,
+    reference_model,
+)
 
 from befm_jax.llama import hf, rope
 from befm_jax.llama.attention import ForestAttention
@@ -30,7 +37,20 @@ SHAPES = {
     "head width not width over heads": {"hidden_size": 192},
     "head width equal to width over heads": {"head_dim": 64},
     "biases": {"attention_bias": True, "mlp_bias": True},
-}
+    # Of the shapes of Llama 3.2 1B and 3B, and of 405B's heads: narrow heads, or many to a key.
+    "llama 3.2": {
+        "head_dim": 64, "num_attention_heads": 8, "num_key_value_heads": 2,
+        "tie_word_embeddings": True, "rope_parameters": LLAMA31_ROPE | {"factor": 32.0},
+    },
+    "qwen3": {
+        "model_type": "qwen3", "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+    },
+    "qwen3 with tied embeddings and biases": {
+        "model_type": "qwen3", "tie_word_embeddings": True, "attention_bias": True,
+        "num_attention_heads": 8, "num_key_value_heads": 2,
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -142,14 +162,21 @@ class TestModules:
 
 
 def test_a_model_saved_here_is_the_same_model_there(tmp_path):
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    for fields in ({}, {"tie_word_embeddings": True}, {"attention_bias": True}):
+    for fields in (
+        {},
+        {"tie_word_embeddings": True},
+        {"attention_bias": True},
+        {"model_type": "qwen3"},
+        {"model_type": "qwen3", "tie_word_embeddings": True},
+    ):
         reference = reference_model(**fields)
         config, params = carried_over(reference, tmp_path / "theirs")
         hf.save(tmp_path / "ours", config, params, max_shard_bytes=400_000)
         assert len(list((tmp_path / "ours").glob("model-*.safetensors"))) > 2
-        back = LlamaForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager")
+        back = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager")
+        assert type(back) is type(reference)
         assert back.config.rope_parameters == reference.config.rope_parameters
         tokens = random_tokens(reference.config, 1, 32)
         np.testing.assert_array_equal(

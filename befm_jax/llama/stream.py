@@ -1,0 +1,255 @@
+"""Parameters from files to devices, a chunk at a time.
+
+A chunk is a few layers of one parameter.  While one is put into place on the devices, the next are
+read by several threads, each slice straight into the memory that it is handed over in.  The host
+holds those few chunks and nothing else; on CPU, where nothing is to be converted, the memory that
+was read into becomes the parameter itself.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jaxtyping import Array
+from tqdm import tqdm
+
+from befm_jax.adapters import int8
+from befm_jax.llama import weights
+from befm_jax.llama.weights import Tensor
+
+# (start, stop) along every axis.
+Bounds = tuple[tuple[int, int], ...]
+
+_THREADS = 8
+# Chunks that are being read while one is put into place, and how large a chunk may be.
+_AHEAD = 2
+_CHUNK_BYTES = 64_000_000
+# One thread reads at most so much at a time, so that a large tensor keeps all of them busy.
+_JOB_BYTES = 32_000_000
+# Smaller models are loaded before a progress bar says anything.
+_BAR_BYTES = 200_000_000
+# XLA takes a NumPy array as it is, without a copy, where it is aligned to this.
+_ALIGNMENT = 64
+
+
+class Read(NamedTuple):
+    """A slice of a stored tensor that some device holds; `nbytes` are those of the slice."""
+
+    tensor: Tensor
+    bounds: Bounds
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One leaf of the parameter tree, and how it is to be held.
+
+    `tensors` are the stored tensors that it is made of: one a layer, in order, where `stacked`.
+    All have one dtype.  `dtype` is the one to hold it in; with `quantize` it becomes an
+    `Int8Kernel`.
+    """
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    tensors: Sequence[Tensor]
+    stacked: bool
+    sharding: Sharding
+    dtype: np.dtype[Any]
+    quantize: bool
+
+    @property
+    def stored(self) -> np.dtype[Any]:
+        """The dtype on disk."""
+        return self.tensors[0].numpy_dtype
+
+    def pieces(self, devices: Iterable[Any] | None = None) -> dict[Bounds, list[Any]]:
+        """What devices (default: this process's) hold: a part of the parameter -> who holds it."""
+        wanted = self.sharding.addressable_devices if devices is None else set(devices)
+        found: dict[Bounds, list[Any]] = {}
+        for device, index in self.sharding.devices_indices_map(self.shape).items():
+            if device in wanted:
+                bounds = tuple(
+                    part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True)
+                )
+                found.setdefault(bounds, []).append(device)
+        return found
+
+    def reads(self, bounds: Bounds, rows: range | None = None) -> list[Read]:
+        """The slices that a part of the parameter is made of, one a layer where stacked.
+
+        `rows` are the layers that are wanted; None: all.
+        """
+        if not self.stacked:
+            return [self._read(self.tensors[0], bounds)]
+        layers = range(*bounds[0]) if rows is None else rows
+        return [self._read(self.tensors[layer], bounds[1:]) for layer in layers]
+
+    def _read(self, tensor: Tensor, bounds: Bounds) -> Read:
+        count = math.prod(stop - start for start, stop in bounds)
+        return Read(tensor, bounds, count * self.stored.itemsize)
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether nothing is to be converted."""
+        return self.stored == self.dtype and not self.quantize
+
+    def chunks(self) -> Iterator[range]:
+        """Ranges of the first axis that are read and put into place one after the other.
+
+        A parameter without layers is one chunk, and so is one whose host memory can be kept.
+        """
+        length = self.shape[0]
+        devices: set[Any] = self.sharding.device_set
+        on_host = all(device.platform == "cpu" for device in devices)
+        together = length
+        if self.stacked and not (on_host and self.as_stored):
+            a_layer = sum(self.reads(bounds, range(1))[0].nbytes for bounds in self.pieces())
+            fitting = [n for n in range(1, length + 1) if length % n == 0]
+            together = max(n for n in fitting if n == 1 or n * a_layer <= _CHUNK_BYTES)
+        for start in range(0, length, together):
+            yield range(start, start + together)
+
+
+def load(parameters: Sequence[Parameter], description: str) -> dict[tuple[str, ...], Any]:
+    """Reads parameters and puts them on their devices; shows a progress bar in bytes.
+
+    Raises:
+        CheckpointError: a file ends early, or can't be read.
+    """
+    total = sum(
+        read.nbytes
+        for parameter in parameters
+        for bounds in parameter.pieces()
+        for read in parameter.reads(bounds)
+    )
+    found: dict[tuple[str, ...], Any] = {}
+    bar = tqdm(total=total, unit="B", unit_scale=True, desc=description, disable=total < _BAR_BYTES)
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        waiting: deque[_Chunk] = deque()
+        for parameter in parameters:
+            for rows in parameter.chunks():
+                waiting.append(_Chunk(parameter, rows, pool, bar))
+                if len(waiting) > _AHEAD:
+                    waiting.popleft().put(found)
+        while waiting:
+            waiting.popleft().put(found)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        bar.close()
+    return found
+
+
+class _Chunk:
+    """Rows of a parameter on their way: being read from the moment that this is made."""
+
+    _bar_lock = threading.Lock()
+
+    def __init__(
+        self, parameter: Parameter, rows: range, pool: ThreadPoolExecutor, bar: tqdm[Any]
+    ) -> None:
+        self._parameter, self._rows, self._bar = parameter, rows, bar
+        self._buffers: dict[Bounds, np.ndarray] = {}
+        self._reading: list[Future[None]] = []
+        for bounds in parameter.pieces():
+            shape = [stop - start for start, stop in bounds]
+            buffer = _aligned([len(rows), *shape[1:]], parameter.stored)
+            self._buffers[bounds] = buffer
+            reads = parameter.reads(bounds, rows if parameter.stacked else None)
+            targets = buffer if parameter.stacked else [buffer]
+            for read, target in zip(reads, targets, strict=True):
+                for part, into in _jobs(read, target):
+                    self._reading.append(pool.submit(self._read, part, into))
+
+    def _read(self, read: Read, target: np.ndarray) -> None:
+        weights.read_into(target, read.tensor, [slice(*ends) for ends in read.bounds])
+        with self._bar_lock:
+            self._bar.update(read.nbytes)
+
+    def put(self, found: dict[tuple[str, ...], Any]) -> None:
+        """Waits for the reads, and adds the rows to their parameter in `found`."""
+        for read in self._reading:
+            read.result()
+        parameter = self._parameter
+        shards = [
+            jax.device_put(self._buffers.get(bounds), device)
+            for bounds, devices in parameter.pieces().items()
+            for device in devices
+        ]
+        shape = (len(self._rows), *parameter.shape[1:])
+        chunk = jax.make_array_from_single_device_arrays(shape, parameter.sharding, shards)
+        if parameter.as_stored and len(self._rows) == parameter.shape[0]:
+            found[parameter.path] = chunk
+        else:
+            empty, write = _assembler(
+                parameter.shape, parameter.dtype, parameter.sharding, parameter.quantize
+            )
+            if parameter.path not in found:
+                found[parameter.path] = empty()
+            found[parameter.path] = write(found[parameter.path], chunk, self._rows.start)
+        # Device memory is copied to in the background; the host's is free again only after that.
+        jax.block_until_ready(found[parameter.path])
+
+
+def _aligned(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
+    """An uninitialised array at an address that XLA takes without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    skip = -raw.ctypes.data % _ALIGNMENT
+    return raw[skip : skip + size].view(dtype).reshape(shape)
+
+
+def _jobs(read: Read, target: np.ndarray) -> Iterator[tuple[Read, np.ndarray]]:
+    """A read cut along its first axis into pieces of at most `_JOB_BYTES`, with their targets."""
+    if read.nbytes <= _JOB_BYTES:
+        yield read, target
+        return
+    start, stop = read.bounds[0]
+    a_row = read.nbytes // (stop - start)
+    step = max(1, _JOB_BYTES // a_row)
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        part = Read(read.tensor, ((first, last), *read.bounds[1:]), a_row * (last - first))
+        yield part, target[first - start : last - start]
+
+
+@lru_cache(maxsize=64)
+def _assembler(
+    shape: tuple[int, ...], dtype: np.dtype[Any], sharding: Sharding, quantize: bool
+) -> tuple[Callable[[], Any], Callable[[Any, Array, int], Any]]:
+    """`empty()`, and `write(whole, chunk, row)`, which converts a chunk and puts it in place.
+
+    `whole` is donated: it is written in its own memory.
+    """
+    convert = int8.quantize_matrix if quantize else lambda chunk: chunk.astype(dtype)
+    whole = jax.eval_shape(convert, jax.ShapeDtypeStruct(shape, dtype))
+    # A kernel's further arrays, one number a row each, are cut as the rows are.
+    by_row: Any = sharding
+    if isinstance(sharding, NamedSharding):
+        by_row = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[: len(shape) - 1]))
+    placed = jax.tree.map(lambda leaf: sharding if leaf.shape == shape else by_row, whole)
+
+    def empty() -> Any:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), whole)
+
+    def write(whole: Any, chunk: Array, row: Array) -> Any:
+        def put(into: Array, part: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(into, part, row, axis=0)
+
+        return jax.tree.map(put, whole, convert(chunk))
+
+    return (
+        jax.jit(empty, out_shardings=placed),
+        jax.jit(write, donate_argnums=0, out_shardings=placed),
+    )

@@ -164,7 +164,9 @@ class _Chunk:
         self._reading: list[Future[None]] = []
         for bounds in parameter.pieces():
             shape = [stop - start for start, stop in bounds]
-            buffer = _aligned([len(rows), *shape[1:]], parameter.stored)
+            if parameter.stacked:
+                shape[0] = len(rows)
+            buffer = _aligned(shape, parameter.stored)
             self._buffers[bounds] = buffer
             reads = parameter.reads(bounds, rows if parameter.stacked else None)
             targets = buffer if parameter.stacked else [buffer]
@@ -183,7 +185,7 @@ class _Chunk:
             read.result()
         parameter = self._parameter
         shards = [
-            jax.device_put(self._buffers.get(bounds), device)
+            jax.device_put(self._buffers[bounds], device)
             for bounds, devices in parameter.pieces().items()
             for device in devices
         ]

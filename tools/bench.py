@@ -1,0 +1,75 @@
+"""Measure befm_jax against what its users would pick instead, both in one run.
+
+    python tools/bench.py load [--gigabytes 2.5] [--rounds 5] [--json load.json]
+
+Prints a table.  `--json` writes the command line, the versions, the machine, both sides' figures
+run by run, and `ratio` (median, min, max): how many times better than the peer befm_jax is, so
+that higher is better for befm_jax.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import bench_load
+from bench_report import Bench
+
+PACKAGES = ("befm_jax", "jax", "jaxlib", "flax", "numpy", "transformers", "torch", "safetensors")
+
+
+def main() -> None:
+    """Runs the benchmark that the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    benches = parser.add_subparsers(dest="bench", required=True, metavar="BENCH")
+    for name, module in {"load": bench_load}.items():
+        bench = benches.add_parser(
+            name, description=module.__doc__, formatter_class=argparse.RawTextHelpFormatter
+        )
+        bench.add_argument("--json", type=Path, help="where to write every figure")
+        module.add_arguments(bench)
+        bench.set_defaults(run=module.run)
+    arguments = parser.parse_args()
+    found: Bench = arguments.run(arguments)
+    print(found.table())
+    if arguments.json:
+        arguments.json.write_text(json.dumps(context() | found.as_dict(), indent=1) + "\n")
+        print(f"figures: {arguments.json}")
+    sys.exit(0 if found.holds else 1)
+
+
+def context() -> dict[str, Any]:
+    """The command line, the versions and the machine."""
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in PACKAGES},
+        },
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        },
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+if __name__ == "__main__":
+    main()

@@ -133,7 +133,7 @@ def load(
     compute = jnp.dtype(dtype) if dtype else stored
     if adapter is not None:
         origin["adapter"] = str(adapter)
-        params = lora.attach(params, peft.load(adapter))
+        params = lora.attach(params, peft.load(adapter, config))
     origin["dtype"] = compute.name
     tokenizer = fitting_tokenizer(directory, config)
     return Simulator(Llama(config, dtype=compute), params, tokenizer, origin)

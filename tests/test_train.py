@@ -32,6 +32,7 @@ from befm_jax.data import people as human
 from befm_jax.data.examples import Example, write_chat
 from befm_jax.errors import UserError
 from befm_jax.evals import report
+from befm_jax.llama import config as llama_config
 from befm_jax.llama import hf
 from befm_jax.llama.tokenizer import Tokenizer
 from befm_jax.training.metrics import Log, NonFiniteLossError
@@ -161,7 +162,8 @@ def test_an_interrupted_run_ends_where_an_undisturbed_one_does(run, tmp_path, po
     power_cut(tiny(tmp_path), "tune", 8)
     assert not (tmp_path / "results.json").exists()
     training.train(tiny(tmp_path))
-    whole, resumed = (peft.load(path / "adapter") for path in (run, tmp_path))
+    shape = llama_config.read(run / "base")
+    whole, resumed = (peft.load(path / "adapter", shape) for path in (run, tmp_path))
     for one, other in zip(
         jax.tree.leaves(whole.weights), jax.tree.leaves(resumed.weights), strict=True
     ):
@@ -346,7 +348,7 @@ def test_a_run_remembers_what_it_computed_in(run, tmp_path):
 
 
 def test_an_adapter_of_another_depth_is_refused(run, tmp_path):
-    adapter = peft.load(run / "adapter")
+    adapter = peft.load(run / "adapter", llama_config.read(run / "base"))
     deeper = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), adapter)
     peft.save(tmp_path, deeper, "elsewhere")
     with pytest.raises(UserError, match="the model has"):

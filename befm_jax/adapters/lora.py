@@ -11,7 +11,6 @@ stored in: differentiate with respect to it and the base gets no gradient.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,57 +20,17 @@ from typing import Any
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from befm_jax.errors import UserError
-from befm_jax.llama.config import LINEARS
+from befm_jax.adapters.spec import ALL_LINEAR, AdapterError, LoraSpec, PerLayer
 from befm_jax.llama.linear import dot
 from befm_jax.llama.model import Params
 
-ALL_LINEAR = LINEARS
-
-
-class AdapterError(UserError):
-    """An adapter that can't be used as it is, or not with this model; the message says why."""
-
-
-@dataclass(frozen=True)
-class LoraSpec:
-    """What an adapter is, beside its arrays.
-
-    `alpha` over `rank` (or over its square root with `rslora`: Kalajdzievski, arXiv 2312.03732)
-    scales the update.  `dropout` is the rate at which the input of `A` is dropped in training.
-
-    Dropout is per slot of a forest: observations that share a prefix share its mask too, so it is
-    a coarser noise than in ordinary fine-tuning, where each observation draws its own.  It is off
-    by default.
-    """
-
-    rank: int
-    alpha: float
-    rslora: bool = False
-    dropout: float = 0.0
-    targets: tuple[str, ...] = ALL_LINEAR
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, not {self.rank}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
-        if not self.targets:
-            raise ValueError(f"targets is empty; choose from {', '.join(ALL_LINEAR)}")
-        for target in self.targets:
-            if target not in ALL_LINEAR:
-                near = difflib.get_close_matches(target, ALL_LINEAR, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ValueError(
-                    f"targets: no linear is called {target!r}{hint} ({', '.join(ALL_LINEAR)})"
-                )
-
-    @property
-    def scaling(self) -> float:
-        """The factor on the low-rank update."""
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+__all__ = [
+    "ALL_LINEAR", "Adapter", "AdapterError", "LoraKernel", "LoraSpec",
+    "attach", "init", "init_from", "merge",
+]  # fmt: skip
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["weights"], meta_fields=["spec"])
@@ -79,11 +38,30 @@ class LoraSpec:
 class Adapter:
     """Trained matrices by the path of the linear they belong to, and the spec.
 
-    `weights["layers/self_attn/q_proj"]` is `{"a": [L, R, in], "b": [L, out, R]}`, float32.
+    `weights["layers/self_attn/q_proj"]` is `{"a": [L, R, in], "b": [L, out, R]}`, float32, with
+    R the largest rank that this linear has in any layer.  Where a layer's rank is smaller (0: no
+    adapter there), the last rows of `a` and columns of `b` are zero.  Their gradients are zero
+    then too, so that training with AdamW leaves them so.
     """
 
     weights: dict[str, dict[str, Array]]
     spec: LoraSpec
+
+    def per_layer(self, path: str) -> PerLayer:
+        """Ranks and scalings of one linear.
+
+        Raises:
+            AdapterError: the arrays are not of the rank that the spec says.
+        """
+        a, b = self.weights[path]["a"], self.weights[path]["b"]
+        found = self.spec.per_layer(path, a.shape[0])
+        rank = max(found.ranks)
+        if rank == 0 or (rank, rank) != (a.shape[1], b.shape[2]):
+            raise AdapterError(
+                f"{path}: the arrays are of rank {a.shape[1]} and {b.shape[2]}, the spec says "
+                f"{rank or 'that there is no adapter'}"
+            )
+        return found
 
 
 @partial(
@@ -105,6 +83,28 @@ class LoraKernel:
     scaling: Float[Array, ""]
     dropout_key: Array | None = None
     dropout: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight: `[out, in]`, or `[L, out, in]` with layers stacked."""
+        return tuple(self.base.shape)
+
+    def dense(self) -> Float[Array, "... F D"]:
+        """The matrix that this stands for, with the leading axis `L` or without.
+
+        The sum is taken in float32 and stored in the dtype of the base.
+
+        Raises:
+            AdapterError: the base is not an array but quantised.
+        """
+        if not isinstance(self.base, jax.Array | np.ndarray):
+            raise AdapterError(
+                f"the base is a {type(self.base).__name__}: an adapter is merged into the original "
+                "weights, not into quantised ones; load the model without quantising it"
+            )
+        scaling = self.scaling.reshape((*self.scaling.shape, 1, 1))
+        update = jnp.matmul(self.b, self.a, precision=jax.lax.Precision.HIGHEST) * scaling
+        return (jnp.asarray(self.base, jnp.float32) + update).astype(self.base.dtype)
 
     def project(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
         """`x` times the base, plus the low-rank update; in the dtype of `x`.
@@ -128,24 +128,38 @@ def init(
     alpha: float | None = None,
     rslora: bool = False,
     dropout: float = 0.0,
-    targets: Sequence[str] = ALL_LINEAR,
+    targets: Sequence[str] | str = ALL_LINEAR,
 ) -> Adapter:
-    """A fresh adapter for the chosen linears: `A` uniform in ±1/sqrt(in), `B` zero, as in PEFT.
+    """A fresh adapter of one rank for the chosen linears, named as in `LoraSpec`; see `init_from`.
 
-    With `B` zero the attached model equals the base exactly.  `alpha` defaults to twice the rank.
+    `alpha` defaults to twice the rank.
+    """
+    chosen = targets if isinstance(targets, str) else tuple(targets)
+    alpha = 2.0 * rank if alpha is None else alpha
+    return init_from(key, params, LoraSpec(rank, alpha, rslora, dropout, chosen))
+
+
+def init_from(key: Array, params: Params, spec: LoraSpec) -> Adapter:
+    """A fresh adapter as a spec says: `A` uniform in ±1/sqrt(in), `B` zero, as in PEFT.
+
+    With `B` zero the attached model equals the base exactly.  Of the weights in `params` only
+    the shapes count.
 
     Raises:
-        ValueError: a target that the model has not, or a rank, alpha or dropout out of range.
+        AdapterError: the spec does not fit the model; see `LoraSpec.plan`.
     """
-    spec = LoraSpec(rank, 2.0 * rank if alpha is None else alpha, rslora, dropout, tuple(targets))
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
     weights = {}
-    for path, base in _linears(params, spec.targets).items():
-        *stack, features, width = base.shape
+    for path, (ranks, _) in sorted(spec.plan(params).items()):
+        layers, features, width = flat[f"{path}/weight"].shape
+        rank = max(ranks)
         key, used = jax.random.split(key)
         bound = 1 / math.sqrt(width)
+        drawn = jax.random.uniform(used, (layers, rank, width), jnp.float32, -bound, bound)
+        real = np.arange(rank) < np.array(ranks)[:, None]
         weights[path] = {
-            "a": jax.random.uniform(used, (*stack, rank, width), jnp.float32, -bound, bound),
-            "b": jnp.zeros((*stack, features, rank), jnp.float32),
+            "a": jnp.where(real[:, :, None], drawn, 0),
+            "b": jnp.zeros((layers, features, rank), jnp.float32),
         }
     return Adapter(weights, spec)
 
@@ -157,7 +171,8 @@ def attach(params: Params, adapter: Adapter, dropout_key: Array | None = None) -
     for scoring and sampling.
 
     Raises:
-        AdapterError: the adapter has a linear that is not in `params`, or of another shape.
+        AdapterError: the adapter has a linear that is not in `params`, of another shape, or that
+            has an adapter already.
     """
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     spec = adapter.spec
@@ -166,7 +181,8 @@ def attach(params: Params, adapter: Adapter, dropout_key: Array | None = None) -
         if name not in flat:
             raise AdapterError(f"the adapter has {path}, which the model has not")
         base = flat[name]
-        stack = base.shape[:-2]
+        if isinstance(base, LoraKernel):
+            raise AdapterError(f"{path} has an adapter already; merge that one first")
         found = (*weight["b"].shape[:-1], weight["a"].shape[-1])
         if found != base.shape:
             raise AdapterError(
@@ -176,12 +192,12 @@ def attach(params: Params, adapter: Adapter, dropout_key: Array | None = None) -
         keys = None
         if dropout_key is not None and spec.dropout > 0:
             key = jax.random.fold_in(dropout_key, number)
-            keys = jax.random.split(key, stack) if stack else key
+            keys = jax.random.split(key, base.shape[0])
         flat[name] = LoraKernel(
             base=base,
             a=weight["a"],
             b=weight["b"],
-            scaling=jnp.full(stack, spec.scaling, jnp.float32),
+            scaling=jnp.array(adapter.per_layer(path).scalings, jnp.float32),
             dropout_key=keys,
             dropout=spec.dropout,
         )
@@ -190,31 +206,14 @@ def attach(params: Params, adapter: Adapter, dropout_key: Array | None = None) -
 
 
 def merge(params: Params) -> Params:
-    """Plain arrays again: every `LoraKernel` becomes `base + scaling * b @ a`.
+    """Plain arrays again: every `LoraKernel` becomes its `dense` matrix.
 
-    The sum is taken in float32 and stored in the dtype of the base.
+    Raises:
+        AdapterError: a base is quantised.
     """
 
     def plain(leaf: Any) -> Any:
-        if not isinstance(leaf, LoraKernel):
-            return leaf
-        scaling = leaf.scaling.reshape((*leaf.scaling.shape, 1, 1))
-        update = jnp.matmul(leaf.b, leaf.a, precision=jax.lax.Precision.HIGHEST) * scaling
-        return (leaf.base.astype(jnp.float32) + update).astype(leaf.base.dtype)
+        return leaf.dense() if isinstance(leaf, LoraKernel) else leaf
 
     merged: Params = jax.tree.map(plain, params, is_leaf=lambda leaf: isinstance(leaf, LoraKernel))
     return merged
-
-
-def _linears(params: Params, targets: Sequence[str]) -> dict[str, Any]:
-    """Path -> weight of the linears whose last name is among `targets`."""
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
-    found = {
-        path.removesuffix("/weight"): leaf
-        for path, leaf in sorted(flat.items())
-        if path.endswith("/weight") and path.split("/")[-2] in targets
-    }
-    absent = set(targets) - {path.split("/")[-1] for path in found}
-    if absent:
-        raise ValueError(f"targets match nothing in the model: {', '.join(sorted(absent))}")
-    return found

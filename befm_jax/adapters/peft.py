@@ -1,146 +1,323 @@
 """An adapter's directory in PEFT's file format: `adapter_config.json` and safetensors.
 
-Layers are stored one by one under PEFT's names, so that `peft.PeftModel.from_pretrained` reads
-what is written here, and the reverse, for plain LoRA of one rank on any of the seven linears.
+Layers are stored one by one under PEFT's names, each with its own rank, so that
+`peft.PeftModel.from_pretrained` reads what is written here, and the reverse.  Every field of the
+config and every tensor is accounted for: what would change the model and is not supported is an
+error that names it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from befm_jax import json_files
-from befm_jax.adapters.lora import ALL_LINEAR, Adapter, AdapterError, LoraSpec
+from befm_jax.adapters.lora import Adapter
+from befm_jax.adapters.spec import (
+    ALL_LINEAR,
+    UNSUPPORTED,
+    AdapterError,
+    LoraSpec,
+    PerLayer,
+    module_name,
+)
+from befm_jax.llama import model
+from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.hf import written_aside
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-_PREFIX = "base_model.model.model.layers"
+PICKLE = "adapter_model.bin"
+_PREFIX = "base_model.model."
+_KEY = re.compile(re.escape(_PREFIX) + r"(?P<module>.+)\.lora_[AB]\.weight")
 _PARTS = {"a": "lora_A", "b": "lora_B"}
-# Options of PEFT that would change the result: each must be off.
-_UNSUPPORTED = (
-    "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform",
-    "trainable_token_indices", "target_parameters", "megatron_config", "lora_bias",
-)  # fmt: skip
+_FLOATS = ("F32", "BF16", "F16", "F64")
+# Starts that leave the base as it is.  The others (pissa, olora, corda, loftq, lora_ga) train
+# beside a rewritten base, which the adapter's files do not hold.
+_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+# Fields that say nothing about the function of an adapter on the layers' linears, whatever they
+# hold: bookkeeping, settings of other fields that are refused or off, and of how weights started.
+_HARMLESS = {
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+    "inference_mode", "runtime_config", "fan_in_fan_out", "megatron_core", "qalora_group_size",
+    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "ensure_weight_tying",
+}  # fmt: skip
 
 
 def save(directory: str | Path, adapter: Adapter, base_model: str) -> None:
-    """Writes an adapter; `base_model` is the name or path where PEFT looks for the base."""
+    """Writes an adapter; `base_model` is the name or path where PEFT looks for the base.
+
+    Every layer is written with its own rank, in float32.  Files are written aside and moved into
+    place when both are complete.
+
+    Raises:
+        AdapterError: the arrays are not what the spec says, or the files could not be written.
+    """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    spec = adapter.spec
     tensors = {}
     for path, weight in adapter.weights.items():
-        module = ".".join(path.split("/")[1:])
-        for part, name in _PARTS.items():
-            stacked = np.asarray(weight[part], np.float32)
-            for layer, matrix in enumerate(stacked):
-                key = f"{_PREFIX}.{layer}.{module}.{name}.weight"
-                tensors[key] = np.ascontiguousarray(matrix)
-    fields = {
+        a, b = (np.asarray(weight[part], np.float32) for part in _PARTS)
+        for layer, rank in enumerate(adapter.per_layer(path).ranks):
+            if rank == 0:
+                continue
+            if (a[layer, rank:].any(axis=1) & b[layer, :, rank:].any(axis=0)).any():
+                raise AdapterError(
+                    f"{path}, layer {layer}: the spec says rank {rank}, but the arrays hold more"
+                )
+            for part, matrix in (("a", a[layer, :rank]), ("b", b[layer, :, :rank])):
+                tensors[_key(path, layer, part)] = np.ascontiguousarray(matrix)
+    fields = json.dumps(_fields(adapter.spec, base_model), indent=2)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with written_aside(directory) as aside:
+            save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
+            (aside / CONFIG).write_text(fields, encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(
+            f"{directory}: the adapter could not be written, and what was there is as it was "
+            f"({error})"
+        ) from error
+
+
+def load(directory: str | Path, config: LlamaConfig) -> Adapter:
+    """Reads an adapter directory for a model of this config; the arrays are float32.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        AdapterError: not LoRA, an option that changes the result and is not supported, an adapter
+            of another model, or tensors that are not those that the config implies.
+    """
+    directory = Path(directory)
+    if (directory / PICKLE).is_file() and not (directory / WEIGHTS).is_file():
+        raise AdapterError(
+            f"{directory / PICKLE}: a pickle, which can run any code and is never read; where you "
+            f"trust it, let PEFT write {WEIGHTS} instead: PeftModel.from_pretrained(base, "
+            "directory).save_pretrained(directory)"
+        )
+    for name in (CONFIG, WEIGHTS):
+        if not (directory / name).is_file():
+            raise FileNotFoundError(f"{directory / name}: not there; an adapter directory has one")
+    shapes = model.shapes(config)
+    try:
+        spec = _spec(json_files.read_object(directory / CONFIG, AdapterError))
+        plan = spec.plan(shapes)
+    except AdapterError as error:
+        raise AdapterError(f"{directory / CONFIG}: {error}") from error
+    return Adapter(_read(directory / WEIGHTS, plan, shapes, config.num_hidden_layers), spec)
+
+
+class _Field(NamedTuple):
+    """What a field of the config must be: the test, and the same in words."""
+
+    valid: Callable[[Any], bool]
+    words: str
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list) and all(isinstance(name, str) for name in value)
+    )
+
+
+def _is_layers(value: Any) -> bool:
+    return type(value) is int or (
+        isinstance(value, list) and all(type(layer) is int for layer in value)
+    )
+
+
+def _maps_to(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(valid(one) for one in value.values())
+
+
+_REQUIRED = {
+    "r": _Field(_is_count, "a whole number, 1 or more"),
+    "lora_alpha": _Field(_is_number, "a number"),
+    "target_modules": _Field(_is_names, "a list of names, a pattern, or 'all-linear'"),
+}
+# An optional field may be null, too, which is the same as leaving it out.
+_OPTIONAL = {
+    "lora_dropout": _Field(
+        lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to below 1"
+    ),
+    "use_rslora": _Field(lambda value: isinstance(value, bool), "true or false"),
+    "exclude_modules": _Field(_is_names, "a list of names or a pattern"),
+    "rank_pattern": _Field(_maps_to(_is_count), "an object of patterns and whole numbers from 1"),
+    "alpha_pattern": _Field(_maps_to(_is_number), "an object of patterns and numbers"),
+    "layers_to_transform": _Field(_is_layers, "a layer's number or a list of them"),
+    "layers_pattern": _Field(_is_names, "a name or a list of names"),
+}
+
+
+def _spec(fields: Mapping[str, Any]) -> LoraSpec:
+    """The spec that a config's fields say; AdapterError names the field that can't be honoured."""
+    if fields.get("peft_type") != "LORA":
+        raise AdapterError(f"peft_type is {fields.get('peft_type')!r}; supported: 'LORA'")
+    if fields.get("bias", "none") != "none":
+        raise AdapterError(f"bias is {fields['bias']!r}; supported: 'none'")
+    if fields.get("init_lora_weights", True) not in _INITS:
+        raise AdapterError(
+            f"init_lora_weights is {fields['init_lora_weights']!r}, which trains beside base "
+            "weights that it has changed; let PEFT convert the adapter to plain LoRA "
+            "(save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    known = {*_REQUIRED, *_OPTIONAL, *_HARMLESS, "peft_type", "bias", "init_lora_weights"}
+    for name, value in fields.items():
+        # An empty object turns some of PEFT's variants on, with their defaults.
+        if name not in known and (value or value == {}):
+            raise AdapterError(f"{name} is {value!r}, which is not supported")
+    for name, field in (_REQUIRED | _OPTIONAL).items():
+        value = fields.get(name)
+        if value is None and name in _REQUIRED:
+            raise AdapterError(f"{name} is missing; it must be {field.words}")
+        if value is not None and not field.valid(value):
+            raise AdapterError(f"{name} is {value!r}; it must be {field.words}")
+    layers, before = fields.get("layers_to_transform"), fields.get("layers_pattern") or ()
+    return LoraSpec(
+        rank=fields["r"],
+        alpha=float(fields["lora_alpha"]),
+        rslora=fields.get("use_rslora") or False,
+        dropout=float(fields.get("lora_dropout") or 0.0),
+        targets=_named(fields["target_modules"]),
+        exclude_modules=_named(fields.get("exclude_modules") or ()),
+        rank_pattern=tuple((fields.get("rank_pattern") or {}).items()),
+        alpha_pattern=tuple(
+            (key, float(alpha)) for key, alpha in (fields.get("alpha_pattern") or {}).items()
+        ),
+        # PEFT reads an empty list as no restriction.
+        layers_to_transform=None if layers in (None, []) else tuple(np.atleast_1d(layers).tolist()),
+        layers_pattern=(before,) if isinstance(before, str) else tuple(before),
+    )
+
+
+def _named(names: Any) -> tuple[str, ...] | str:
+    """A pattern as it is; a list in an order of our own, since PEFT writes sets."""
+    if isinstance(names, str):
+        return names
+    known = [name for name in ALL_LINEAR if name in names]
+    return (*known, *sorted(set(names) - set(known)))
+
+
+def _fields(spec: LoraSpec, base_model: str) -> dict[str, Any]:
+    """The `adapter_config.json` that says the same as a spec."""
+
+    def listed(names: tuple[Any, ...] | str | None) -> Any:
+        return list(names) if isinstance(names, tuple) else names
+
+    def number(alpha: float) -> int | float:
+        return int(alpha) if float(alpha).is_integer() else alpha
+
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
         "r": spec.rank,
-        "lora_alpha": spec.alpha,
+        "lora_alpha": number(spec.alpha),
         "lora_dropout": spec.dropout,
         "use_rslora": spec.rslora,
-        "target_modules": list(spec.targets),
+        "target_modules": listed(spec.targets),
+        "exclude_modules": listed(spec.exclude_modules) or None,
+        "rank_pattern": dict(spec.rank_pattern),
+        "alpha_pattern": {key: number(alpha) for key, alpha in spec.alpha_pattern},
+        "layers_to_transform": listed(spec.layers_to_transform),
+        "layers_pattern": listed(spec.layers_pattern) or None,
         "bias": "none",
         "inference_mode": True,
     }
-    with written_aside(directory) as aside:
-        save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
-        (aside / CONFIG).write_text(json.dumps(fields, indent=2), encoding="utf-8")
 
 
-def load(directory: str | Path) -> Adapter:
-    """Reads an adapter directory; ranks and shapes are checked against its config.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        AdapterError: not LoRA, an option that changes the result and is not supported, or tensors
-            that do not match the config.
-    """
-    directory = Path(directory)
-    for name in (CONFIG, WEIGHTS):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory / name}: not there; an adapter directory has one")
-    fields = json_files.read_object(directory / CONFIG, AdapterError)
-    spec = _spec(fields, directory / CONFIG)
-    try:
-        tensors = load_file(directory / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(
-            f"{directory / WEIGHTS}: not a readable safetensors file ({error})"
-        ) from error
-    return Adapter(_stacked(tensors, spec, directory / WEIGHTS), spec)
+def _key(path: str, layer: int, part: str) -> str:
+    return f"{_PREFIX}{module_name(path, layer)}.{_PARTS[part]}.weight"
 
 
-def _spec(fields: Mapping[str, Any], path: Path) -> LoraSpec:
-    if fields.get("peft_type") != "LORA":
-        raise AdapterError(f"{path}: peft_type is {fields.get('peft_type')!r}; supported: 'LORA'")
-    for name in _UNSUPPORTED:
-        if fields.get(name):
-            raise AdapterError(f"{path}: {name} is {fields[name]!r}, which is not supported")
-    if fields.get("bias", "none") != "none":
-        raise AdapterError(f"{path}: bias is {fields['bias']!r}; supported: 'none'")
-    targets = fields.get("target_modules")
-    if targets == "all-linear":
-        targets = list(ALL_LINEAR)
-    if not isinstance(targets, list):
-        raise AdapterError(f"{path}: target_modules is {targets!r}; a list or 'all-linear' is read")
-    # PEFT writes short names or full paths; the last part names the linear.
-    short = {str(target).split(".")[-1] for target in targets}
-    try:
-        return LoraSpec(
-            rank=int(fields["r"]),
-            alpha=float(fields["lora_alpha"]),
-            rslora=bool(fields.get("use_rslora", False)),
-            dropout=float(fields.get("lora_dropout", 0.0)),
-            targets=tuple(name for name in ALL_LINEAR if name in short)
-            + tuple(sorted(short - set(ALL_LINEAR))),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise AdapterError(f"{path}: {error}") from error
-
-
-def _stacked(
-    tensors: dict[str, np.ndarray], spec: LoraSpec, path: Path
+def _read(
+    file: Path, plan: Mapping[str, PerLayer], shapes: model.Params, depth: int
 ) -> dict[str, dict[str, Any]]:
-    """Layers of each linear on a leading axis; every tensor of the file is accounted for."""
-    layers: dict[tuple[str, str], dict[int, np.ndarray]] = {}
-    for key, tensor in tensors.items():
-        parts = key.removeprefix(_PREFIX + ".").split(".")
-        part = next((ours for ours, name in _PARTS.items() if name in parts), None)
-        if not key.startswith(_PREFIX) or part is None or not parts[0].isdigit():
-            raise AdapterError(f"{path}: {key} is not a LoRA matrix of a layer's linear")
-        module = "/".join(["layers", *parts[1:-2]])
-        rank = tensor.shape[0 if part == "a" else 1] if tensor.ndim == 2 else None
-        if rank != spec.rank:
-            raise AdapterError(
-                f"{path}: {key} has shape {list(tensor.shape)}, but {CONFIG} says r = {spec.rank}"
-            )
-        layers.setdefault((module, part), {})[int(parts[0])] = tensor
+    """The tensors of every linear of the plan on a leading axis, padded to its largest rank."""
+    flat = flax.traverse_util.flatten_dict(shapes, sep="/")
+    expected = {}
+    for path, (ranks, _) in plan.items():
+        _, features, width = flat[f"{path}/weight"].shape
+        for layer, rank in enumerate(ranks):
+            if rank:
+                expected[_key(path, layer, "a")] = (rank, width)
+                expected[_key(path, layer, "b")] = (features, rank)
     weights: dict[str, dict[str, Any]] = {}
-    depth = max((max(found) + 1 for found in layers.values()), default=0)
-    for (module, part), found in layers.items():
-        absent = sorted(set(range(depth)) - set(found))
-        if absent:
-            raise AdapterError(f"{path}: {module} {_PARTS[part]} lacks layer {absent[0]}")
-        stacked = np.stack([found[layer] for layer in range(depth)]).astype(np.float32)
-        weights.setdefault(module, {})[part] = jnp.asarray(stacked)
-    lacking = set(spec.targets) - {module.split("/")[-1] for module in weights}
-    if lacking:
-        raise AdapterError(f"{path}: no matrices for {', '.join(sorted(lacking))}")
-    for module, weight in weights.items():
-        if set(weight) != set(_PARTS):
-            raise AdapterError(f"{path}: {module} has only one of {', '.join(_PARTS.values())}")
+    with _open(file) as opened:
+        keys = set(opened.keys())
+        for key in sorted(keys - set(expected)):
+            raise AdapterError(f"{file}: {key}: {_why_not(key, depth)}")
+        for key, shape in sorted(expected.items()):
+            if key not in keys:
+                raise AdapterError(f"{file}: lacks {key}, which {CONFIG} implies")
+            _check(opened.get_slice(key), f"{file}: {key}", shape, "lora_A" in key)
+        for path, (ranks, _) in plan.items():
+            _, features, width = flat[f"{path}/weight"].shape
+            a = np.zeros((depth, max(ranks), width), np.float32)
+            b = np.zeros((depth, features, max(ranks)), np.float32)
+            for layer, rank in enumerate(ranks):
+                if rank:
+                    a[layer, :rank] = opened.get_tensor(_key(path, layer, "a"))
+                    b[layer, :, :rank] = opened.get_tensor(_key(path, layer, "b"))
+            weights[path] = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
     return weights
+
+
+@contextmanager
+def _open(file: Path) -> Iterator[Any]:
+    try:
+        opened = safe_open(file, framework="np")
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{file}: not a readable safetensors file ({error})") from error
+    with opened:
+        yield opened
+
+
+def _check(stored: Any, where: str, shape: tuple[int, int], is_a: bool) -> None:
+    """Shape and dtype of a tensor that is not read yet, against what is due."""
+    found, axis = tuple(stored.get_shape()), 0 if is_a else 1
+    if len(found) == 2 and found[axis] != shape[axis] and found[1 - axis] == shape[1 - axis]:
+        raise AdapterError(
+            f"{where} has rank {found[axis]}; {CONFIG} says {shape[axis]} (r, or the first key of "
+            "rank_pattern that matches)"
+        )
+    if found != shape:
+        raise AdapterError(
+            f"{where} has shape {list(found)}; the model and {CONFIG} imply {list(shape)}"
+        )
+    if stored.get_dtype() not in _FLOATS:
+        raise AdapterError(f"{where} is {stored.get_dtype()}; supported: {', '.join(_FLOATS)}")
+
+
+def _why_not(key: str, depth: int) -> str:
+    """What is wrong with a tensor that the config does not imply."""
+    if "lora_magnitude_vector" in key:
+        return "a magnitude of DoRA, which is not supported (use_dora)"
+    for name in UNSUPPORTED:
+        if name in key.split("."):
+            return f"LoRA on {name}, or a trained {name}, is not supported"
+    found = _KEY.fullmatch(key)
+    if found is None:
+        return f"not a LoRA matrix of a linear, such as {_key('layers/self_attn/q_proj', 0, 'a')}"
+    layer = re.match(r"model\.layers\.(\d+)\.", found["module"])
+    if layer and int(layer[1]) >= depth:
+        return f"layer {layer[1]} is beyond the model: the model has layers 0 to {depth - 1}"
+    return f"{CONFIG} gives {found['module']} no adapter (target_modules, layers_to_transform)"

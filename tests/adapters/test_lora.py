@@ -1,5 +1,6 @@
 """LoRA as a transform: identities, and PEFT's loss curve from the same start."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -8,12 +9,14 @@ import numpy as np
 import peft
 import pytest
 import torch
-from parity import carried_over, our_logits, random_tokens, reference_logits, reference_model
+from parity import carried_over, our_logits, random_tokens, reference_model
 from small import SMALL, random_paths, small_model
 
 from befm_jax.adapters import lora
 from befm_jax.adapters import peft as peft_files
+from befm_jax.adapters.lora import LoraSpec
 from befm_jax.data.pipeline import ForestBatches
+from befm_jax.llama.linear import dot
 from befm_jax.llama.model import Llama
 from befm_jax.training import optimizer as optimizers
 from befm_jax.training import step as steps
@@ -28,11 +31,29 @@ TINY = {
 }
 
 
+# Ranks that differ by layer and by linear, a linear with an adapter in one layer only, one without.
+UNEVEN = LoraSpec(
+    rank=4,
+    alpha=8.0,
+    targets=(
+        "q_proj", "o_proj", "down_proj", "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj",
+        "model.layers.1.self_attn.k_proj",
+    ),
+    rank_pattern=((r"layers\.0\..*q_proj", 2), ("down_proj", 6), (r"1\.mlp\.up_proj", 1)),
+    alpha_pattern=(("o_proj", 3.0), (r"layers\.1\.mlp\..*", 5.0)),
+)  # fmt: skip
+
+
 def random_b(adapter, scale=0.1):
+    """The adapter with random `B`, in the ranks that it really has."""
     noise = np.random.default_rng(5)
-    for weight in adapter.weights.values():
-        weight["b"] = jnp.asarray(scale * noise.standard_normal(weight["b"].shape), jnp.float32)
-    return adapter
+    weights = {}
+    for path, weight in adapter.weights.items():
+        ranks = np.array(adapter.per_layer(path).ranks)
+        real = np.arange(ranks.max()) < ranks[:, None]
+        drawn = scale * noise.standard_normal(weight["b"].shape) * real[:, None]
+        weights[path] = weight | {"b": jnp.asarray(drawn, jnp.float32)}
+    return lora.Adapter(weights, adapter.spec)
 
 
 def test_a_fresh_adapter_changes_nothing():
@@ -44,14 +65,18 @@ def test_a_fresh_adapter_changes_nothing():
     )
 
 
-@pytest.mark.parametrize("rslora", [False, True])
-@pytest.mark.parametrize("targets", [lora.ALL_LINEAR, ("q_proj", "down_proj"), ("v_proj",)])
-def test_merged_equals_attached(rslora, targets):
+@pytest.mark.parametrize(
+    "spec",
+    [
+        LoraSpec(3, 5.0),
+        LoraSpec(3, 5.0, rslora=True, targets=("q_proj", "down_proj")),
+        LoraSpec(3, 5.0, targets=("v_proj",)),
+        UNEVEN,
+    ],
+)
+def test_merged_equals_attached(spec):
     model, params = small_model()
-    adapter = random_b(
-        lora.init(jax.random.key(0), params, rank=3, alpha=5, rslora=rslora, targets=targets)
-    )
-    attached = lora.attach(params, adapter)
+    attached = lora.attach(params, random_b(lora.init_from(jax.random.key(0), params, spec)))
     merged = lora.merge(attached)
     assert jax.tree.structure(merged) == jax.tree.structure(params)
     tokens = random_tokens(SMALL, 2, 20)
@@ -62,9 +87,95 @@ def test_merged_equals_attached(rslora, targets):
     assert np.abs(with_adapter - plain).max() > 0.05
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dense_is_the_sum_in_float32_for_all_layers_and_for_one(dtype):
+    _, params = small_model()
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    adapter = random_b(lora.init(jax.random.key(0), params, rank=3, alpha=5))
+    kernel = lora.attach(params, adapter)["layers"]["mlp"]["up_proj"]["weight"]
+    base, a, b = (np.asarray(part, np.float64) for part in (kernel.base, kernel.a, kernel.b))
+    expected = base + 5 / 3 * np.einsum("lfr,lrd->lfd", b, a)
+    tolerance = 1e-6 if dtype == jnp.float32 else 2**-8 * np.abs(expected).max()
+    found = kernel.dense()
+    assert found.dtype == dtype
+    assert kernel.shape == found.shape == expected.shape
+    np.testing.assert_allclose(np.asarray(found, np.float64), expected, atol=tolerance)
+    one = jax.tree.map(lambda leaf: leaf[1], kernel)
+    assert one.shape == one.dense().shape == expected.shape[1:]
+    np.testing.assert_array_equal(one.dense(), found[1])
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["values", "scale"], meta_fields=[])
+@dataclass
+class Packed:
+    """A weight that is not an array: small integers and a scale for each output."""
+
+    values: jax.Array
+    scale: jax.Array
+
+    @property
+    def shape(self):
+        return self.values.shape
+
+    def project(self, x):
+        y = dot(x, self.values.astype(x.dtype))
+        return y * self.scale.reshape((1,) * (x.ndim - 1) + (-1,)).astype(x.dtype)
+
+
+def packed_weights(params):
+    """The parameters with every linear of the layers in `Packed`."""
+
+    def change(leaf):
+        if leaf.ndim != 3:
+            return leaf
+        scale = jnp.abs(leaf).max(axis=-1) / 7
+        return Packed(jnp.round(leaf / scale[..., None]).astype(jnp.int8), scale)
+
+    return params | {"layers": jax.tree.map(change, params["layers"])}
+
+
+def test_an_adapter_goes_on_a_base_that_is_no_array_but_is_not_merged_into_it():
+    model, params = small_model()
+    packed = packed_weights(params)
+    tokens = random_tokens(SMALL, 2, 20)
+    adapter = lora.init(jax.random.key(0), packed, rank=3)
+    for path, weight in lora.init(jax.random.key(0), params, rank=3).weights.items():
+        np.testing.assert_array_equal(adapter.weights[path]["a"], weight["a"])
+    base = our_logits(model.config, packed, tokens)
+    fresh = our_logits(model.config, lora.attach(packed, adapter), tokens)
+    np.testing.assert_allclose(fresh, base, atol=1e-5)
+    attached = lora.attach(packed, random_b(adapter))
+    assert np.abs(our_logits(model.config, attached, tokens) - base).max() > 0.05
+    with pytest.raises(lora.AdapterError, match=r"Packed.*original weights"):
+        lora.merge(attached)
+
+
+def test_a_second_adapter_on_the_same_weights_is_refused():
+    _, params = small_model()
+    adapter = lora.init(jax.random.key(0), params, rank=2)
+    with pytest.raises(lora.AdapterError, match="merge that one first"):
+        lora.attach(lora.attach(params, adapter), adapter)
+
+
 def test_scaling_is_alpha_over_rank_or_its_root():
-    assert lora.LoraSpec(16, 32.0).scaling == 2.0
-    assert lora.LoraSpec(16, 32.0, rslora=True).scaling == 8.0
+    path = "layers/self_attn/q_proj"
+    assert LoraSpec(16, 32.0).per_layer(path, 2) == ((16, 16), (2.0, 2.0))
+    assert LoraSpec(16, 32.0, rslora=True).per_layer(path, 2).scalings == (8.0, 8.0)
+
+
+def test_ranks_that_differ_by_layer_are_padded_with_zeros():
+    _, params = small_model()
+    adapter = lora.init_from(jax.random.key(0), params, UNEVEN)
+    ranks = {path.split("/")[-1]: adapter.per_layer(path).ranks for path in adapter.weights}
+    assert ranks == {
+        "q_proj": (2, 4), "o_proj": (4, 4), "down_proj": (6, 6), "up_proj": (4, 1),
+        "k_proj": (0, 4),
+    }  # fmt: skip
+    for path, weight in adapter.weights.items():
+        for layer, rank in enumerate(adapter.per_layer(path).ranks):
+            rows = np.asarray(weight["a"][layer])
+            assert (rows[:rank] != 0).all()
+            assert not rows[rank:].any()
 
 
 def test_a_starts_uniform_within_one_over_root_of_the_inputs_and_b_at_zero():
@@ -95,6 +206,11 @@ def test_gradient_has_the_adapters_tree_and_the_base_gets_none():
         ({"dropout": 1.0}, "dropout"),
         ({"targets": ()}, "targets"),
         ({"targets": ("q_prj",)}, "did you mean q_proj"),
+        ({"targets": ("q_proj", "lm_head")}, "LoRA on lm_head is not supported"),
+        ({"targets": ("embed_tokens",)}, "LoRA on embed_tokens is not supported"),
+        ({"targets": ("input_layernorm",)}, "input_layernorm: no linear"),
+        ({"targets": r".*\.q_prj"}, "q_prj' matches no linear"),
+        ({"targets": "(q_proj"}, "not a regular expression"),
     ],
 )
 def test_bad_options_are_named(options, message):
@@ -111,54 +227,12 @@ def test_an_adapter_of_another_model_is_refused():
         lora.attach(other, adapter)
 
 
-def in_peft(reference, directory):
-    return peft.PeftModel.from_pretrained(reference, directory, is_trainable=True)
-
-
-def test_peft_loads_our_adapter_to_the_same_logits_and_back(tmp_path):
-    reference = reference_model(**TINY)
-    config, params = carried_over(reference, tmp_path / "model")
-    adapter = random_b(lora.init(jax.random.key(1), params, rank=4, alpha=12, rslora=True))
-    peft_files.save(tmp_path / "adapter", adapter, "base")
-    tokens = random_tokens(config, 2, 50)
-    ours = our_logits(config, lora.attach(params, adapter), tokens)
-    theirs = in_peft(reference, tmp_path / "adapter")
-    np.testing.assert_allclose(ours, reference_logits(theirs, tokens), atol=2e-5)
-    theirs.save_pretrained(tmp_path / "back")
-    back = peft_files.load(tmp_path / "back")
-    assert back.spec == adapter.spec
-    for path, weight in adapter.weights.items():
-        for part in ("a", "b"):
-            np.testing.assert_array_equal(back.weights[path][part], weight[part])
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("use_dora", True, "use_dora"),
-        ("modules_to_save", ["lm_head"], "modules_to_save"),
-        ("peft_type", "IA3", "peft_type"),
-        ("bias", "all", "bias"),
-        ("r", 5, "r = 5"),
-        ("target_modules", ["q_proj", "lm_head"], "lm_head"),
-    ],
-)
-def test_what_an_adapter_file_can_not_be_is_named(tmp_path, field, value, message):
-    import json
-
-    _, params = small_model()
-    peft_files.save(tmp_path, lora.init(jax.random.key(0), params, rank=2), "base")
-    path = tmp_path / peft_files.CONFIG
-    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
-    with pytest.raises(peft_files.AdapterError, match=message):
-        peft_files.load(tmp_path)
-
-
-def test_twenty_steps_follow_pefts_loss_curve(tmp_path):
+@pytest.mark.parametrize("spec", [LoraSpec(4, 8.0), UNEVEN])
+def test_twenty_steps_follow_pefts_loss_curve_and_padding_stays_zero(tmp_path, spec):
     """Same adapter, data, AdamW and clipping; PEFT on padded sequences, ours on forests."""
     reference = reference_model(**TINY)
     config, params = carried_over(reference, tmp_path / "model")
-    adapter = lora.init(jax.random.key(1), params, rank=4, alpha=8)
+    adapter = lora.init_from(jax.random.key(1), params, spec)
     peft_files.save(tmp_path / "adapter", adapter, "base")
     paths = random_paths(6)
     rate, steps_in_all = 5e-3, 20
@@ -171,7 +245,7 @@ def test_twenty_steps_follow_pefts_loss_curve(tmp_path):
         sequence = torch.tensor(path.prompt + path.answer)
         tokens[row, : len(sequence)] = sequence
         labels[row, len(path.prompt) : len(sequence)] = sequence[len(path.prompt) :]
-    theirs = in_peft(reference, tmp_path / "adapter")
+    theirs = peft.PeftModel.from_pretrained(reference, tmp_path / "adapter", is_trainable=True)
     trained = [parameter for parameter in theirs.parameters() if parameter.requires_grad]
     adamw = torch.optim.AdamW(trained, lr=rate, weight_decay=0.01)
     expected = []
@@ -193,3 +267,7 @@ def test_twenty_steps_follow_pefts_loss_curve(tmp_path):
         found.append(float(metrics.loss))
     assert found[-1] < 0.85 * found[0]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+    for path, weight in state.trained.weights.items():
+        for layer, rank in enumerate(state.trained.per_layer(path).ranks):
+            assert not np.asarray(weight["a"][layer, rank:]).any(), path
+            assert not np.asarray(weight["b"][layer, :, rank:]).any(), path

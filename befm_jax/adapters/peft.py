@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from befm_jax import json_files
+from befm_jax import aside, json_files
 from befm_jax.adapters.lora import Adapter
 from befm_jax.adapters.spec import (
     ALL_LINEAR,
@@ -34,7 +34,6 @@ from befm_jax.adapters.spec import (
 )
 from befm_jax.llama import model
 from befm_jax.llama.config import LlamaConfig
-from befm_jax.llama.hf import written_aside
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -62,7 +61,8 @@ def save(directory: str | Path, adapter: Adapter, base_model: str) -> None:
     place when both are complete.
 
     Raises:
-        AdapterError: the arrays are not what the spec says, or the files could not be written.
+        AdapterError: the arrays are not what the spec says.
+        NotWrittenError: the files can't be written; what was there is untouched.
     """
     directory = Path(directory)
     tensors = {}
@@ -78,16 +78,9 @@ def save(directory: str | Path, adapter: Adapter, base_model: str) -> None:
             for part, matrix in (("a", a[layer, :rank]), ("b", b[layer, :, :rank])):
                 tensors[_key(path, layer, part)] = np.ascontiguousarray(matrix)
     fields = json.dumps(_fields(adapter.spec, base_model), indent=2)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with written_aside(directory) as aside:
-            save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
-            (aside / CONFIG).write_text(fields, encoding="utf-8")
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(
-            f"{directory}: the adapter could not be written, and what was there is as it was "
-            f"({error})"
-        ) from error
+    with aside.written(directory) as folder:
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / CONFIG).write_text(fields, encoding="utf-8")
 
 
 def load(directory: str | Path, config: LlamaConfig) -> Adapter:

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +20,9 @@ import flax.traverse_util
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from befm_jax import hub, parallel
+from befm_jax import aside, hub, parallel
 from befm_jax.adapters import int8
 from befm_jax.llama import config as llama_config
 from befm_jax.llama import model, stream, weights
@@ -191,7 +187,7 @@ def save(
     complete; other files in the directory stay.
 
     Raises:
-        CheckpointError: there is no room, or a file can't be written; what was there is untouched.
+        NotWrittenError: there is no room, or a file can't be written; what was there is untouched.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -215,22 +211,24 @@ def save(
         total += width
     free = shutil.disk_usage(directory).free
     if free < total:
-        raise CheckpointError(f"{directory}: the model needs {total:,} bytes, {free:,} are free")
-    with written_aside(directory) as aside:
+        raise aside.NotWrittenError(
+            f"{directory}: the model needs {total:,} bytes, {free:,} are free"
+        )
+    with aside.written(directory) as folder:
         weight_map = {}
         for number, shard in enumerate(shards, start=1):
             single = len(shards) == 1
             file = SINGLE if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             arrays = {one.name: _dense(flat[one.path], one.layer) for one in shard}
-            save_file(arrays, aside / file, metadata={"format": "pt"})
+            save_file(arrays, folder / file, metadata={"format": "pt"})
             weight_map.update(dict.fromkeys(arrays, file))
         if len(shards) > 1:
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            (aside / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+            (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
         dtype = next(iter(written_as.values())).dtype.name
         fields = llama_config.to_hugging_face(config, dtype)
-        (aside / "config.json").write_text(json.dumps(fields, indent=2), encoding="utf-8")
-        written = {path.name for path in aside.iterdir()}
+        (folder / "config.json").write_text(json.dumps(fields, indent=2), encoding="utf-8")
+        written = {path.name for path in folder.iterdir()}
     # A reader that finds an older file under another layout's name would take that one.
     for old in [*directory.glob("model*.safetensors"), directory / INDEX]:
         if old.name not in written:
@@ -275,30 +273,6 @@ def fingerprint(directory: str | Path) -> str:
             file.seek(max(0, size - 1_000_000))
             digest.update(file.read())
     return digest.hexdigest()
-
-
-@contextmanager
-def written_aside(directory: Path) -> Iterator[Path]:
-    """A folder to write in; its files move into `directory` when the block ends without error.
-
-    The `config.json` moves last: where it is, the rest is whole.
-
-    Raises:
-        CheckpointError: a file can't be written (the disk is full, say); what was there before is
-            as it was.
-    """
-    aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=directory))
-    try:
-        yield aside
-        for path in sorted(aside.iterdir(), key=lambda path: path.name.endswith("config.json")):
-            os.replace(path, directory / path.name)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(
-            f"{directory}: can't be written ({reason}); what was there before is as it was"
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _names(path: tuple[str, ...], config: LlamaConfig) -> list[str]:

@@ -28,6 +28,7 @@ from befm_jax.adapters import lora
 from befm_jax.adapters import peft as peft_files
 from befm_jax.adapters.lora import AdapterError, LoraSpec
 from befm_jax.adapters.spec import module_name
+from befm_jax.aside import NotWrittenError
 from befm_jax.llama.model import shapes
 
 LAYERS = 4
@@ -494,7 +495,7 @@ def test_a_write_that_fails_is_said_and_leaves_the_old_files(written, rank, base
         text=True,
         check=True,
     )
-    assert f"{written}: the adapter could not be written" in done.stdout
+    assert f"{written}: can't be written" in done.stdout
     assert "File too large" in done.stdout
     assert {path.name: path.read_bytes() for path in written.iterdir()} == before
 
@@ -502,5 +503,5 @@ def test_a_write_that_fails_is_said_and_leaves_the_old_files(written, rank, base
 def test_a_place_that_can_not_be_written_to_is_named(tmp_path):
     _, params = small_model()
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(AdapterError, match="file: the adapter could not be written"):
+    with pytest.raises(NotWrittenError, match="file: can't be written"):
         peft_files.save(tmp_path / "file", lora.init(jax.random.key(0), params, rank=2), "base")

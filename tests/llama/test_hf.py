@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from small import SMALL, small_model
 
+from befm_jax import aside
 from befm_jax.llama import config as llama_config
 from befm_jax.llama import hf
 from befm_jax.llama.config import UnsupportedModelError
@@ -91,7 +92,7 @@ def test_a_model_larger_than_the_disk_is_refused_before_anything_is_written(tmp_
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     room = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
-    with pytest.raises(hf.CheckpointError, match=f"needs {size:,} bytes, 1,000 are free"):
+    with pytest.raises(aside.NotWrittenError, match=f"needs {size:,} bytes, 1,000 are free"):
         hf.save(tmp_path, SMALL, params)
     assert list(tmp_path.iterdir()) == []
 

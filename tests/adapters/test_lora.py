@@ -1,6 +1,5 @@
 """LoRA as a transform: identities, and PEFT's loss curve from the same start."""
 
-from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -12,11 +11,10 @@ import torch
 from parity import carried_over, our_logits, random_tokens, reference_model
 from small import SMALL, random_paths, small_model
 
-from befm_jax.adapters import lora
+from befm_jax.adapters import int8, lora
 from befm_jax.adapters import peft as peft_files
 from befm_jax.adapters.lora import LoraSpec
 from befm_jax.data.pipeline import ForestBatches
-from befm_jax.llama.linear import dot
 from befm_jax.llama.model import Llama
 from befm_jax.training import optimizer as optimizers
 from befm_jax.training import step as steps
@@ -105,38 +103,9 @@ def test_dense_is_the_sum_in_float32_for_all_layers_and_for_one(dtype):
     np.testing.assert_array_equal(one.dense(), found[1])
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["values", "scale"], meta_fields=[])
-@dataclass
-class Packed:
-    """A weight that is not an array: small integers and a scale for each output."""
-
-    values: jax.Array
-    scale: jax.Array
-
-    @property
-    def shape(self):
-        return self.values.shape
-
-    def project(self, x):
-        y = dot(x, self.values.astype(x.dtype))
-        return y * self.scale.reshape((1,) * (x.ndim - 1) + (-1,)).astype(x.dtype)
-
-
-def packed_weights(params):
-    """The parameters with every linear of the layers in `Packed`."""
-
-    def change(leaf):
-        if leaf.ndim != 3:
-            return leaf
-        scale = jnp.abs(leaf).max(axis=-1) / 7
-        return Packed(jnp.round(leaf / scale[..., None]).astype(jnp.int8), scale)
-
-    return params | {"layers": jax.tree.map(change, params["layers"])}
-
-
-def test_an_adapter_goes_on_a_base_that_is_no_array_but_is_not_merged_into_it():
+def test_an_adapter_goes_on_a_rounded_base_but_is_not_merged_into_it():
     model, params = small_model()
-    packed = packed_weights(params)
+    packed = int8.quantize(params)
     tokens = random_tokens(SMALL, 2, 20)
     adapter = lora.init(jax.random.key(0), packed, rank=3)
     for path, weight in lora.init(jax.random.key(0), params, rank=3).weights.items():
@@ -146,7 +115,7 @@ def test_an_adapter_goes_on_a_base_that_is_no_array_but_is_not_merged_into_it():
     np.testing.assert_allclose(fresh, base, atol=1e-5)
     attached = lora.attach(packed, random_b(adapter))
     assert np.abs(our_logits(model.config, attached, tokens) - base).max() > 0.05
-    with pytest.raises(lora.AdapterError, match=r"Packed.*original weights"):
+    with pytest.raises(lora.AdapterError, match=r"Int8Kernel.*original weights"):
         lora.merge(attached)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -45,6 +46,9 @@ def define_model_flags() -> None:
     """Which model answers, and how it samples: for every entry point that asks one."""
     flags.DEFINE_string("model", None, "a training run's directory, or a Hugging Face directory")
     flags.DEFINE_string("adapter", None, "a LoRA adapter's directory (PEFT's format) for --model")
+    flags.DEFINE_bool(
+        "force_template", False, "take an adapter that was trained with another chat template"
+    )
     flags.DEFINE_enum(
         "dtype", None, DTYPES, "what to compute in (default: as the run did, or as stored)"
     )
@@ -64,6 +68,18 @@ def note_unused_flags(names: Iterable[str], why: str) -> None:
     for name in names:
         if flags.FLAGS[name].present:
             print(f"note: --{name} does nothing {why}", file=sys.stderr)
+
+
+def note_ignored_settings(origin: Mapping[str, Any]) -> None:
+    """Says on standard error which sampling settings of a model's own are not followed."""
+    ignored = origin.get("ignored_generation_config")
+    if ignored:
+        settings = ", ".join(f"{name} {value}" for name, value in ignored.items())
+        print(
+            f"note: the model's generation_config.json is followed in where answers stop, and "
+            f"ignored in: {settings}",
+            file=sys.stderr,
+        )
 
 
 def keep_compiled_programs() -> None:

@@ -127,7 +127,9 @@ def main() -> None:
     if (FLAGS.model is None) == (FLAGS.answers is None):
         raise UserError("give either --model or --answers: what is to be held against people")
     if FLAGS.answers is not None:
-        cli.note_unused_flags(("adapter", "dtype", "sampled", *cli.SAMPLING), "with --answers")
+        cli.note_unused_flags(
+            ("adapter", "force_template", "dtype", "sampled", *cli.SAMPLING), "with --answers"
+        )
     elif not FLAGS.sampled:
         cli.note_unused_flags(cli.SAMPLING, "without --sampled: the model is read exactly")
     task_names = [name.strip() for name in FLAGS.tasks.split(",") if name.strip()]
@@ -158,6 +160,7 @@ def main() -> None:
         print(f"warning: {warning}", file=sys.stderr)
     if simulator is not None:
         played = [game for game in chosen if people.n(game.id)]
+        origin = simulator.described(played)
         if FLAGS.sampled:
             sampling = simulate.sampling_from_flags()
             found = simulate.simulate_all(

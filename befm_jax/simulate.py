@@ -37,7 +37,9 @@ FLAGS = flags.FLAGS
 def simulator_from_flags() -> Simulator:
     """Loads what `--model`, `--adapter` and `--dtype` name."""
     cli.keep_compiled_programs()
-    return load(FLAGS.model, FLAGS.adapter, FLAGS.dtype)
+    simulator = load(FLAGS.model, FLAGS.adapter, FLAGS.dtype, force_template=FLAGS.force_template)
+    cli.note_ignored_settings(simulator.origin)
+    return simulator
 
 
 def sampling_from_flags() -> Sampling:
@@ -70,8 +72,8 @@ def how_sampled(participants: int, seed: int, sampling: Sampling) -> dict[str, A
     return {"mode": "sampled", "participants": participants, "seed": seed, **sampling.as_dict()}
 
 
-def _write_beside(out: Path, how: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
-    made = {"model": origin, "answers": how, "device": device_in_words()}
+def _write_beside(out: Path, how: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    made = {"model": model, "answers": how, "device": device_in_words()}
     json_files.write_object(out.with_name(out.name + ".json"), made)
 
 
@@ -84,18 +86,22 @@ def main() -> None:
     if out.is_dir():
         raise UserError(f"--out {out}: is a directory; name a file")
     simulator = simulator_from_flags()
+    model = simulator.described(chosen)
     since = time.perf_counter()
     if FLAGS.exact:
         exact = exact_all(simulator, chosen)
         answer_files.write_distribution(out, exact)
-        _write_beside(out, {"mode": "exact"}, simulator.origin)
+        _write_beside(out, {"mode": "exact"}, model)
         for name, answers in exact.items():
-            print(f"{name:24} outside the answer set: {answers.outside:.3%}")
+            print(
+                f"{name:24} outside the answer set: {answers.outside:.3%}; stops after an answer: "
+                f"{answers.ends_after_answer:.3%}"
+            )
     else:
         found = simulate_all(simulator, chosen, FLAGS.participants, FLAGS.seed, sampling)
         answer_files.write_choices(out, {name: one.choices for name, one in found.items()})
         how = how_sampled(FLAGS.participants, FLAGS.seed, sampling)
-        _write_beside(out, how, simulator.origin)
+        _write_beside(out, how, model)
         for name, one in found.items():
             answers = one.answers
             print(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from befm_jax import json_files
-from befm_jax.adapters import lora, peft
+from befm_jax.adapters import chat_template, lora, peft
 from befm_jax.data import games
 from befm_jax.data.games import Game
 from befm_jax.errors import UserError
 from befm_jax.evals.answers import Answers
 from befm_jax.inference import sample, score
 from befm_jax.inference.sample import Sampling
-from befm_jax.llama import hf
+from befm_jax.llama import generation_config, hf
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Llama, Params
 from befm_jax.llama.tokenizer import Tokenizer
@@ -63,7 +63,13 @@ class Simulator:
         prompt = self.tokenizer.prompt(*game.prompt())
         written = [self.tokenizer.answer(game.answers.format(int(value))) for value in game.values]
         found = score.answers(self.model, self.params, [(prompt, written)])[0]
-        return Answers(found.probabilities, exact=True, outside=found.outside, total=None)
+        return Answers(
+            found.probabilities,
+            exact=True,
+            outside=found.outside,
+            total=None,
+            ends_after_answer=found.ends_after_answer,
+        )
 
     def simulate(
         self, game: str | Game, n: int, seed: int = 0, sampling: Sampling | None = None
@@ -84,30 +90,57 @@ class Simulator:
             seed=int.from_bytes(named[:4], "big"),
             sampling=sampling,
         )
-        texts = [
-            self.tokenizer.decode(row[:length].tolist())
+        rows = [
+            tuple(row[:length].tolist())
             for row, length in zip(draws.tokens, draws.lengths, strict=True)
         ]
+        texts = [self.tokenizer.decode(row) for row in rows]
         parsed = [game.answers.parse(text) for text in texts]
         choices = [one.value for one in parsed]
         values, numbers = np.unique([c for c in choices if c is not None], return_counts=True)
         counts = np.zeros(len(game.values), np.int64)
         counts[np.searchsorted(game.values, values)] = numbers
+        # Of those who began with an answer as the game writes it, who left it at that?
+        stems = {self.tokenizer.answer(game.answers.format(int(v)))[:-1] for v in game.values}
+        lengths = {len(stem) for stem in stems}
+        left_at_that = [
+            bool(stopped) and row in stems
+            for row, stopped in zip(rows, draws.stopped, strict=True)
+            if any(row[:length] in stems for length in lengths)
+        ]
         answers = Answers.from_counts(
             counts,
             unparsed=sum(one.reason == "no answer" for one in parsed),
             out_of_set=sum(one.reason == "outside the answer set" for one in parsed),
+            ends_after_answer=float(np.mean(left_at_that)) if left_at_that else None,
         )
         return Simulation(game.id, choices, texts, answers)
 
+    def described(self, asked: Sequence[Game]) -> dict[str, Any]:
+        """`origin`, and the first of these games' prompts as the model reads it.
+
+        `first_prompt` has the `game`, the token `ids`, and their `text`: decoded from the ids,
+        special tokens written out.
+        """
+        if not asked:
+            return self.origin
+        ids = list(self.tokenizer.prompt(*asked[0].prompt()))
+        text = self.tokenizer.decode(ids, special=True)
+        return self.origin | {"first_prompt": {"game": asked[0].id, "ids": ids, "text": text}}
+
 
 def load(
-    model: str | Path, adapter: str | Path | None = None, dtype: str | None = None
+    model: str | Path,
+    adapter: str | Path | None = None,
+    dtype: str | None = None,
+    force_template: bool = False,
 ) -> Simulator:
     """Loads a training run's directory or a Hugging Face directory, optionally with an adapter.
 
     `dtype` ("float32" or "bfloat16") is what the layers compute in; by default what a run was
-    trained in, and for other directories what the weights are stored in.
+    trained in, and for other directories what the weights are stored in.  An adapter that was
+    trained with another chat template than the model's tokenizer has is taken only with
+    `force_template`.
 
     Raises:
         FileNotFoundError: a directory or a file in it is missing.
@@ -136,21 +169,35 @@ def load(
         params = lora.attach(params, peft.load(adapter, config))
     origin["dtype"] = compute.name
     tokenizer = fitting_tokenizer(directory, config)
+    origin |= said_of_text(directory, tokenizer)
+    if adapter is not None:
+        origin["chat_template"]["adapter"] = chat_template.check(
+            adapter, tokenizer.template_hash, force_template
+        )
     return Simulator(Llama(config, dtype=compute), params, tokenizer, origin)
 
 
 def fitting_tokenizer(directory: Path, config: LlamaConfig) -> Tokenizer:
-    """The tokenizer of a model's directory.
+    """The tokenizer of a model's directory; all ids that its configs end a text with stop.
 
     Raises UserError where it has more tokens than the model: their embeddings don't exist.
     """
-    tokenizer = Tokenizer.load(directory, config.eos_token_id)
+    stop_ids = (*config.eos_token_id, *generation_config.read(directory).stop_ids)
+    tokenizer = Tokenizer.load(directory, stop_ids)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
             f"{config.vocab_size} (vocab_size in config.json)"
         )
     return tokenizer
+
+
+def said_of_text(directory: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What `origin` says of a model's chat template, and of sampling settings that it ignores."""
+    ignored = generation_config.read(directory).ignored
+    return {"chat_template": {"sha256": tokenizer.template_hash}} | (
+        {"ignored_generation_config": dict(ignored)} if ignored else {}
+    )
 
 
 def write_run(

@@ -23,7 +23,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from befm_jax import cli, config, json_files, simulate
-from befm_jax.adapters import lora, peft
+from befm_jax.adapters import chat_template, lora, peft
 from befm_jax.config import Config, ConfigError
 from befm_jax.data import examples as example_files
 from befm_jax.data import games
@@ -35,7 +35,7 @@ from befm_jax.data.pipeline import ForestBatches, encode
 from befm_jax.evals import report
 from befm_jax.evaluate import evaluation, provenance
 from befm_jax.inference.sample import Sampling
-from befm_jax.llama import hf, scratch
+from befm_jax.llama import generation_config, hf, scratch
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Llama
 from befm_jax.llama.tokenizer import Tokenizer
@@ -44,6 +44,7 @@ from befm_jax.simulator import (
     Simulator,
     device_in_words,
     fitting_tokenizer,
+    said_of_text,
     write_run,
 )
 from befm_jax.training import optimizer as optimizers
@@ -181,6 +182,8 @@ def base_model(settings: Config, chosen: list[Game], workdir: Path) -> Simulator
     tokenizer = fitting_tokenizer(directory, shape)
     model = Llama(shape, dtype=dtype, remat=settings.model.remat)
     origin = {"path": settings.model.path or "made from nothing", "dtype": settings.model.dtype}
+    origin |= said_of_text(directory, tokenizer)
+    cli.note_ignored_settings(origin)
     return Simulator(model, params, tokenizer, origin)
 
 
@@ -259,6 +262,7 @@ def tune(
         made_here = not settings.model.path
         directory = base_directory(settings).resolve()
         peft.save(workdir / ADAPTER, adapter, str(directory))
+        chat_template.save(workdir / ADAPTER, base.tokenizer.template_hash)
         model, adapter_dir = BASE if made_here else str(directory), ADAPTER
         params = lora.attach(base.params, adapter)
     else:
@@ -266,6 +270,7 @@ def tune(
         params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), base.params)
         params = fit(settings, "tune", base.model, steps.train_all, None, params, batches, rates)
         base.tokenizer.save(workdir / TUNED)
+        generation_config.copy(base_directory(settings), workdir / TUNED)
         hf.save(workdir / TUNED, base.model.config, params)
         model, made_here = TUNED, True
     trained_on = {
@@ -341,7 +346,7 @@ def compare(
         name: evaluation(
             found,
             held_out,
-            model=simulator.origin,
+            model=simulator.described(played),
             how=how,
             task_names=["game_behavior"],
             resamples=wanted.resamples,

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -95,13 +96,46 @@ def test_simulate_writes_one_row_a_participant_and_says_how(choices):
 
 def test_simulate_writes_the_exact_distribution(run, tmp_path):
     out = tmp_path / "distribution.csv"
-    command("simulate", "--model", run, "--games", "dictator,bomb", "--exact", "--out", out)
+    printed = command(
+        "simulate", "--model", run, "--games", "dictator,bomb", "--exact", "--out", out
+    )  # fmt: skip
     found = rows(out)
     assert list(found[0]) == ["game", "choice", "probability"]
     for game in ("dictator", "bomb"):
         mass = [float(row["probability"]) for row in found if row["game"] == game]
         assert len(mass) == 101
         assert 0 < sum(mass) <= 1 + 1e-6
+    assert printed.count("stops after an answer: ") == 2
+    model = json.loads((tmp_path / "distribution.csv.json").read_text())["model"]
+    assert model["first_prompt"]["game"] == "dictator"
+    assert model["first_prompt"]["text"].startswith("<|begin_of_text|><|start_header_id|>system")
+    printed = command("evaluate", "--answers", out, "--out", tmp_path, "--resamples", 200)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["model"]["first_prompt"] == model["first_prompt"]
+    assert results["tasks"]["game_behavior"]["ends_after_answer"] == {"value": None, "min": None}
+
+
+def test_a_models_own_settings_and_another_template_are_answered(run, tmp_path):
+    shutil.copytree(run / "base", tmp_path / "model")
+    settings = {"temperature": 0.6, "top_p": 0.9, "do_sample": True, "eos_token_id": 0}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
+    with (tmp_path / "model" / "chat_template.jinja").open("a") as template:
+        template.write("{# mine #}")
+    flags = [
+        "--model", tmp_path / "model", "--adapter", run / "adapter", "--games", "dictator",
+        "--participants", 3, "--out", tmp_path / "x.csv",
+    ]  # fmt: skip
+    printed = command("simulate", *flags, fails=True)
+    assert printed.startswith("error: ")
+    assert "trained with another chat template" in printed
+    assert "--force_template" in printed
+    printed = command("simulate", *flags, "--force_template")
+    assert printed.count("ignored in: temperature 0.6, top_p 0.9, do_sample True") == 1
+    made = json.loads((tmp_path / "x.csv.json").read_text())
+    del settings["eos_token_id"]
+    assert made["model"]["ignored_generation_config"] == settings
+    assert made["model"]["chat_template"]["adapter"].startswith("forced")
+    assert made["answers"]["temperature"] == 1.0
 
 
 def test_a_game_of_ones_own_is_simulated_from_its_file(run, tmp_path):
@@ -144,6 +178,7 @@ def test_evaluate_a_model_against_the_real_table(run, moblab_csv, tmp_path):
     assert "warning: " in printed  # the reference was made from that table
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["tasks"]["game_behavior"]["groups"]["dictator"]["people"] == 8236
+    assert results["model"]["first_prompt"]["game"] == "dictator"
 
 
 def test_a_damaged_table_is_counted_or_refused(moblab_csv, choices, tmp_path):

@@ -28,6 +28,7 @@ def test_the_quickstart_ends_near_people_it_has_not_seen(tmp_path):
         assert len(task(which)["groups"]) == 7
         assert task(which)["metrics"]["wasserstein"]["value"] <= 2.0
         assert task(which)["outside_mass"]["value"] <= 0.005
+        assert task(which)["ends_after_answer"]["min"] >= 0.99
     assert task("tuned")["outside_mass"]["max"] <= 0.005
     kibibytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     assert kibibytes * 1024 < 3e9

@@ -124,6 +124,60 @@ def test_a_population_is_its_seed_and_follows_the_exact_distribution(run):
         assert game.answers.parse(text).value == choice
 
 
+def test_what_comes_after_an_answer_is_seen_by_scores_and_draws_alike(run, tmp_path):
+    """People who leave it at their answer, and people who do not: three in five."""
+    system, user = games.get("public_goods").prompt()
+    spoken = {"[5]": 3.0, "[8]": 3.0, "[5] or so": 2.0, "[20] of [20], or [8]": 2.0}
+    people = [Example(system, user, answer, weight) for answer, weight in spoken.items()]
+    write_chat(tmp_path / "people.jsonl", people)
+    shutil.copytree(run / "base", tmp_path / "base")
+    (tmp_path / "base" / "generation_config.json").write_text('{"eos_token_id": [0], "top_k": 1}')
+    config = tiny(tmp_path / "run", trained="all")
+    config.model.path = str(tmp_path / "base")
+    config.data.games, config.data.examples = "", str(tmp_path / "people.jsonl")
+    config.data.observations_per_step = 0
+    config.optimizer.epochs = 100
+    simulator = befm_jax.load(training.train(config))
+    assert 0 in simulator.tokenizer.stop_ids  # what the base says of itself goes with the model
+    assert simulator.origin["ignored_generation_config"] == {"top_k": 1}
+    exact = simulator.distribution("public_goods").ends_after_answer
+    assert exact == pytest.approx(0.6, abs=0.05)
+    drawn = simulator.simulate("public_goods", 2000, seed=3).answers.ends_after_answer
+    assert drawn == pytest.approx(exact, abs=4 * (0.25 / 1500) ** 0.5)
+
+
+def test_results_say_what_the_model_read_and_how_often_its_turns_end(run):
+    results = json.loads((run / "results.json").read_text())
+    reference = AutoTokenizer.from_pretrained(run / "base")
+    system, user = games.get("public_goods").prompt()
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    ids = reference.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    for which in ("base", "tuned", "tuned_sampled"):
+        model = results[which]["model"]
+        assert model["first_prompt"]["game"] == "public_goods"
+        assert model["first_prompt"]["ids"] == ids
+        assert model["first_prompt"]["text"] == reference.decode(ids)
+        assert model["chat_template"]["sha256"] == befm_jax.load(run).tokenizer.template_hash
+        task = results[which]["tasks"]["game_behavior"]
+        ends = [group["model"]["ends_after_answer"] for group in task["groups"].values()]
+        if which == "tuned_sampled":  # nobody need have begun with an answer
+            continue
+        assert task["ends_after_answer"]["min"] == min(ends)
+        assert task["ends_after_answer"]["value"] == pytest.approx(np.mean(ends))
+    exact = befm_jax.load(run).distribution("public_goods").ends_after_answer
+    tuned = results["tuned"]["tasks"]["game_behavior"]["groups"]["public_goods"]
+    assert tuned["model"]["ends_after_answer"] == pytest.approx(exact, rel=1e-9)
+
+
+def test_a_run_refuses_its_adapter_under_another_template(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    template = tmp_path / "run" / "base" / "chat_template.jinja"
+    template.write_text(template.read_text() + "{# mine #}")
+    with pytest.raises(UserError, match=r"chat_template_hash\.json: the adapter was trained with"):
+        befm_jax.load(tmp_path / "run")
+    assert befm_jax.load(tmp_path / "run", force_template=True)
+
+
 def test_held_out_people_are_no_training_people(run):
     config = tiny(run)
     chosen = games.select(GAMES)

@@ -40,6 +40,9 @@ class Answers:
         total: number of answers asked for; None if exact.
         unparsed: sampled answers in which no choice could be read.
         out_of_set: sampled answers with a choice that the game does not allow.
+        ends_after_answer: how often the model's turn ends right there once it has written an
+            answer of the set: a probability (exact) or a share of such answers (sampled); None
+            where nobody knows.
 
     Raises:
         ValueError: weights that are no list of finite, non-negative numbers; an exact
@@ -52,6 +55,7 @@ class Answers:
     total: int | None
     unparsed: int = 0
     out_of_set: int = 0
+    ends_after_answer: float | None = None
 
     def __post_init__(self) -> None:
         weights = np.array(self.weights, np.float64)  # a copy: the caller's array stays theirs
@@ -63,6 +67,8 @@ class Answers:
             raise ValueError("weights: must be finite and not negative")
         if not 0.0 <= self.outside <= 1.0:
             raise ValueError(f"outside: {self.outside}; a share lies between 0 and 1")
+        if self.ends_after_answer is not None and not 0.0 <= self.ends_after_answer <= 1.0:
+            raise ValueError(f"ends_after_answer: {self.ends_after_answer}; not a share")
         if self.empty and self.outside < 1.0 - _TOLERANCE:
             raise ValueError("weights: all are 0; at least one must be positive")
         if self.exact:
@@ -118,13 +124,19 @@ class Answers:
         return cls(normalised, exact=True, outside=max(0.0, 1.0 - inside), total=None)
 
     @classmethod
-    def from_counts(cls, counts: ArrayLike, unparsed: int = 0, out_of_set: int = 0) -> Answers:
+    def from_counts(
+        cls,
+        counts: ArrayLike,
+        unparsed: int = 0,
+        out_of_set: int = 0,
+        ends_after_answer: float | None = None,
+    ) -> Answers:
         """Sampled answers from the number on each of the `[A]` values and those left out."""
         weights = np.asarray(counts, np.float64)
         left_out = unparsed + out_of_set
         total = int(weights.sum()) + left_out
         outside = left_out / total if total else 0.0
-        return cls(weights, False, outside, total, unparsed, out_of_set)
+        return cls(weights, False, outside, total, unparsed, out_of_set, ends_after_answer)
 
 
 def read_answers(path: Path | str) -> dict[str, Answers]:

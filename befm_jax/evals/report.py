@@ -9,7 +9,10 @@ results.json holds one evaluation, or a train run's:
     tuned_sampled   evaluation, optional: after it, by draws
     train           anything about the training
     ── an evaluation (at the top level, or under the names above) ──
-    model           what was evaluated: any fields
+    model           what was evaluated: any fields, among them
+      first_prompt  game, ids (tokens), text (special tokens written out)
+      chat_template  sha256; adapter: whether an adapter was trained with this template
+      ignored_generation_config  {setting: value} of the model's own file, not followed
     answers         mode "exact" or "sampled"; temperature, top_k, top_p, seed, ...
     people          source, split, fingerprint, excluded {reason: rows}
     tasks.game_behavior
@@ -24,8 +27,11 @@ results.json holds one evaluation, or a train run's:
         unit        "points" (the range of a game is 100), "nats", "bits", "share", "ratio"
         note        why a figure or its interval is null; absent otherwise
       outside_mass  value (mean over games), max: mass outside the answer set
+      ends_after_answer  value (mean over the games where it is known), min; or null: how often
+                    the turn ends right after an answer of the set
       groups.GAME   title, unit, people (number)
-        model       exact, answers (number drawn, or null), unparsed, out_of_set, outside_mass
+        model       exact, answers (number drawn, or null), unparsed, out_of_set, outside_mass,
+                    ends_after_answer (or null)
         metrics.M   as above, for this game
         distribution  values, people (counts), model (shares within the set)
       skipped       {game: reason}
@@ -134,6 +140,7 @@ def page(results: Mapping[str, Any]) -> str:
         digits={
             name: _DIGITS.get(figure["unit"], 3) for name, figure in main.games["metrics"].items()
         },
+        first_prompt=_prompt(main.evaluation.get("model", {}).get("first_prompt")),
         settings=list(_settings(results, found)),
         colours={
             "people": charts.PEOPLE_COLOUR,
@@ -183,8 +190,10 @@ def span(ends: list[float] | None, digits: int = 2) -> str:
     return "–" if ends is None else f"{number(ends[0], digits)} to {number(ends[1], digits)}"
 
 
-def percent(share: float) -> str:
-    """A share as text: small ones keep two digits that say something."""
+def percent(share: float | None) -> str:
+    """A share as text: small ones keep two digits that say something; a dash for none."""
+    if share is None:
+        return "–"
     return f"{100 * share:.2g} %" if 0 < share < 0.1 else f"{100 * share:.1f} %"
 
 
@@ -233,6 +242,12 @@ def _panel(name: str, main: Run, base: Run | None) -> charts.Panel:
     return charts.panel(group["distribution"], outlines, group["unit"])
 
 
+def _prompt(value: Any) -> Mapping[str, Any] | None:
+    """A first prompt; None for what is none (the file beside answers may be anybody's)."""
+    known = isinstance(value, Mapping) and {"game", "ids", "text"} <= set(value)
+    return value if known and isinstance(value["ids"], list) else None
+
+
 def _settings(results: Mapping[str, Any], found: list[Run]) -> Iterator[tuple[str, str]]:
     """Every field that the page shows nowhere else, as a dotted name and a text."""
     keys = {run.key for run in found}
@@ -245,7 +260,8 @@ def _settings(results: Mapping[str, Any], found: list[Run]) -> Iterator[tuple[st
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    if name.split(".")[-1] in ("tasks", "excluded"):
+    last = name.split(".")[-1]
+    if last in ("tasks", "excluded") or (last == "first_prompt" and _prompt(value)):
         return
     if isinstance(value, Mapping):
         for inner, content in value.items():

@@ -50,10 +50,12 @@ def edge_log_probs(
 class AnswerDistribution:
     """A model's exact distribution over an answer set.
 
-    `log_probs` [A] float64: log-probability of each whole answer, its end of turn included.
+    `log_probs` [A] float64: log-probability of each whole answer, its end of turn included;
+    `stem_log_probs` [A] float64: the same without the last token, the end of the turn.
     """
 
     log_probs: Float64[np.ndarray, " A"]
+    stem_log_probs: Float64[np.ndarray, " A"]
 
     @property
     def outside(self) -> float:
@@ -69,6 +71,18 @@ class AnswerDistribution:
         shifted = np.exp(self.log_probs - self.log_probs.max())
         return shifted / shifted.sum()
 
+    @property
+    def ends_after_answer(self) -> float:
+        """Probability that the turn ends right there, once an answer of the set is written.
+
+        Where one answer begins another (`1` and `10`), going on is right too, and this is lower
+        than a model deserves.  Where a token spans the end of the answer (`],`), another text was
+        written, and counts as outside.
+        """
+        highest = self.stem_log_probs.max()
+        ended = np.exp(self.log_probs - highest).sum() / np.exp(self.stem_log_probs - highest).sum()
+        return min(1.0, float(ended))
+
 
 def answers(
     model: Llama,
@@ -83,12 +97,17 @@ def answers(
     Raises:
         RowTooShortError: a prompt with an answer is longer than `LONGEST_ROW` tokens.
     """
-    return [
-        AnswerDistribution(
-            log_probs(model, params, [Path(tuple(prompt), tuple(ids)) for ids in answer_ids])
-        )
-        for prompt, answer_ids in questions
-    ]
+    found = []
+    for prompt, answer_ids in questions:
+        whole = [Path(tuple(prompt), tuple(ids)) for ids in answer_ids]
+        # Stems are beginnings of paths that are in the tree anyway.
+        stems = [path._replace(answer=path.answer[:-1]) for path in whole]
+        scored = log_probs(model, params, whole + [path for path in stems if path.answer])
+        # Nothing written yet is certain.
+        before_end = np.zeros(len(whole))
+        before_end[[bool(path.answer) for path in stems]] = scored[len(whole) :]
+        found.append(AnswerDistribution(scored[: len(whole)], before_end))
+    return found
 
 
 def log_probs(model: Llama, params: Params, paths: Sequence[Path]) -> Float64[np.ndarray, " A"]:

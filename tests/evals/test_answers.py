@@ -48,6 +48,7 @@ def test_answers_can_not_be_changed_from_outside():
         ({"weights": [0.0, 0.0]}, "at least one must be positive"),
         ({"weights": [0.4, 0.4]}, "sum to 0.8"),
         ({"outside": 1.5}, "outside: 1.5"),
+        ({"ends_after_answer": 1.01}, "ends_after_answer: 1.01"),
         ({"total": 5}, "exact answers have none"),
         ({"exact": False, "weights": [0.5, 0.5], "total": 1}, "whole numbers"),
         ({"exact": False, "weights": [1, 1], "total": 3}, "total: 3, but 2"),

@@ -37,7 +37,7 @@ def people():
 def answers(people):
     return {
         "dictator": Answers.from_distribution(people.counts["dictator"] / 800 * 0.9),
-        "public_goods": Answers.from_counts(crowd("public_goods", 97, 5), 2, 1),
+        "public_goods": Answers.from_counts(crowd("public_goods", 97, 5), 2, 1, 0.75),
         "trust_banker": Answers.from_distribution(np.full(151, 1 / 151)),
         "push_pull": Answers.from_distribution([0.5, 0.5]),
     }
@@ -72,6 +72,7 @@ def test_a_game_says_who_was_compared_with_whom(result, people):
         "unparsed": 2,
         "out_of_set": 1,
         "outside_mass": pytest.approx(0.03),
+        "ends_after_answer": 0.75,
     }
     assert group["distribution"]["people"] == people.counts["public_goods"].tolist()
     assert sum(group["distribution"]["model"]) == pytest.approx(1)
@@ -80,6 +81,21 @@ def test_a_game_says_who_was_compared_with_whom(result, people):
         "value": pytest.approx(0.065),
         "max": pytest.approx(0.1),
     }
+    # Nobody knows it of the other game.
+    assert result["groups"]["dictator"]["model"]["ends_after_answer"] is None
+    assert result["ends_after_answer"] == {"value": 0.75, "min": 0.75}
+
+
+def test_how_often_a_turn_ends_after_an_answer_is_averaged_over_games(people):
+    answers = {
+        name: Answers.from_counts(crowd(name, 50, 3), ends_after_answer=share)
+        for name, share in (("dictator", 0.5), ("public_goods", 1.0), ("bomb", 0.9))
+    }
+    found = evaluate(answers, people, resamples=50)
+    assert found["ends_after_answer"] == {"value": pytest.approx(0.8), "min": 0.5}
+    unknown = {"bomb": Answers.from_counts(crowd("bomb", 50, 3))}
+    found = evaluate(unknown, people, resamples=50)
+    assert found["ends_after_answer"] == {"value": None, "min": None}
 
 
 def test_games_that_only_one_side_has_are_listed_with_the_reason(result):

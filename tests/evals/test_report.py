@@ -1,6 +1,7 @@
 """The report: strict JSON, a page that trusts no text, a picture, a table."""
 
 import copy
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ from befm_jax.evals.answers import Answers
 from befm_jax.evals.tasks.game_behavior import evaluate
 
 EVIL = "<script>alert('x')</script> & $\\frac{"
+FIRST_PROMPT = f"<|begin_of_text|>How much?\n\n{EVIL}<|eot_id|>"
 VOID = {"meta", "br"}
 
 
@@ -26,7 +28,7 @@ def evaluation(seed: int, sampled: bool = False) -> dict:
         counts[name] = np.random.default_rng(9).multinomial(200, np.full(length, 1 / length))
         shares = rng.dirichlet(np.ones(length))
         answers[name] = (
-            Answers.from_counts(rng.multinomial(90, shares), 7, 3)
+            Answers.from_counts(rng.multinomial(90, shares), 7, 3, ends_after_answer=0.625)
             if sampled
             else Answers.from_distribution(shares * 0.99)
         )
@@ -36,7 +38,11 @@ def evaluation(seed: int, sampled: bool = False) -> dict:
     found["groups"]["dictator"]["unit"] = EVIL
     return {
         "schema": "befm_jax.results/1",
-        "model": {"name": EVIL, "layers": 4},
+        "model": {
+            "name": EVIL,
+            "layers": 4,
+            "first_prompt": {"game": "dictator", "ids": list(range(100)), "text": FIRST_PROMPT},
+        },
         "answers": {"mode": "sampled" if sampled else "exact", "temperature": 1.0},
         "people": {
             "source": f"a table, {EVIL}",
@@ -133,6 +139,30 @@ def test_the_page_says_what_was_compared_left_out_and_how(trained):
     assert "50 values, in results.json" in page
     for text in trained["tuned"]["tasks"]["game_behavior"]["definitions"]:
         assert text.replace("_", " ") in page
+
+
+def test_the_page_shows_the_first_prompt_as_text(trained):
+    for results in (trained, trained["tuned"]):
+        page = report.page(results)
+        shown = re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
+        assert [html.unescape(text) for text in shown] == [FIRST_PROMPT]
+        assert page.count("&lt;|begin_of_text|&gt;") == 1
+        assert "from its 100 tokens" in page
+    del (without := copy.deepcopy(trained["tuned"]))["model"]["first_prompt"]
+    assert "<pre>" not in report.page(without)
+    for other in ("what?", {"ids": 3, "game": "x", "text": "y"}, {"text": EVIL}):
+        without["model"]["first_prompt"] = other
+        page = report.page(without)
+        assert "<pre>" not in page
+        assert "model.first_prompt" in page  # among the settings
+
+
+def test_the_page_says_how_often_a_turn_ends_after_an_answer(trained):
+    assert "stops after an answer: 62.5 %" in report.page(trained)  # of tuned_sampled
+    alone = report.page(trained["tuned_sampled"])
+    assert alone.count("<dt>stops after its answer</dt><dd>62.5 %</dd>") == 3
+    unknown = report.page(trained["tuned"])
+    assert unknown.count("<dt>stops after its answer</dt><dd>–</dd>") == 3
 
 
 def test_one_evaluation_alone_has_a_page_without_a_base(trained):

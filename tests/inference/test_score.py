@@ -70,9 +70,43 @@ def test_the_distribution_and_the_mass_outside_add_up():
 
 
 def test_a_hopelessly_unlikely_set_still_has_a_distribution():
-    found = score.AnswerDistribution(np.array([-2000.0, -2001.0]))
+    found = score.AnswerDistribution(np.array([-2000.0, -2001.0]), np.array([-1999.0, -2000.0]))
     assert found.outside == 1
+    assert found.ends_after_answer == pytest.approx(1 / np.e)
     np.testing.assert_allclose(found.probabilities, [1 / (1 + np.exp(-1)), 1 / (1 + np.e)])
+
+
+def test_the_probability_of_ending_is_that_of_transformers_after_each_answer(tmp_path):
+    reference = reference_model(vocab_size=97)
+    config, params = carried_over(reference, tmp_path)
+    prompt, answers = question(4, answers=12)
+    # One is the beginning of another, one is cut short, and one is nothing but an end.
+    answers += [(5, 1), (5, 7, 1), (8, 1), (1,)]
+    found = score.answers(Llama(config), params, [(prompt, answers)])[0]
+    whole = [one_by_one(reference, Path(prompt, ids)) for ids in answers]
+    stems = [one_by_one(reference, Path(prompt, ids[:-1])) if ids[:-1] else 0 for ids in answers]
+    np.testing.assert_allclose(found.log_probs, whole, atol=5e-5)
+    np.testing.assert_allclose(found.stem_log_probs, stems, atol=5e-5)
+    expected = np.exp(whole).sum() / np.exp(stems).sum()
+    assert found.ends_after_answer == pytest.approx(expected, rel=1e-4)
+    assert 0 < found.ends_after_answer < 1
+
+
+def test_the_probability_of_ending_costs_no_slot(monkeypatch):
+    """Its tokens are those of the answers, in the same rows."""
+    model, params = small_model()
+    prompt, answers = question(5)
+    built = []
+    build = score.forests.build
+    monkeypatch.setattr(
+        score.forests, "build", lambda *args: built.append(build(*args)) or built[-1]
+    )
+    score.answers(model, params, [(prompt, answers)])
+    score.log_probs(model, params, [Path(prompt, ids) for ids in answers])
+    with_stems, without = built
+    for one, other in zip(with_stems.forest._replace(weight=0), without.forest._replace(weight=0),
+                          strict=True):  # fmt: skip
+        np.testing.assert_array_equal(one, other)
 
 
 def test_answers_that_need_several_rows_are_all_scored(monkeypatch):

@@ -36,6 +36,10 @@ DEFINITIONS: Mapping[str, str] = {
     "good as a perfect model; of the means over games for the mean.",
     "outside_mass": "Probability (or share of sampled answers) outside the game's answer set; the "
     "metrics compare what is inside.",
+    "ends_after_answer": "How often the model's turn ends right there, once it has written an "
+    "answer of the set: a probability, or a share of sampled answers. Where it goes on instead, "
+    "what it says is no answer of the set, or is read out of a longer text. Unknown where answers "
+    "come from a file.",
     "mean over games": "Every game counts alike; intervals from resamples of all games at once.",
     **{f"baseline {name}": text for name, text in baselines.DEFINITIONS.items()},
 }
@@ -93,6 +97,7 @@ def evaluate(
         beside[name] = _baselines(game, counts, tables)
         groups[name] = _group(game, answer, counts, compared[name], beside[name])
     outside = [answers[name].outside for name in shared]
+    ends = [ended for name in shared if (ended := answers[name].ends_after_answer) is not None]
     return {
         "metrics": {
             name: _figure(
@@ -106,6 +111,10 @@ def evaluate(
             for name, metric in METRICS.items()
         },
         "outside_mass": {"value": float(np.mean(outside)), "max": float(np.max(outside))},
+        "ends_after_answer": {
+            "value": float(np.mean(ends)) if ends else None,
+            "min": float(np.min(ends)) if ends else None,
+        },
         "groups": groups,
         "skipped": skipped,
         "resamples": resamples,
@@ -161,6 +170,7 @@ def _group(
             "unparsed": answer.unparsed,
             "out_of_set": answer.out_of_set,
             "outside_mass": answer.outside,
+            "ends_after_answer": answer.ends_after_answer,
         },
         "metrics": {
             name: _figure(

@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from befm_jax.config import DTYPES, check_arguments
+from befm_jax.config import DTYPES, QUANTIZE, check_arguments
 from befm_jax.errors import UserError
 
 # Flags that say how answers are drawn, and mean nothing where they are scored.
@@ -44,13 +44,20 @@ def run(main: Callable[[], None], documentation: str) -> None:
 
 def define_model_flags() -> None:
     """Which model answers, and how it samples: for every entry point that asks one."""
-    flags.DEFINE_string("model", None, "a training run's directory, or a Hugging Face directory")
-    flags.DEFINE_string("adapter", None, "a LoRA adapter's directory (PEFT's format) for --model")
+    flags.DEFINE_string(
+        "model", None, "a training run, a Hugging Face directory, or a hub id (owner/name@revision)"
+    )
+    flags.DEFINE_string(
+        "adapter", None, "a LoRA adapter (PEFT's format) for --model: a directory or a hub id"
+    )
     flags.DEFINE_bool(
         "force_template", False, "take an adapter that was trained with another chat template"
     )
     flags.DEFINE_enum(
         "dtype", None, DTYPES, "what to compute in (default: as the run did, or as stored)"
+    )
+    flags.DEFINE_enum(
+        "quantize", None, QUANTIZE, "what to round the base to (default: as the run did, or no)"
     )
     flags.DEFINE_string(
         "games", "all", "ids, 'all', or .py files that declare games; separated by commas"

@@ -21,6 +21,7 @@ from befm_jax.errors import UserError
 from befm_jax.llama.config import LINEARS
 
 DTYPES = ("float32", "bfloat16")
+QUANTIZE = ("no", "int8")
 TRAINED = ("adapter", "all")
 SPLITS = ("test", "validation")
 
@@ -53,8 +54,9 @@ class Scratch:
 class Model:
     """The model that is tuned."""
 
-    path: str = ""  # a Hugging Face directory; empty: made from `scratch`
+    path: str = ""  # a Hugging Face directory or hub id; empty: made from `scratch`
     dtype: str = "bfloat16"  # what the layers compute in: float32 or bfloat16
+    quantize: str = "no"  # "int8": the frozen linears in eight bits, half the memory of bfloat16
     remat: bool = True  # recompute activations in the backward pass: less memory, more time
     scratch: Scratch = field(default_factory=Scratch)
 
@@ -133,6 +135,7 @@ _NOT_NEGATIVE = ("0 or more", lambda value: value >= 0 and math.isfinite(value))
 _RULES: dict[str, tuple[str, Any]] = {
     "trained": (f"one of {', '.join(TRAINED)}", lambda value: value in TRAINED),
     "model.dtype": (f"one of {', '.join(DTYPES)}", lambda value: value in DTYPES),
+    "model.quantize": (f"one of {', '.join(QUANTIZE)}", lambda value: value in QUANTIZE),
     "data.slots": ("at least 8", lambda value: value >= 8),
     "data.rows": _AT_LEAST_ONE,
     "data.observations_per_step": _NOT_NEGATIVE,
@@ -185,6 +188,11 @@ def validate(config: Config) -> None:
         raise ConfigError(
             f"model.scratch.heads is {scratch.heads}; it must be a multiple of "
             f"model.scratch.key_value_heads ({scratch.key_value_heads})"
+        )
+    if config.trained == "all" and config.model.quantize != "no":
+        raise ConfigError(
+            f"model.quantize is {config.model.quantize!r}; with trained 'all' it must be no: "
+            "rounded weights can't be trained"
         )
     if not (config.data.games or config.data.examples):
         raise ConfigError("data.games and data.examples are both empty: there is nothing to learn")

@@ -85,7 +85,7 @@ def warning_if_not_held_out(
 ) -> str | None:
     """A sentence where the model may have learnt from the very people it is held against.
 
-    `trained_on` is that of `simulator.write_run`.  The embedded reference was made from a table,
+    `trained_on` is that of `located.write_run`.  The embedded reference was made from a table,
     and a table is split otherwise than its histograms: people held out from the one are not held
     out from the other.
     """
@@ -128,7 +128,8 @@ def main() -> None:
         raise UserError("give either --model or --answers: what is to be held against people")
     if FLAGS.answers is not None:
         cli.note_unused_flags(
-            ("adapter", "force_template", "dtype", "sampled", *cli.SAMPLING), "with --answers"
+            ("adapter", "force_template", "dtype", "quantize", "sampled", *cli.SAMPLING),
+            "with --answers",
         )
     elif not FLAGS.sampled:
         cli.note_unused_flags(cli.SAMPLING, "without --sampled: the model is read exactly")

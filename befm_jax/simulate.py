@@ -37,7 +37,7 @@ FLAGS = flags.FLAGS
 def simulator_from_flags() -> Simulator:
     """Loads what `--model`, `--adapter` and `--dtype` name."""
     cli.keep_compiled_programs()
-    simulator = load(FLAGS.model, FLAGS.adapter, FLAGS.dtype, force_template=FLAGS.force_template)
+    simulator = load(FLAGS.model, FLAGS.adapter, FLAGS.dtype, FLAGS.quantize, FLAGS.force_template)
     cli.note_ignored_settings(simulator.origin)
     return simulator
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from befm_jax import json_files
+from befm_jax import hub
 from befm_jax.adapters import chat_template, lora, peft
 from befm_jax.data import games
 from befm_jax.data.games import Game
@@ -20,12 +20,12 @@ from befm_jax.errors import UserError
 from befm_jax.evals.answers import Answers
 from befm_jax.inference import sample, score
 from befm_jax.inference.sample import Sampling
+from befm_jax.llama import config as llama_config
 from befm_jax.llama import generation_config, hf
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Llama, Params
 from befm_jax.llama.tokenizer import Tokenizer
-
-RUN_FILE = "run.json"
+from befm_jax.located import Located, locate
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,14 @@ class Simulation:
 class Simulator:
     """A model with its tokenizer, ready to answer.
 
-    `origin` says what was loaded, for output files.
+    `origin` says what was loaded, for output files; `located` is where its files are.
     """
 
     model: Llama
     params: Params
     tokenizer: Tokenizer
     origin: dict[str, Any]
+    located: Located
 
     def distribution(self, game: str | Game) -> Answers:
         """The model's exact distribution over a game's answers, and the mass outside them.
@@ -133,48 +134,51 @@ def load(
     model: str | Path,
     adapter: str | Path | None = None,
     dtype: str | None = None,
+    quantize: str | None = None,
     force_template: bool = False,
 ) -> Simulator:
-    """Loads a training run's directory or a Hugging Face directory, optionally with an adapter.
+    """Loads a training run, a Hugging Face directory or a hub id, optionally with an adapter.
 
-    `dtype` ("float32" or "bfloat16") is what the layers compute in; by default what a run was
-    trained in, and for other directories what the weights are stored in.  An adapter that was
-    trained with another chat template than the model's tokenizer has is taken only with
-    `force_template`.
+    `dtype` ("float32" or "bfloat16") is what the layers compute in and `quantize` ("no" or "int8")
+    what the base is rounded to; by default what a run was trained with, and for other models what
+    the weights are stored in, not rounded.  An adapter that was trained with another chat template
+    than the model's tokenizer has is taken only with `force_template`.
 
     Raises:
         FileNotFoundError: a directory or a file in it is missing.
         UserError: a model, tokenizer or adapter that can't be used; the message says why.
     """
-    directory = Path(model)
+    located = locate(model, adapter)
     origin: dict[str, Any] = {"path": str(model)}
-    run_file = directory / RUN_FILE
-    if run_file.is_file():
-        run = json_files.read_object(run_file)
-        lacking = {"model", "made_here", "adapter", "dtype", "trained_on"} - set(run)
-        if lacking:
-            raise UserError(f"{run_file}: lacks {', '.join(sorted(lacking))}; was it cut off?")
-        if adapter is not None and run["adapter"]:
-            raise UserError(f"{directory} is a run with an adapter of its own; leave --adapter out")
-        origin["trained_on"] = run["trained_on"]
-        dtype = dtype or run["dtype"]
-        own = run["adapter"]
-        adapter = adapter or (directory / own if own else None)
-        directory = (directory / run["model"]) if run["made_here"] else Path(run["model"])
-    config, params = hf.load(directory)
-    stored = params["embed_tokens"]["weight"].dtype
-    compute = jnp.dtype(dtype) if dtype else stored
-    if adapter is not None:
-        origin["adapter"] = str(adapter)
-        params = lora.attach(params, peft.load(adapter, config))
-    origin["dtype"] = compute.name
-    tokenizer = fitting_tokenizer(directory, config)
-    origin |= said_of_text(directory, tokenizer)
-    if adapter is not None:
+    if located.run:
+        origin["trained_on"] = located.run["trained_on"]
+    commit = hub.commit(located.directory)
+    if commit is not None:
+        origin["commit"] = commit
+    # All that can be wrong is said before the weights are read.
+    config = llama_config.read(located.directory)
+    tokenizer = fitting_tokenizer(located.directory, config)
+    origin |= said_of_text(located.directory, tokenizer)
+    tuned = None
+    if located.adapter is not None:
+        origin["adapter"] = str(located.adapter if adapter is None else adapter)
         origin["chat_template"]["adapter"] = chat_template.check(
-            adapter, tokenizer.template_hash, force_template
+            located.adapter, tokenizer.template_hash, force_template
         )
-    return Simulator(Llama(config, dtype=compute), params, tokenizer, origin)
+        tuned = peft.load(located.adapter, config)
+    quantize = quantize or located.run.get("quantize", "no")
+    config, params = hf.load(located.directory, quantize=hf_quantize(quantize))
+    if tuned is not None:
+        params = lora.attach(params, tuned)
+    stored = params["embed_tokens"]["weight"].dtype
+    compute = jnp.dtype(dtype or located.run.get("dtype", stored))
+    origin |= {"dtype": compute.name, "quantize": quantize}
+    return Simulator(Llama(config, dtype=compute), params, tokenizer, origin, located)
+
+
+def hf_quantize(quantize: str) -> str | None:
+    """The option of a run or a command ("no" or "int8") as `hf.load` takes it."""
+    return None if quantize == "no" else quantize
 
 
 def fitting_tokenizer(directory: Path, config: LlamaConfig) -> Tokenizer:
@@ -198,31 +202,6 @@ def said_of_text(directory: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     return {"chat_template": {"sha256": tokenizer.template_hash}} | (
         {"ignored_generation_config": dict(ignored)} if ignored else {}
     )
-
-
-def write_run(
-    directory: Path,
-    model: str,
-    made_here: bool,
-    adapter: str | None,
-    dtype: str,
-    trained_on: Mapping[str, Any],
-) -> None:
-    """Marks a directory as a run that `load` takes.
-
-    `model` is a path, within the directory if `made_here`; `adapter` one within it, or None;
-    `dtype` is what the layers computed in; `trained_on` says which people it has seen:
-    `fingerprint` and `table` of their source (an empty table: the embedded reference),
-    `split_seed`, and further `examples`.
-    """
-    fields = {
-        "model": model,
-        "made_here": made_here,
-        "adapter": adapter,
-        "dtype": dtype,
-        "trained_on": dict(trained_on),
-    }
-    json_files.write_object(directory / RUN_FILE, fields)
 
 
 def device_in_words() -> str:

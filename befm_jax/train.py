@@ -22,7 +22,7 @@ import optax
 from absl import flags
 from ml_collections import config_flags
 
-from befm_jax import cli, config, json_files, simulate
+from befm_jax import cli, config, export, json_files, simulate
 from befm_jax.adapters import chat_template, lora, peft
 from befm_jax.config import Config, ConfigError
 from befm_jax.data import examples as example_files
@@ -35,17 +35,18 @@ from befm_jax.data.pipeline import ForestBatches, encode
 from befm_jax.evals import report
 from befm_jax.evaluate import evaluation, provenance
 from befm_jax.inference.sample import Sampling
-from befm_jax.llama import generation_config, hf, scratch
+from befm_jax.llama import config as llama_config
+from befm_jax.llama import hf, scratch
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Llama
 from befm_jax.llama.tokenizer import Tokenizer
+from befm_jax.located import RUN_FILE, Located, locate, write_run
 from befm_jax.simulator import (
-    RUN_FILE,
     Simulator,
     device_in_words,
     fitting_tokenizer,
+    hf_quantize,
     said_of_text,
-    write_run,
 )
 from befm_jax.training import optimizer as optimizers
 from befm_jax.training import step as steps
@@ -167,24 +168,32 @@ def describe(batches: ForestBatches) -> str:
     return "\n".join(lines)
 
 
-def base_directory(settings: Config) -> Path:
-    """Where the model to tune is, or will be once it is made."""
-    return Path(settings.model.path) if settings.model.path else Path(settings.workdir) / BASE
+def base_of(settings: Config) -> Located:
+    """The files of the model to tune, which may have to be made first."""
+    if settings.model.path:
+        return locate(settings.model.path)
+    directory = Path(settings.workdir) / BASE
+    return Located(directory, str(directory.resolve()))
 
 
 def base_model(settings: Config, chosen: list[Game], workdir: Path) -> Simulator:
     """The model to tune: a checkpoint, or a small one made here and taught the form of answers."""
     dtype = jnp.dtype(settings.model.dtype)
-    directory = base_directory(settings)
-    if not settings.model.path and not (directory / "config.json").is_file():
+    located = base_of(settings)
+    if not settings.model.path and not (located.directory / "config.json").is_file():
         make_base(settings, chosen, workdir)
-    shape, params = hf.load(directory)
-    tokenizer = fitting_tokenizer(directory, shape)
+    tokenizer = fitting_tokenizer(located.directory, llama_config.read(located.directory))
+    quantize = hf_quantize(settings.model.quantize)
+    shape, params = hf.load(located.directory, quantize=quantize)
     model = Llama(shape, dtype=dtype, remat=settings.model.remat)
-    origin = {"path": settings.model.path or "made from nothing", "dtype": settings.model.dtype}
-    origin |= said_of_text(directory, tokenizer)
+    origin = {
+        "path": settings.model.path or "made from nothing",
+        "dtype": settings.model.dtype,
+        "quantize": settings.model.quantize,
+        **said_of_text(located.directory, tokenizer),
+    }
     cli.note_ignored_settings(origin)
-    return Simulator(model, params, tokenizer, origin)
+    return Simulator(model, params, tokenizer, origin, located)
 
 
 def make_base(settings: Config, chosen: list[Game], workdir: Path) -> None:
@@ -233,8 +242,7 @@ def make_base(settings: Config, chosen: list[Game], workdir: Path) -> None:
         rates = optimizers.schedule(wanted.learning_rate, batches.steps, 0.1)
         model = Llama(shape, dtype=jnp.float32, remat=settings.model.remat)
         params = fit(settings, "base", model, steps.train_all, None, params, batches, rates)
-    tokenizer.save(workdir / BASE)
-    hf.save(workdir / BASE, shape, params)
+    export.model(workdir / BASE, shape, params, tokenizer)
 
 
 def tune(
@@ -260,18 +268,16 @@ def tune(
             settings, "tune", base.model, steps.train_adapter, base.params, adapter, batches, rates
         )
         made_here = not settings.model.path
-        directory = base_directory(settings).resolve()
-        peft.save(workdir / ADAPTER, adapter, str(directory))
+        peft.save(workdir / ADAPTER, adapter, base.located.name)
         chat_template.save(workdir / ADAPTER, base.tokenizer.template_hash)
-        model, adapter_dir = BASE if made_here else str(directory), ADAPTER
+        model, adapter_dir = BASE if made_here else base.located.pinned, ADAPTER
         params = lora.attach(base.params, adapter)
     else:
         # A copy in float32, the dtype that small updates need: the step consumes what it is given.
         params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), base.params)
         params = fit(settings, "tune", base.model, steps.train_all, None, params, batches, rates)
-        base.tokenizer.save(workdir / TUNED)
-        generation_config.copy(base_directory(settings), workdir / TUNED)
-        hf.save(workdir / TUNED, base.model.config, params)
+        source = base.located.directory
+        export.model(workdir / TUNED, base.model.config, params, base.tokenizer, source=source)
         model, made_here = TUNED, True
     trained_on = {
         "fingerprint": learnt.fingerprint if learnt is not None else "",
@@ -279,9 +285,17 @@ def tune(
         "split_seed": settings.data.split_seed,
         "examples": settings.data.examples,
     }
-    write_run(workdir, model, made_here, adapter_dir, settings.model.dtype, trained_on)
+    write_run(
+        workdir,
+        model=model,
+        made_here=made_here,
+        adapter=adapter_dir,
+        dtype=settings.model.dtype,
+        quantize=settings.model.quantize,
+        trained_on=trained_on,
+    )
     origin = base.origin | {"tuned": settings.trained, "trained_on": trained_on}
-    return Simulator(base.model, params, base.tokenizer, origin)
+    return Simulator(base.model, params, base.tokenizer, origin, base.located)
 
 
 def fit(
@@ -304,7 +318,7 @@ def fit(
     saved = Checkpoints(workdir / "checkpoints" / phase, settings.checkpoints.keep)
     inputs = {"observations": batches.fingerprint}
     if phase == "tune":
-        inputs["base"] = hf.fingerprint(base_directory(settings))
+        inputs["base"] = hf.fingerprint(base_of(settings).directory)
     check_same_inputs(workdir, phase, inputs, go_on=saved.last is not None)
     if saved.last is not None:
         state = saved.restore(state)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -178,13 +178,15 @@ def save(
     config: LlamaConfig,
     params: model.Params,
     max_shard_bytes: int = 5_000_000_000,
+    beside: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes `config.json` and safetensors that transformers and `load` read.
 
     Parameters are stored in their own dtype, in shards of at most `max_shard_bytes` with an index
     (one file without an index where one is enough); a kernel as the matrix that it stands for.
     One shard at a time is on the host.  Files are written aside and moved into place when all are
-    complete; other files in the directory stay.
+    complete; other files in the directory stay.  `beside` may write further files into the same
+    folder.
 
     Raises:
         NotWrittenError: there is no room, or a file can't be written; what was there is untouched.
@@ -228,6 +230,8 @@ def save(
         dtype = next(iter(written_as.values())).dtype.name
         fields = llama_config.to_hugging_face(config, dtype)
         (folder / "config.json").write_text(json.dumps(fields, indent=2), encoding="utf-8")
+        if beside is not None:
+            beside(folder)
         written = {path.name for path in folder.iterdir()}
     # A reader that finds an older file under another layout's name would take that one.
     for old in [*directory.glob("model*.safetensors"), directory / INDEX]:

@@ -1,0 +1,154 @@
+"""Take a tuned model elsewhere: its adapter for PEFT and vLLM, or merged for any reader of Llama.
+
+    python tools/export.py adapter --model runs/quickstart --out my-adapter \\
+        --base meta-llama/Llama-3.1-8B-Instruct
+    python tools/export.py merged --model runs/quickstart --out my-model \\
+        [--max_shard_size 5GB] [--games all] [--humans people.csv]
+
+`--model` is a training run, or a model's directory or hub id with `--adapter` beside it.  Merging
+reads the written model back and says how far its logits are from those of base and adapter apart,
+where answers are read; with `--games` also what became of the distances to people.  The figures
+are kept in OUT/merge.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from befm_jax import cli, export, json_files, simulate, simulator
+from befm_jax.data import games, people
+from befm_jax.data.games import Game
+from befm_jax.errors import UserError
+from befm_jax.evals.tasks import game_behavior
+from befm_jax.llama import config as llama_config
+from befm_jax.simulator import Simulator
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def main() -> None:
+    """Exports what the command line names."""
+    arguments = parser().parse_args()
+    try:
+        if arguments.form == "adapter":
+            located = simulator.locate(arguments.model, arguments.adapter)
+            config = llama_config.read(located.directory)
+            export.adapter(located, config, arguments.out, arguments.base)
+            print(f"adapter: {arguments.out}")
+        else:
+            cli.keep_compiled_programs()
+            report = merge(arguments)
+            json_files.write_object(arguments.out / "merge.json", report)
+            print(summary(report))
+            print(f"model: {arguments.out}")
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    forms = made.add_subparsers(dest="form", required=True, metavar="adapter|merged")
+    for form in ("adapter", "merged"):
+        one = forms.add_parser(form)
+        one.add_argument(
+            "--model", required=True, help="a training run, or a model's directory or id"
+        )
+        one.add_argument("--adapter", help="a LoRA adapter's directory or hub id for --model")
+        one.add_argument("--out", required=True, type=Path, help="the directory to write")
+        if form == "adapter":
+            one.add_argument("--base", default="", help="the base's name for others (a hub id)")
+            continue
+        one.add_argument("--max_shard_size", default=5 * 10**9, type=size, help="such as 5GB")
+        one.add_argument(
+            "--games", default="", help="ids, 'all' or .py files: compare distances too"
+        )
+        one.add_argument("--humans", default="", help="CSV of people's choices, for --games")
+        one.add_argument("--force_template", action="store_true", help="take another chat template")
+    return made
+
+
+def size(text: str) -> int:
+    """Bytes of "5GB", "200 MB" or a plain number; argparse's error for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?B|)", text)
+    if found is None or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r}; sizes are such as 5GB or 200MB")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def merge(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Writes the merged model, reads it back, and says what changed."""
+    asked = games.select(arguments.games or "all")
+    humans = people.load(arguments.humans, asked, "all") if arguments.games else None
+    before = simulator.load(
+        arguments.model,
+        arguments.adapter,
+        quantize="no",  # a run's own rounding is for memory; the sum is of the original weights
+        force_template=arguments.force_template,
+    )
+    logits, distances = export.answer_logits(before, asked), distances_of(before, asked, humans)
+    export.model(
+        arguments.out,
+        before.model.config,
+        before.params,
+        before.tokenizer,
+        source=before.located.directory,
+        max_shard_bytes=arguments.max_shard_size,
+    )
+    origin, dtype = before.origin, before.model.dtype.name
+    del before  # its memory is needed for the model that was written
+    after = simulator.load(arguments.out, dtype=dtype)
+    moved = max(
+        float(np.abs(one - other).max())
+        for one, other in zip(export.answer_logits(after, asked), logits, strict=True)
+    )
+    return {
+        "merged": origin,
+        "largest_logit_difference": moved,
+        "logit_range": max(float(np.ptp(one)) for one in logits),
+        "wasserstein": {
+            name: {"before": was, "after": now}
+            for (name, was), now in zip(
+                distances.items(), distances_of(after, asked, humans).values(), strict=True
+            )
+        },
+    }
+
+
+def distances_of(
+    asked_of: Simulator, asked: list[Game], humans: people.People | None
+) -> dict[str, float]:
+    """Each game's Wasserstein distance to people (its range is 100), and the mean."""
+    if humans is None:
+        return {}
+    played = [game for game in asked if humans.n(game.id)]
+    found = game_behavior.evaluate(simulate.exact_all(asked_of, played), humans, resamples=100)
+    each = {
+        name: group["metrics"]["wasserstein"]["value"] for name, group in found["groups"].items()
+    }
+    return each | {"mean": found["metrics"]["wasserstein"]["value"]}
+
+
+def summary(report: dict[str, Any]) -> str:
+    """What merging changed, in lines for a reader."""
+    lines = [
+        f"largest change of a logit where answers are read: "
+        f"{report['largest_logit_difference']:.2g}, of a range of {report['logit_range']:.3g}"
+    ]
+    for name, one in report["wasserstein"].items():
+        lines.append(
+            f"distance to people, {name}: {one['before']:.4f} before, {one['after']:.4f} merged"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -146,7 +146,7 @@ def each_group(
     A group, such as the answers of one prompt, has rows to itself, in which paths that begin
     alike share the computation.  Up to `rows` rows of one length are computed together, but no
     more slots than the longest row has, so that memory does not depend on `rows`.  Rows of
-    padding fill up what is left over at the end: one program for each length and no more.
+    padding fill up what is left over at the end, so that nothing is compiled for that.
 
     Raises:
         ValueError: `rows` is below 1.

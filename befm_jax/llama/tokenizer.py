@@ -7,7 +7,7 @@ ordinary text: a `<|eot_id|>` typed by a survey respondent stays ten characters.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,22 @@ class Tokenizer:
         bos: int | None = self._backend.bos_token_id
         return bos
 
+    @property
+    def hugging_face(self) -> PreTrainedTokenizerFast:
+        """The Hugging Face tokenizer beneath, for programs that have conventions of their own."""
+        return self._backend
+
+    def render(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+        """The chat template's text of a conversation, special tokens written by their names.
+
+        `options` are those of transformers' `apply_chat_template`.  Raises jinja2.TemplateError
+        where the template refuses the conversation.
+        """
+        rendered: Any = self._backend.apply_chat_template(
+            [dict(one) for one in messages], tokenize=False, date_string=_DATE, **options
+        )
+        return str(rendered)
+
     def prompt(self, system: str, user: str) -> tuple[int, ...]:
         """Ids of a conversation up to where the answer begins: exactly one BOS, at the start.
 
@@ -122,16 +138,10 @@ class Tokenizer:
         if with_answer:
             messages.append({"role": "assistant", "content": _ANSWER})
         try:
-            rendered = self._backend.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=not with_answer,
-                date_string=_DATE,
-            )
+            text = self.render(messages, add_generation_prompt=not with_answer)
         except jinja2.TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise TemplateError(f"the chat template refuses {roles}: {error}") from error
-        text = str(rendered)
         expected = [_USER] + [_SYSTEM] * with_system + [_ANSWER] * with_answer
         for mark in expected:
             if text.count(mark) != 1:

@@ -112,12 +112,13 @@ def test_company_in_one_forest_moves_scores_by_rounding_alone(one_at_a_time):
 
 
 def test_rows_are_never_more_slots_than_the_longest_row(monkeypatch):
-    shapes = []
+    shapes, full = [], []
     compiled = score._edge_scores
 
     def watched(model):
         def run(params, forest, reads):
             shapes.append(forest.tokens.shape)
+            full.append(bool((forest.weight.sum(axis=1) > 0).all()))
             return compiled(model)(params, forest, reads)
 
         return run
@@ -128,6 +129,7 @@ def test_rows_are_never_more_slots_than_the_longest_row(monkeypatch):
     scored(*small_model(), questions, rows=4)
     # One shape for each length, however many rows were left over at the end.
     assert sorted(set(shapes)) == [(1, 384), (2, 192), (2, 256), (4, 64), (4, 96), (4, 128)]
+    assert full.count(False) <= 6
 
 
 def test_lengths_of_one_bucket_share_a_program():

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Bool, Float32, Float64, Int32, Shaped
 
 PROMPT_TOO_LONG = "prompt longer than a row"
 ANSWER_CUT = "answer would be cut by the end of the row"
@@ -254,15 +254,15 @@ def paths(forest: Forest) -> list[Path]:
     return found
 
 
-def path_log_probs(
+def path_sums(
     forest: Forest,
-    log_probs: Float32[np.ndarray, "B N"],
+    figures: Shaped[np.ndarray, "B N"],
     places: Iterable[tuple[int, int] | None],
-) -> Float32[np.ndarray, " A"]:
-    """Sums of the answers' edge log-probabilities along paths, in float64.
+) -> Float64[np.ndarray, " A"]:
+    """Sums of the answers' figures along paths, in float64.
 
-    `log_probs[b, i]` is the log-probability of slot `i` given its ancestors; only the weighted
-    slots, the answers', are added.  `places` are those of `Build`; None gives NaN.
+    `figures[b, i]` belongs to slot `i` given its ancestors, such as its log-probability; only the
+    weighted slots, the answers', are added.  `places` are those of `Build`; None gives NaN.
     """
     totals = []
     for place in places:
@@ -270,8 +270,11 @@ def path_log_probs(
             totals.append(np.nan)
             continue
         row, slot = place
-        line = [at for at in _line_to(forest.parent[row], slot) if forest.weight[row, at] > 0]
-        totals.append(float(np.sum(log_probs[row, line], dtype=np.float64)))
+        answer = []
+        while slot >= 0 and forest.weight[row, slot] > 0:
+            answer.append(slot)
+            slot = int(forest.parent[row, slot])
+        totals.append(float(np.sum(figures[row, answer[::-1]], dtype=np.float64)))
     return np.asarray(totals, np.float64)
 
 

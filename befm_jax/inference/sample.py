@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from befm_jax.inference.kv_cache import Cache, Decode, KeysValues, Prefill
+from befm_jax.inference.score import bucket
 from befm_jax.llama.model import Llama, Params, hidden_states, vocabulary_logits
 
 # Participants who are decoded together.
 AT_A_TIME = 1024
+# Tokens that are drawn between two looks of a caller's `ended`.
+LOOK_EVERY = 16
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class Draws:
     """Sampled continuations.
 
     `tokens` [n, T] int32; `lengths` [n]: how many of a row are the answer, without the stop
-    token; `stopped` [n]: false where the answer ran into `max_new_tokens`.
+    token; `stopped` [n]: false where the answer ran into `max_new_tokens`.  An answer that `ended`
+    closed is stopped too, behind the last token that was drawn when it was looked at.
     """
 
     tokens: Int32[np.ndarray, "n T"]
@@ -75,8 +79,13 @@ def population(
     stop_ids: Sequence[int],
     seed: int = 0,
     sampling: Sampling | None = None,
+    ended: Callable[[Sequence[int]], bool] | None = None,
 ) -> Draws:
     """`participants` answers to one prompt, whose keys and values are computed once.
+
+    `ended` is shown the tokens of an answer so far, every `LOOK_EVERY` tokens, and says whether
+    the answer is over: for ends that no single token marks.  The draws are the same with and
+    without it, up to where it saw an end.
 
     Raises:
         ValueError: an empty prompt, no participants, or no stop token.
@@ -84,19 +93,29 @@ def population(
     if not prompt or participants < 1 or not stop_ids:
         raise ValueError("a prompt, at least one participant and at least one stop id are needed")
     sampling = sampling or Sampling()
-    padded = np.zeros((1, 64 * math.ceil(len(prompt) / 64)), np.int32)
+    padded = np.zeros((1, bucket(len(prompt))), np.int32)
     padded[0, : len(prompt)] = prompt
     together = min(AT_A_TIME, 1 << (participants - 1).bit_length())
     length = jnp.int32(len(prompt))
     stops = tuple(sorted(set(stop_ids)))
     prefix, first_logits = _prefill(model)(params, padded, length)
-    run = _decode(model, sampling, stops)
+    begin, go_on = _decode(model, sampling, stops)
     key = jax.random.key(seed)
+    steps = sampling.max_new_tokens
+    look = steps if ended is None else LOOK_EVERY
     found = []
     for start in range(0, participants, together):
         numbers = jnp.arange(start, start + together)
-        found.append(run(params, prefix, length, first_logits, key, numbers))
-    tokens = np.concatenate([np.asarray(chunk) for chunk in found])[:participants]
+        state = begin(prefix, first_logits, key, numbers)
+        for limit in range(look, steps + look, look):
+            state = go_on(params, prefix, length, key, numbers, state, jnp.int32(min(limit, steps)))
+            if ended is None or limit >= steps or bool(state.done.all()):
+                break
+            done, so_far = np.array(state.done), np.asarray(state.tokens)[:, :limit]
+            done[~done] = [ended(row.tolist()) for row in so_far[~done]]
+            state = state._replace(done=jnp.asarray(done))
+        found.append(np.asarray(state.tokens))
+    tokens = np.concatenate(found)[:participants]
     stop = np.isin(tokens, stops)
     stopped = np.any(stop, axis=1)
     lengths = np.where(stopped, stop.argmax(axis=1), tokens.shape[1]).astype(np.int32)
@@ -135,45 +154,77 @@ def _prefill(model: Llama) -> Callable[..., tuple[KeysValues, Array]]:
     return jax.jit(prefill)
 
 
-@lru_cache(maxsize=8)
-def _decode(model: Llama, sampling: Sampling, stop_ids: tuple[int, ...]) -> Callable[..., Array]:
-    """The decoding loop: `(params, prefix, length, logits, key, numbers) -> tokens [n, T]`."""
-    steps = sampling.max_new_tokens
+class _Answers(NamedTuple):
+    """Where `n` answers stand: what the decoding loop carries, and what it goes on from.
 
-    def decode(
-        params: Params, prefix: KeysValues, length: Array, logits: Array, key: Array, numbers: Array
-    ) -> Array:
+    `written`: tokens drawn so far, the same for all; `done` [n]; `tokens` [n, T], stop tokens
+    where nothing is drawn (yet); `last` [n]: the token whose keys and values come next; `suffix`:
+    the keys and values of the tokens before it.
+    """
+
+    written: Array
+    done: Array
+    tokens: Array
+    last: Array
+    suffix: KeysValues
+
+
+@lru_cache(maxsize=8)
+def _decode(
+    model: Llama, sampling: Sampling, stop_ids: tuple[int, ...]
+) -> tuple[Callable[..., _Answers], Callable[..., _Answers]]:
+    """How answers begin, and the decoding loop up to a limit of tokens.
+
+    `(prefix, logits, key, numbers) -> answers` and
+    `(params, prefix, length, key, numbers, answers, limit) -> answers`.  The limit is no part of
+    the program, so that a caller can look at the answers on the way and go on from there.
+    """
+    steps = sampling.max_new_tokens
+    stops = np.asarray(stop_ids, np.int32)
+
+    def everyones(key: Array, numbers: Array) -> Array:
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+
+    def draw(keys: Array, logits: Array, written: Array) -> Array:
+        return next_token(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, written), sampling)
+
+    def begin(prefix: KeysValues, logits: Array, key: Array, numbers: Array) -> _Answers:
         people = numbers.shape[0]
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
         layers, _, _, heads, width = prefix.keys.shape
         room = jnp.zeros((layers, people, steps, heads, width), prefix.keys.dtype)
-        stops = jnp.asarray(stop_ids, jnp.int32)
+        logits = jnp.broadcast_to(logits, (people, logits.shape[-1]))
+        first = draw(everyones(key, numbers), logits, jnp.int32(0))
+        tokens = jnp.full((people, steps), stops[0], jnp.int32).at[:, 0].set(first)
+        suffix = KeysValues(room, jnp.zeros_like(room))
+        return _Answers(jnp.int32(1), jnp.isin(first, stops), tokens, first, suffix)
 
-        def draw(logits: Array, written: Array) -> Array:
-            return next_token(
-                logits, jax.vmap(jax.random.fold_in, (0, None))(keys, written), sampling
-            )
+    def go_on(
+        params: Params,
+        prefix: KeysValues,
+        length: Array,
+        key: Array,
+        numbers: Array,
+        answers: _Answers,
+        limit: Array,
+    ) -> _Answers:
+        keys = everyones(key, numbers)
 
-        def unfinished(carry: Any) -> Array:
-            written, done = carry[0], carry[1]
-            return (written < steps) & ~jnp.all(done)
+        def unfinished(answers: _Answers) -> Array:
+            return (answers.written < limit) & ~jnp.all(answers.done)
 
-        def advance(carry: Any) -> Any:
-            written, done, tokens, last, suffix = carry
-            positions = jnp.full((people, 1), length + written - 1)
+        def advance(answers: _Answers) -> _Answers:
+            written, done, tokens, last, suffix = answers
+            positions = jnp.full((len(numbers), 1), length + written - 1)
             attention = Decode(length, written - 1)
             hidden, suffix = hidden_states(
                 model, params, last[:, None], positions, attention, Cache(prefix, suffix)
             )
             logits = vocabulary_logits(model, params, hidden[:, 0])
-            token = jnp.where(done, stops[0], draw(logits, written))
+            token = jnp.where(done, stops[0], draw(keys, logits, written))
             tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, written))
-            return written + 1, done | jnp.isin(token, stops), tokens, token, suffix
+            return _Answers(written + 1, done | jnp.isin(token, stops), tokens, token, suffix)
 
-        first = draw(jnp.broadcast_to(logits, (people, logits.shape[-1])), jnp.int32(0))
-        tokens = jnp.full((people, steps), stops[0], jnp.int32).at[:, 0].set(first)
-        start = (jnp.int32(1), jnp.isin(first, stops), tokens, first, KeysValues(room, room))
-        finished: Any = jax.lax.while_loop(unfinished, advance, start)
-        return finished[2]
+        final: _Answers = jax.lax.while_loop(unfinished, advance, answers)
+        return final
 
-    return jax.jit(decode)
+    return jax.jit(begin), jax.jit(go_on, donate_argnames="answers")

@@ -1,20 +1,22 @@
 """Exact log-probabilities of answers: no sampling noise and no parsing.
 
 The answers of one prompt are the leaves of one token tree, so the prompt is computed once.  Every
-prompt is scored by itself, in rows whose length depends on it alone: what else is scored in the
-same call can't move a bit of its result.
+prompt has rows to itself, whose length depends on it alone.  Computed one at a time, as they are
+by default, what else is scored in the same call can't move a bit of its result; several at a time
+(`rows`), it moves by float rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64
+from jaxtyping import Array, Bool, Float, Float64
 
 from befm_jax.data import forest as forests
 from befm_jax.data.forest import Forest, Path, Reads
@@ -22,17 +24,40 @@ from befm_jax.errors import UserError
 from befm_jax.llama.attention import ForestAttention
 from befm_jax.llama.model import Llama, Params, hidden_states, vocabulary_logits
 
-LONGEST_ROW = 8192
+# Tokens that a model reads before the last one that it is asked for.  That last one is only
+# predicted, but has a slot too: a row is longer by the step that lengths are rounded up to.
+LONGEST_CONTEXT = 8192
+LONGEST_ROW = LONGEST_CONTEXT + 64
 
 
 class RowTooShortError(UserError):
     """A prompt and answer that do not fit in the longest row that is scored."""
 
 
-def edge_log_probs(
-    model: Llama, params: Params, forest: Forest, reads: Reads
-) -> Float[Array, "B N"]:
-    """`log p(token | ancestors)` of every weighted slot (0 elsewhere), float32.
+class EdgeScores(NamedTuple):
+    """What a model makes of every weighted slot of a forest, given the slot's ancestors.
+
+    `log_probs` [B, N] float32: `log p(token | ancestors)`, 0 elsewhere; `greedy` [B, N]: whether
+    no token is likelier there (of equals, the lowest id counts), False elsewhere.
+    """
+
+    log_probs: Float[Array, "B N"]
+    greedy: Bool[Array, "B N"]
+
+
+class Scores(NamedTuple):
+    """What a model makes of a group of answers.
+
+    `log_probs` [A] float64: log-probability of each whole answer given its prompt; `greedy` [A]:
+    whether greedy decoding would have written it.
+    """
+
+    log_probs: Float64[np.ndarray, " A"]
+    greedy: Bool[np.ndarray, " A"]
+
+
+def edge_scores(model: Llama, params: Params, forest: Forest, reads: Reads) -> EdgeScores:
+    """Scores of every weighted slot.
 
     The vocabulary projection runs once per distinct parent of a weighted slot, nowhere else.
     """
@@ -43,7 +68,19 @@ def edge_log_probs(
     row = jnp.arange(forest.tokens.shape[0])[:, None]
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     log_probs = logits[row, reads.column, forest.tokens] - normaliser[row, reads.column]
-    return jnp.where(forest.weight > 0, log_probs, 0.0)
+    likeliest = jnp.argmax(logits, axis=-1)[row, reads.column]
+    learnt = jnp.asarray(forest.weight > 0)
+    return EdgeScores(jnp.where(learnt, log_probs, 0.0), learnt & (likeliest == forest.tokens))
+
+
+def edge_log_probs(
+    model: Llama, params: Params, forest: Forest, reads: Reads
+) -> Float[Array, "B N"]:
+    """`log p(token | ancestors)` of every weighted slot (0 elsewhere), float32.
+
+    In a compiled function, such as the training step, the other score is never computed.
+    """
+    return edge_scores(model, params, forest, reads).log_probs
 
 
 @dataclass(frozen=True)
@@ -116,30 +153,103 @@ def log_probs(model: Llama, params: Params, paths: Sequence[Path]) -> Float64[np
     Raises:
         RowTooShortError: a path is longer than `LONGEST_ROW` tokens.
     """
+    _, scores = next(each_group(model, params, [paths]))
+    return scores.log_probs
+
+
+def each_group(
+    model: Llama, params: Params, groups: Iterable[Sequence[Path]], rows: int = 1
+) -> Iterator[tuple[int, Scores]]:
+    """Scores groups of paths; yields each group's number and scores when they are done.
+
+    A group, such as the answers of one prompt, has rows to itself, in which paths that begin
+    alike share the computation.  Up to `rows` rows of one length are computed together, but no
+    more slots than the longest row has, so that memory does not depend on `rows`.  Rows of
+    padding fill up what is left over at the end, so that nothing is compiled for that.
+
+    Raises:
+        ValueError: `rows` is below 1.
+        RowTooShortError: a path is longer than `LONGEST_ROW` tokens.
+    """
+    if rows < 1:
+        raise ValueError(f"rows must be at least 1, not {rows}")
+    waiting: dict[int, list[tuple[_Group, int]]] = {}
+    for number, paths in enumerate(groups):
+        group = _lay_out(number, paths)
+        length = group.forest.tokens.shape[1]
+        together = _together(length, rows)
+        for row in range(len(group.forest.tokens)):
+            batch = waiting.setdefault(length, [])
+            batch.append((group, row))
+            if len(batch) == together:
+                yield from _compute(model, params, waiting.pop(length), together)
+    for length, batch in waiting.items():
+        yield from _compute(model, params, batch, _together(length, rows))
+
+
+def bucket(length: int) -> int:
+    """The length that so many slots are padded to: 64 times a power of two, or 1.5 times that."""
+    size = 64
+    while size < length:
+        size = size * 3 // 2 if (size & (size - 1)) == 0 else size * 4 // 3
+    return size
+
+
+@dataclass
+class _Group:
+    """A group's rows, what has been found of them (`log_probs`, `missed` [B, N]), what has not."""
+
+    number: int
+    forest: Forest
+    places: tuple[tuple[int, int] | None, ...]
+    log_probs: np.ndarray
+    missed: np.ndarray
+    rows_to_come: int
+
+    def scores(self) -> Scores:
+        """The sums along the group's paths."""
+        return Scores(
+            forests.path_sums(self.forest, self.log_probs, self.places),
+            forests.path_sums(self.forest, self.missed, self.places) == 0,
+        )
+
+
+def _lay_out(number: int, paths: Sequence[Path]) -> _Group:
     built = forests.build(paths, LONGEST_ROW)
     if built.report.left_out:
         reasons = built.report.reasons()
         raise RowTooShortError(f"answers that can't be scored: {reasons} ({LONGEST_ROW} tokens)")
     # Trees end in answers, so behind the last weighted slot there is only padding to cut off.
     used = int(np.nonzero(built.forest.weight)[1].max()) + 1
-    forest = Forest(*(array[:, : bucket(used)] for array in built.forest))
-    run = _edge_log_probs(model)
-    rows = []
-    for row in range(len(forest.tokens)):
-        one = Forest(*(array[row : row + 1] for array in forest))
-        rows.append(run(params, one, forests.reads(one)))
-    found = np.concatenate([np.asarray(row) for row in rows])
-    return forests.path_log_probs(forest, found, built.places)
+    length = min(bucket(used), LONGEST_ROW)
+    forest = Forest(*(array[:, :length] for array in built.forest))
+    shape = forest.tokens.shape
+    return _Group(
+        number, forest, built.places, np.zeros(shape, np.float32), np.zeros(shape, bool), shape[0]
+    )
 
 
-def bucket(length: int) -> int:
-    """The row length for so many slots: 64 times a power of two, or 1.5 times that."""
-    size = 64
-    while size < length:
-        size = size * 3 // 2 if (size & (size - 1)) == 0 else size * 4 // 3
-    return min(size, LONGEST_ROW)
+def _together(length: int, rows: int) -> int:
+    """How many rows of a length are computed together."""
+    return max(1, min(rows, LONGEST_ROW // length))
+
+
+def _compute(
+    model: Llama, params: Params, batch: Sequence[tuple[_Group, int]], together: int
+) -> Iterator[tuple[int, Scores]]:
+    """Computes rows of one length; yields the groups that are complete with them."""
+    rows = [[array[row] for array in group.forest] for group, row in batch]
+    forest = forests.pad_rows(Forest(*map(np.stack, zip(*rows, strict=True))), together)
+    found = _edge_scores(model)(params, forest, forests.reads(forest))
+    log_probs, greedy = np.asarray(found.log_probs), np.asarray(found.greedy)
+    for at, (group, row) in enumerate(batch):
+        group.log_probs[row] = log_probs[at]
+        group.missed[row] = ~greedy[at]
+        group.rows_to_come -= 1
+        if not group.rows_to_come:
+            yield group.number, group.scores()
 
 
 @lru_cache(maxsize=8)
-def _edge_log_probs(model: Llama) -> Callable[[Params, Forest, Reads], Array]:
-    return jax.jit(lambda params, forest, reads: edge_log_probs(model, params, forest, reads))
+def _edge_scores(model: Llama) -> Callable[[Params, Forest, Reads], EdgeScores]:
+    return jax.jit(lambda params, forest, reads: edge_scores(model, params, forest, reads))

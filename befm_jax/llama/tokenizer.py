@@ -178,6 +178,25 @@ class Tokenizer:
         """What `hash_of` says of the chat template that is used."""
         return hash_of(self._template)
 
+    @property
+    def hugging_face(self) -> PreTrainedTokenizerFast:
+        """The Hugging Face tokenizer beneath, for programs that have conventions of their own."""
+        return self._backend
+
+    def render(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+        """The chat template's text of a conversation, special tokens written by their names.
+
+        `options` are those of transformers' `apply_chat_template`; the day is fixed.  Raises what
+        the template raises where it refuses the conversation (jinja2.TemplateError, most often).
+        """
+        rendered: Any = self._backend.apply_chat_template(
+            [dict(one) for one in messages],
+            chat_template=self._rendered,
+            tokenize=False,
+            **options,
+        )
+        return str(rendered)
+
     def prompt(self, system: str, user: str) -> tuple[int, ...]:
         """Ids of a conversation up to where the answer begins, with one BOS if the model has one.
 
@@ -250,14 +269,10 @@ class Tokenizer:
             if answered or role in _GIVEN
         ]
         try:
-            return str(
-                self._backend.apply_chat_template(
-                    said,
-                    chat_template=self._rendered,
-                    tokenize=False,
-                    add_generation_prompt=not answered,
-                    enable_thinking=False,  # Qwen3 would reason before it answers
-                )
+            return self.render(
+                said,
+                add_generation_prompt=not answered,
+                enable_thinking=False,  # Qwen3 would reason before it answers
             )
         except Exception as error:  # a template is a program, and may stumble over anything
             roles = ", ".join(message["role"] for message in said)

@@ -73,10 +73,10 @@ def test_reads_give_every_weighted_slot_its_parent_once(paths, slots):
 
 
 @given(st.lists(st.builds(Path, PROMPTS, ANSWERS, st.just(1.0)), min_size=1, max_size=20))
-def test_path_log_probs_add_up_the_edges_of_the_answer_alone(paths):
+def test_path_sums_add_up_the_edges_of_the_answer_alone(paths):
     built = forests.build(paths, 12)
     edges = np.random.default_rng(0).standard_normal(built.forest.tokens.shape).astype(np.float32)
-    totals = forests.path_log_probs(built.forest, edges, built.places)
+    totals = forests.path_sums(built.forest, edges, built.places)
     for path, place, total in zip(paths, built.places, totals, strict=True):
         row, slot = place
         expected = 0.0

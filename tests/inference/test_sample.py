@@ -96,6 +96,48 @@ def test_answers_end_at_any_stop_token_and_say_when_they_did_not():
     assert 0 < draws.stopped.mean() < 1
 
 
+def test_looking_on_the_way_changes_no_draw_before_an_end():
+    """Answers that end with token 5 or 6, looked for every few tokens, and a stop token."""
+    model, params = small_model(vocab_size=24)
+    prompt = [token % 24 for token in PROMPT]
+    options = {"stop_ids": (1,), "seed": 2, "sampling": Sampling(max_new_tokens=70)}
+    plain = sample.population(model, params, prompt, 40, **options)
+    looked = sample.population(
+        model, params, prompt, 40, **options, ended=lambda ids: 5 in ids or 6 in ids
+    )
+    early = 0
+    for before, after in zip(texts(plain), texts(looked), strict=True):
+        assert before[: len(after)] == after
+        end = min((before.index(token) for token in (5, 6) if token in before), default=None)
+        if end is None:
+            assert before == after
+        else:
+            assert end < len(after) <= end + sample.LOOK_EVERY
+            early += len(after) < len(before)
+    assert early > 10
+    never = sample.population(model, params, prompt, 40, **options, ended=lambda ids: False)
+    assert texts(never) == texts(plain)
+    np.testing.assert_array_equal(never.stopped, plain.stopped)
+
+
+def test_a_short_answer_costs_few_steps_and_one_program():
+    model, params = small_model(seed=1, vocab_size=23)
+    sampling = Sampling(temperature=0, max_new_tokens=400)
+    seen = []
+
+    def ended(ids):
+        seen.append(len(ids))
+        return len(ids) >= 40
+
+    draws = sample.population(
+        model, params, PROMPT[:9], 1, stop_ids=(22,), sampling=sampling, ended=ended
+    )
+    assert seen == [16, 32, 48]
+    assert draws.lengths.tolist() == [48]
+    _, go_on = sample._decode(model, sampling, (22,))
+    assert go_on._cache_size() == 1
+
+
 class TestNextToken:
     """Which tokens can be drawn, by temperature, top-k and top-p."""
 

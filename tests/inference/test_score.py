@@ -1,5 +1,6 @@
 """Exact scores against one-by-one log-likelihoods, and bits that do not move with company."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 from parity import carried_over, reference_model
 from small import SMALL, game_tokenizer, random_paths, small_model
 
+from befm_jax.data import forest as forests
 from befm_jax.data import games
 from befm_jax.data.forest import Path
 from befm_jax.inference import score
@@ -45,6 +47,143 @@ def test_a_score_is_the_same_to_the_bit_in_any_company():
     for company in ([mine, *others], [*others, mine], [mine, mine]):
         together = score.answers(model, params, company)[company.index(mine)].log_probs
         np.testing.assert_array_equal(together, alone)
+
+
+def scored(model, params, questions, rows=1, order=None):
+    """Every question's scores, by `each_group`, in the questions' own order."""
+    order = list(range(len(questions))) if order is None else order
+    groups = [[Path(questions[at][0], ids) for ids in questions[at][1]] for at in order]
+    found = dict(score.each_group(model, params, groups, rows))
+    assert sorted(found) == list(range(len(questions)))
+    return [found[order.index(at)] for at in range(len(questions))]
+
+
+QUESTIONS = [question(seed, answers=1 + 7 * seed % 30, length=5 + 23 * seed) for seed in range(9)]
+
+
+@pytest.fixture(scope="module")
+def one_at_a_time():
+    return scored(*small_model(), QUESTIONS)
+
+
+def test_one_row_at_a_time_order_moves_no_bit(one_at_a_time):
+    order = [5, 1, 8, 0, 2, 7, 3, 6, 4]
+    for found, expected in zip(
+        scored(*small_model(), QUESTIONS, order=order), one_at_a_time, strict=True
+    ):
+        np.testing.assert_array_equal(found.log_probs, expected.log_probs)
+        np.testing.assert_array_equal(found.greedy, expected.greedy)
+
+
+@pytest.mark.parametrize(("rows", "backwards"), [(2, False), (3, True), (16, False)])
+def test_rows_together_move_scores_by_rounding_alone(one_at_a_time, rows, backwards):
+    order = list(range(len(QUESTIONS)))[:: -1 if backwards else 1]
+    for found, expected in zip(
+        scored(*small_model(), QUESTIONS, rows, order), one_at_a_time, strict=True
+    ):
+        np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-5, rtol=0)
+        np.testing.assert_array_equal(found.greedy, expected.greedy)
+
+
+def test_rows_together_repeat_every_bit():
+    first, second = (scored(*small_model(), QUESTIONS, rows=4) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one.log_probs, other.log_probs)
+
+
+@pytest.mark.parametrize("length", [384, 1024])
+def test_padding_moves_scores_by_rounding_alone(one_at_a_time, length, monkeypatch):
+    monkeypatch.setattr(score, "bucket", lambda used: max(used, length))
+    for found, expected in zip(scored(*small_model(), QUESTIONS), one_at_a_time, strict=True):
+        np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-5, rtol=0)
+
+
+def test_company_in_one_forest_moves_scores_by_rounding_alone(one_at_a_time):
+    """Questions packed into shared rows, some of them one tree because they begin alike."""
+    stem = QUESTIONS[3][0]
+    questions = [*QUESTIONS, ((*stem[:60], 5, 6), QUESTIONS[1][1]), ((*stem, 7), [(5, 1), (6, 1)])]
+    model, params = small_model()
+    expected = [*one_at_a_time, *scored(model, params, questions[-2:])]
+    paths = [Path(prompt, ids) for prompt, answers in questions for ids in answers]
+    together = score.log_probs(model, params, paths)
+    np.testing.assert_allclose(
+        together, np.concatenate([one.log_probs for one in expected]), atol=1e-5, rtol=0
+    )
+
+
+def test_rows_are_never_more_slots_than_the_longest_row(monkeypatch):
+    shapes, full = [], []
+    compiled = score._edge_scores
+
+    def watched(model):
+        def run(params, forest, reads):
+            shapes.append(forest.tokens.shape)
+            full.append(bool((forest.weight.sum(axis=1) > 0).all()))
+            return compiled(model)(params, forest, reads)
+
+        return run
+
+    monkeypatch.setattr(score, "_edge_scores", watched)
+    monkeypatch.setattr(score, "LONGEST_ROW", 512)
+    questions = [question(seed, answers=2, length=10 + 30 * (seed % 9)) for seed in range(40)]
+    scored(*small_model(), questions, rows=4)
+    # One shape for each length, however many rows were left over at the end.
+    assert sorted(set(shapes)) == [(1, 384), (2, 192), (2, 256), (4, 64), (4, 96), (4, 128)]
+    assert full.count(False) <= 6
+
+
+def test_lengths_of_one_bucket_share_a_program():
+    model, params = small_model(seed=3, vocab_size=98)
+    questions = [question(seed, answers=3, length=88 + seed) for seed in range(20)]
+    scored(model, params, questions, rows=8)
+    assert score._edge_scores(model)._cache_size() == 1
+
+
+def test_greedy_says_what_greedy_decoding_writes(tmp_path):
+    """Against transformers' own generate: its answer is greedy, and no other is."""
+    reference = reference_model(vocab_size=97, initializer_range=0.3)
+    config, params = carried_over(reference, tmp_path)
+    prompt = tuple(np.random.default_rng(5).integers(2, 97, 30).tolist())
+    with torch.no_grad():
+        written = reference.generate(
+            torch.tensor([prompt]), do_sample=False, max_new_tokens=6, eos_token_id=None,
+            pad_token_id=1,
+        )[0, len(prompt) :].tolist()  # fmt: skip
+    assert len(set(written)) > 2
+    answers = [tuple(written[:length]) for length in range(1, 7)]
+    others = [
+        (*written[:place], (written[place] + 1) % 97, *written[place + 1 :]) for place in range(6)
+    ]
+    found = scored(Llama(config), params, [(prompt, [*answers, *others])])[0]
+    assert found.greedy.tolist() == [True] * 6 + [False] * 6
+
+
+def test_of_equally_likely_tokens_the_lowest_id_is_greedy():
+    model, params = small_model()
+    head = np.array(params["lm_head"]["weight"])
+    prompt, _ = question(6, length=20)
+    likeliest = int(
+        scored(model, params, [(prompt, [(token,) for token in range(97)])])[0].log_probs.argmax()
+    )
+    head[[0, 96]] = head[likeliest]
+    params = params | {"lm_head": {"weight": jnp.asarray(head)}}
+    equals = sorted({0, likeliest, 96})
+    found = scored(model, params, [(prompt, [(token,) for token in equals])])[0]
+    assert len(set(found.log_probs)) == 1
+    assert found.greedy.tolist() == [True, *[False] * (len(equals) - 1)]
+    assert int(torch.argmax(torch.tensor(found.log_probs))) == 0
+
+
+def test_training_does_not_pay_for_the_greedy_score():
+    model, params = small_model()
+    forest = forests.build(random_paths(0), 64).forest
+    reads = forests.reads(forest)
+
+    def operations(function):
+        compiled = jax.jit(lambda params: function(model, params, forest, reads)).lower(params)
+        return compiled.compile().cost_analysis()["flops"]
+
+    assert operations(score.edge_log_probs) < operations(score.edge_scores)
 
 
 def test_repeating_a_call_repeats_every_bit():
@@ -123,6 +262,19 @@ def test_what_can_not_be_scored_is_an_error(monkeypatch):
     monkeypatch.setattr(score, "LONGEST_ROW", 64)
     with pytest.raises(score.RowTooShortError, match="prompt longer"):
         score.answers(model, params, [question(0)])
+
+
+def test_a_number_of_rows_below_one_is_an_error():
+    with pytest.raises(ValueError, match="rows"):
+        list(score.each_group(*small_model(), [], rows=0))
+
+
+def test_the_longest_context_fits_with_its_last_token():
+    model, params = small_model(num_hidden_layers=1)
+    prompt = tuple(np.random.default_rng(0).integers(2, 97, score.LONGEST_CONTEXT).tolist())
+    with pytest.raises(score.RowTooShortError):
+        score.log_probs(model, params, [Path(prompt, (5,) * 65)])
+    assert forests.build([Path(prompt, (5,))], score.LONGEST_ROW).places[0] is not None
 
 
 def test_buckets_hold_what_they_are_for_and_are_few():

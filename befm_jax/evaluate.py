@@ -1,4 +1,4 @@
-"""Holds a model, or a file of answers, against people; a page of figures out.
+r"""Holds a model, or a file of answers, against people; a page of figures out.
 
     python -m befm_jax.evaluate --model RUN_OR_HF_DIR --tasks game_behavior \
         [--humans joint.csv] --out DIR

@@ -41,7 +41,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from befm_jax import cli, simulator
-from befm_jax.config import DTYPES
+from befm_jax.config import DTYPES, QUANTIZE
 from befm_jax.data import forest
 from befm_jax.errors import UserError
 from befm_jax.inference import sample, score
@@ -90,9 +90,11 @@ class BefmLM(TemplateLM):
     prompt by prompt whatever the batch size; the repeats of one question are drawn together.
 
     Args:
-        pretrained: a training run's directory or a Hugging Face directory.
-        adapter: a LoRA adapter's directory in PEFT's format.
+        pretrained: a training run's directory, a Hugging Face directory or a hub id.
+        adapter: a LoRA adapter in PEFT's format: a directory or a hub id.
         dtype: "float32", "bfloat16" or "auto" (the default: as the run did, or as stored).
+        quantize: "no" or "int8": what the base is rounded to (by default as the run did).
+        force_template: take an adapter that was trained with another chat template.
         batch_size: rows of log-likelihoods computed together, or "auto" (`max_batch_size`).
             Memory does not grow with it beyond what the longest row takes.
         max_batch_size: what "auto" stands for.
@@ -113,6 +115,8 @@ class BefmLM(TemplateLM):
         pretrained: str | Path,
         adapter: str | Path | None = None,
         dtype: str | None = None,
+        quantize: str | None = None,
+        force_template: bool = False,
         batch_size: int | str = 1,
         max_batch_size: int = MAX_BATCH_SIZE,
         max_length: int | None = None,
@@ -126,11 +130,17 @@ class BefmLM(TemplateLM):
         if unknown:
             raise UserError(
                 f"model_args: befm_jax takes no {', '.join(sorted(unknown))}; it takes pretrained, "
-                "adapter, dtype, batch_size, max_batch_size, max_length, device, add_bos_token, "
-                "prefix_token_id, seed"
+                "adapter, dtype, quantize, force_template, batch_size, max_batch_size, max_length, "
+                "device, add_bos_token, prefix_token_id, seed"
             )
         if dtype not in (None, "auto", *DTYPES):
             raise UserError(f"model_args: dtype is one of auto, {', '.join(DTYPES)}, not {dtype!r}")
+        if quantize not in (None, *QUANTIZE):
+            raise UserError(
+                f"model_args: quantize is one of {', '.join(QUANTIZE)}, not {quantize!r}"
+            )
+        if force_template not in (True, False):
+            raise UserError(f"model_args: force_template is True or False, not {force_template!r}")
         _check_device(device)
         automatic = str(batch_size).partition(":")[0] == "auto"
         self.batch_size = _whole(
@@ -144,7 +154,9 @@ class BefmLM(TemplateLM):
                 )
         if add_bos_token not in (None, True, False):
             raise UserError(f"model_args: add_bos_token is True or False, not {add_bos_token!r}")
-        self.simulator = simulator.load(pretrained, adapter, None if dtype == "auto" else dtype)
+        self.simulator = simulator.load(
+            pretrained, adapter, None if dtype == "auto" else dtype, quantize, force_template
+        )
         self.tokenizer = self.simulator.tokenizer.hugging_face
         if add_bos_token and self.tokenizer.bos_token_id is None:
             raise UserError("model_args: add_bos_token, but the tokenizer has no BOS token")

@@ -1,4 +1,4 @@
-"""Simulated participants answer games; a table of choices out.
+r"""Simulated participants answer games; a table of choices out.
 
     python -m befm_jax.simulate --model RUN_OR_HF_DIR --games all --participants 1000 \
         --seed 0 --out choices.csv

@@ -543,7 +543,7 @@ def test_a_mistake_on_the_command_line_is_answered_in_one_line(tasks, monkeypatc
         lm_harness.main()
     assert ended.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "error: /nowhere: no such model directory"
+    assert last.startswith("error: /nowhere: no such model directory, nor a hub id")
 
 
 def test_what_lm_eval_complains_of_is_answered_in_one_line(monkeypatch, capsys):

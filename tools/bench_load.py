@@ -4,10 +4,10 @@ A checkpoint of Llama 3.2's shape, bf16, random, is made for the run.  Each load
 its own; the two sides take turns.  `call` is how long the call took; `ready` ends when every byte
 of every weight has been read once by the same NumPy reduction: from_pretrained maps the file and
 returns before it has read it.  `peak` is the process's largest resident memory, imports included.
-Cold: the files were dropped from the page cache before; warm: they were in it.  Before each load a
-process takes twice the checkpoint's size in memory and gives it back: on a virtual machine, memory
-that was not used for a while costs the first process that touches it several times as much as
-reading does.
+Cold: the files were dropped from the page cache before; warm: they were in it.  Right before the
+clock starts another process takes twice the checkpoint's size in memory and gives it back: on a
+virtual machine, memory that was not used for a while costs whoever touches it first several times
+as much as reading does.
 
 Then eight processes load the model over a mesh of eight, each counting what it reads, and one
 loads it in int8.
@@ -35,6 +35,11 @@ WIDTH, FEED_FORWARD, VOCABULARY, HEADS, KEY_VALUE_HEADS = 2048, 8192, 128_256, 3
 PROCESSES = 8
 # What Python, JAX and the imports are allowed, on both sides of the comparison of memory.
 OVERHEAD = 600_000_000
+USE_MEMORY = """
+import mmap, sys
+flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+mmap.mmap(-1, int(sys.argv[1]), flags=flags).close()
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +65,6 @@ def run(arguments: argparse.Namespace) -> Bench:
                 for side in ("ours", "peer"):
                     if condition == "cold":
                         _forget(directory)
-                    _child("touch", directory, 2 * size)
                     runs.setdefault(f"{side} {condition}", []).append(_child(side, directory))
         shares = _eight_processes(directory)
         rounded = _child("int8", directory)
@@ -142,8 +146,13 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _timed(load: Callable[[], list[np.ndarray]]) -> dict[str, Any]:
-    """Times a call that returns all weights as bytes, and the reading of every one of them."""
+def _size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+
+
+def _timed(directory: Path, load: Callable[[], list[np.ndarray]]) -> dict[str, Any]:
+    """Times a call that returns all weights, and the reading of every one of their bytes."""
+    subprocess.run([sys.executable, "-c", USE_MEMORY, str(2 * _size(directory))], check=True)
     since = time.perf_counter()
     arrays = load()
     call = time.perf_counter() - since
@@ -163,7 +172,7 @@ def _ours(directory: Path, quantize: str | None = None) -> dict[str, Any]:
         _, params = llama.load(directory, quantize=quantize)
         return [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
 
-    return _timed(load)
+    return _timed(directory, load)
 
 
 def _peer(directory: Path) -> dict[str, Any]:
@@ -174,7 +183,7 @@ def _peer(directory: Path) -> dict[str, Any]:
         model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
         return [weight.data.view(torch.uint8).numpy() for weight in model.parameters()]
 
-    return _timed(load)
+    return _timed(directory, load)
 
 
 def _share(directory: Path, address: str, number: str) -> dict[str, Any]:
@@ -196,12 +205,6 @@ def _share(directory: Path, address: str, number: str) -> dict[str, Any]:
     weights.read_into = counted
     llama.load(directory, parallel.make_mesh(fsdp=2, tensor=4))
     return {"read": read}
-
-
-def _touch(directory: Path, size: str) -> dict[str, Any]:
-    del directory
-    np.empty(int(size), np.uint8)[:: resource.getpagesize()] = 1
-    return {}
 
 
 def _make(directory: Path, layers: str) -> dict[str, Any]:
@@ -241,7 +244,6 @@ CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {
     "ours": _ours,
     "peer": _peer,
     "share": _share,
-    "touch": _touch,
     "int8": lambda directory: _ours(directory, "int8"),
 }
 

@@ -31,7 +31,8 @@ from befm_jax.llama.weights import Tensor
 # (start, stop) along every axis.
 Bounds = tuple[tuple[int, int], ...]
 
-_THREADS = 8
+# More than there are cores: threads wait for a disk, or a file system far away.
+_THREADS = 32
 # Chunks that are being read while one is put into place, and how large a chunk may be.
 _AHEAD = 2
 _CHUNK_BYTES = 64_000_000

@@ -59,13 +59,9 @@ def locate(model: str | Path, adapter: str | Path | None = None) -> Located:
 
 
 def _with_adapter(base: str, adapter: str | Path | None, run: Mapping[str, Any]) -> Located:
-    name = base if hub.is_hub_id(base) else str(Path(base).resolve())
-    return Located(
-        hub.directory(base),
-        name,
-        None if adapter is None else hub.directory(adapter, "adapter"),
-        run,
-    )
+    name = base.partition("@")[0] if hub.is_hub_id(base) else str(Path(base).resolve())
+    found = None if adapter is None else hub.directory(adapter, "adapter")
+    return Located(hub.directory(base), name, found, run)
 
 
 def write_run(

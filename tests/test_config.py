@@ -1,5 +1,6 @@
 """Options: every field is checked, a misspelt one is answered with the near ones."""
 
+import dataclasses
 import json
 import runpy
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from befm_jax import config
-from befm_jax.config import Config, ConfigError
+from befm_jax.config import Config, ConfigError, Model
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
@@ -30,6 +31,7 @@ def test_every_rule_is_about_a_field_that_exists():
     [
         ("trained", "some"),
         ("model.dtype", "float16"),
+        ("model.quantize", "int4"),
         ("data.slots", 1),
         ("data.observations_per_step", -1),
         ("lora.rank", 0),
@@ -97,6 +99,13 @@ def test_a_config_file_that_can_not_be_used_is_answered_with_its_line(tmp_path, 
     (tmp_path / "config.py").write_text(content)
     with pytest.raises(ConfigError, match=message):
         config.check_arguments([f"--config={tmp_path / 'config.py'}"])
+
+
+def test_rounded_weights_are_not_trained():
+    settings = Config(trained="all", model=Model(quantize="int8"))
+    with pytest.raises(ConfigError, match=r"model\.quantize is 'int8'; with trained 'all'"):
+        config.validate(settings)
+    config.validate(dataclasses.replace(settings, trained="adapter"))
 
 
 def test_nothing_to_learn_from_is_refused():

@@ -9,9 +9,13 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from small import game_tokenizer, small_model
 
-from befm_jax import hub
+from befm_jax import export, hub, simulator
+from befm_jax.adapters import lora, peft
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
@@ -27,9 +31,10 @@ TOKEN = "hf_only-a-test"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's protocol as its client asks for; one gated repository, one open."""
+    """As much of the hub's protocol as its client asks for; the repository "gated" is."""
 
     asked: list[str]
+    repositories: dict[str, dict[str, bytes]]
 
     def do_HEAD(self):
         self.do_GET()
@@ -40,7 +45,8 @@ class Hub(BaseHTTPRequestHandler):
         if path.startswith("api/models/"):
             path = path.removeprefix("api/models/")
         owner, name, *rest = path.split("/")
-        if (owner, name) not in (("lab", "open"), ("lab", "gated")):
+        files = self.repositories.get(name)
+        if owner != "lab" or files is None:
             return self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
         if name == "gated" and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.answer(403, b"", {"X-Error-Code": "GatedRepo"})
@@ -48,7 +54,7 @@ class Hub(BaseHTTPRequestHandler):
         if revision not in ("main", "v2", COMMIT):
             return self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
         if rest[:1] == ["resolve"]:
-            content = FILES["/".join(rest[2:])]
+            content = files["/".join(rest[2:])]
             etag = hashlib.sha1(content).hexdigest()
             return self.answer(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
         if rest[:1] == ["tree"]:
@@ -59,10 +65,10 @@ class Hub(BaseHTTPRequestHandler):
                     "size": len(content),
                     "oid": hashlib.sha1(content).hexdigest(),
                 }
-                for file, content in FILES.items()
+                for file, content in files.items()
             ]
             return self.answer(200, json.dumps(tree).encode(), {"Content-Type": "application/json"})
-        siblings = [{"rfilename": file} for file in FILES]
+        siblings = [{"rfilename": file} for file in files]
         body = {"id": f"{owner}/{name}", "sha": COMMIT, "siblings": siblings}
         return self.answer(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
@@ -83,6 +89,7 @@ class Hub(BaseHTTPRequestHandler):
 def served():
     """The hub's address, and the list of what it was asked for."""
     Hub.asked = []
+    Hub.repositories = {"open": FILES, "gated": FILES}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -103,7 +110,7 @@ except (UserError, FileNotFoundError) as error:
 """
 
 
-def ask(name, cache, address, **variables):
+def ask(name, cache, address, program=ASK, **variables):
     """What `hub.directory` says in a process of its own, where the client's settings are read."""
     environment = os.environ | {
         "HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0",
@@ -112,7 +119,7 @@ def ask(name, cache, address, **variables):
     }  # fmt: skip
     environment.pop("HF_TOKEN", None)
     return subprocess.run(
-        [sys.executable, "-c", ASK, name],
+        [sys.executable, "-c", program, name],
         env=environment | variables, capture_output=True, text=True, check=True, timeout=120,
     ).stdout.strip()  # fmt: skip
 
@@ -159,3 +166,34 @@ def test_a_directory_is_taken_as_it_is_even_where_it_looks_like_an_id(tmp_path, 
 def test_what_is_neither_is_refused_by_name(name):
     with pytest.raises(FileNotFoundError, match="no such adapter directory, nor a hub id"):
         hub.directory(name, "adapter")
+
+
+LOAD = """
+import sys
+import befm_jax
+found = befm_jax.load(sys.argv[1], "lab/adapter", dtype="float32")
+print(found.origin["commit"], found.located.name, found.located.pinned)
+print(*found.distribution("dictator").weights[:20].tolist())
+"""
+
+
+def test_a_model_and_an_adapter_by_their_ids_are_those_of_the_files(served, tmp_path):
+    address, _ = served
+    tokenizer = game_tokenizer()
+    model, params = small_model(vocab_size=tokenizer.vocab_size)
+    adapter = lora.init(jax.random.key(0), params, rank=2)
+    for weight in adapter.weights.values():
+        weight["b"] = weight["b"] + 0.1
+    export.model(tmp_path / "model", model.config, params, tokenizer)
+    peft.save(tmp_path / "adapter", adapter, "lab/model")
+    for name in ("model", "adapter"):
+        Hub.repositories[name] = {
+            path.name: path.read_bytes() for path in (tmp_path / name).iterdir()
+        }
+    first, second = ask("lab/model@v2", tmp_path / "cache", address, LOAD).splitlines()
+    assert first == f"{COMMIT} lab/model lab/model@{COMMIT}"
+    local = simulator.load(tmp_path / "model", tmp_path / "adapter")
+    np.testing.assert_allclose(
+        [float(share) for share in second.split()], local.distribution("dictator").weights[:20]
+    )
+    assert local.located.pinned == str((tmp_path / "model").resolve())

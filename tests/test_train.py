@@ -387,18 +387,25 @@ def test_a_checkpoint_of_ones_own_is_tuned_in_bfloat16(run, tmp_path):
     assert 0.5 * np.abs(wide - shares).sum() < 0.05
 
 
-def test_a_run_remembers_what_it_computed_in(run, tmp_path):
+@pytest.mark.parametrize(
+    ("field", "value", "other"), [("dtype", "bfloat16", "float32"), ("quantize", "int8", "no")]
+)
+def test_a_run_remembers_what_it_computed_in(tmp_path, field, value, other):
     config = tiny(tmp_path)
-    config.model.dtype = "bfloat16"
+    setattr(config.model, field, value)
     config.optimizer.epochs = 1
     config.data.observations_per_step = 0
-    training.train(config)  # its base is stored in float32
+    training.train(config)  # its base is stored whole, in float32
     tuned = befm_jax.load(tmp_path)
-    assert tuned.origin["dtype"] == "bfloat16"
+    assert tuned.origin[field] == value
     results = json.loads((tmp_path / "results.json").read_text())
+    assert results["tuned"]["model"][field] == value
     reported = results["tuned"]["tasks"]["game_behavior"]["groups"]["public_goods"]
     shares = tuned.distribution("public_goods").distribution
     np.testing.assert_allclose(shares, reported["distribution"]["model"], rtol=1e-9)
+    unlike = befm_jax.load(tmp_path, **{field: other})
+    assert unlike.origin[field] == other
+    assert not np.allclose(unlike.distribution("public_goods").distribution, shares, rtol=1e-6)
 
 
 def test_an_adapter_of_another_depth_is_refused(run, tmp_path):

@@ -2,8 +2,8 @@
 
 A chunk is a few layers of one parameter.  While one is put into place on the devices, the next are
 read by several threads, each slice straight into the memory that it is handed over in.  The host
-holds those few chunks and nothing else; on CPU, where nothing is to be converted, the memory that
-was read into becomes the parameter itself.
+holds those few chunks and nothing else; on CPU the memory that was read into becomes the parameter
+itself.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from befm_jax.llama.weights import Tensor
 # (start, stop) along every axis.
 Bounds = tuple[tuple[int, int], ...]
 
-# More than there are cores: threads wait for a disk, or a file system far away.
-_THREADS = 32
+
+_THREADS = 8
 # Chunks that are being read while one is put into place, and how large a chunk may be.
 _AHEAD = 2
 _CHUNK_BYTES = 64_000_000
@@ -101,20 +101,24 @@ class Parameter:
         return Read(tensor, bounds, count * self.stored.itemsize)
 
     @property
-    def as_stored(self) -> bool:
-        """Whether nothing is to be converted."""
-        return self.stored == self.dtype and not self.quantize
+    def made_on_host(self) -> bool:
+        """Whether the memory that is read into becomes the parameter: on CPU, if not rounded."""
+        devices: set[Any] = self.sharding.device_set
+        return not self.quantize and all(device.platform == "cpu" for device in devices)
+
+    @property
+    def read_as(self) -> np.dtype[Any]:
+        """The dtype of what is handed to the devices; they convert where it is not `dtype`."""
+        return self.dtype if self.made_on_host else self.stored
 
     def chunks(self) -> Iterator[range]:
         """Ranges of the first axis that are read and put into place one after the other.
 
-        A parameter without layers is one chunk, and so is one whose host memory can be kept.
+        A parameter without layers is one chunk, and so is one whose host memory is kept.
         """
         length = self.shape[0]
-        devices: set[Any] = self.sharding.device_set
-        on_host = all(device.platform == "cpu" for device in devices)
         together = length
-        if self.stacked and not (on_host and self.as_stored):
+        if self.stacked and not self.made_on_host:
             a_layer = sum(self.reads(bounds, range(1))[0].nbytes for bounds in self.pieces())
             fitting = [n for n in range(1, length + 1) if length % n == 0]
             together = max(n for n in fitting if n == 1 or n * a_layer <= _CHUNK_BYTES)
@@ -167,7 +171,7 @@ class _Chunk:
             shape = [stop - start for start, stop in bounds]
             if parameter.stacked:
                 shape[0] = len(rows)
-            buffer = _aligned(shape, parameter.stored)
+            buffer = _aligned(shape, parameter.read_as)
             self._buffers[bounds] = buffer
             reads = parameter.reads(bounds, rows if parameter.stacked else None)
             targets = buffer if parameter.stacked else [buffer]
@@ -176,7 +180,13 @@ class _Chunk:
                     self._reading.append(pool.submit(self._read, part, into))
 
     def _read(self, read: Read, target: np.ndarray) -> None:
-        weights.read_into(target, read.tensor, [slice(*ends) for ends in read.bounds])
+        index = [slice(*ends) for ends in read.bounds]
+        if target.dtype == read.tensor.numpy_dtype:
+            weights.read_into(target, read.tensor, index)
+        else:
+            as_stored = np.empty(target.shape, read.tensor.numpy_dtype)
+            weights.read_into(as_stored, read.tensor, index)
+            _convert(as_stored, target)
         with self._bar_lock:
             self._bar.update(read.nbytes)
 
@@ -192,7 +202,8 @@ class _Chunk:
         ]
         shape = (len(self._rows), *parameter.shape[1:])
         chunk = jax.make_array_from_single_device_arrays(shape, parameter.sharding, shards)
-        if parameter.as_stored and len(self._rows) == parameter.shape[0]:
+        complete = len(self._rows) == parameter.shape[0] and not parameter.quantize
+        if complete and parameter.read_as == parameter.dtype:
             found[parameter.path] = chunk
         else:
             empty, write = _assembler(
@@ -211,6 +222,16 @@ def _aligned(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
     raw = np.empty(size + _ALIGNMENT, np.uint8)
     skip = -raw.ctypes.data % _ALIGNMENT
     return raw[skip : skip + size].view(dtype).reshape(shape)
+
+
+def _convert(source: np.ndarray, target: np.ndarray) -> None:
+    """Copies an array into one of another dtype, rounding to nearest."""
+    if source.dtype == jnp.bfloat16 and target.dtype == np.float32:
+        # bfloat16 is the upper half of float32; NumPy's own cast takes it number by number.
+        bits = source.view(np.uint16)
+        np.left_shift(bits, np.uint32(16), out=target.view(np.uint32), dtype=np.uint32)
+    else:
+        target[...] = source
 
 
 def _jobs(read: Read, target: np.ndarray) -> Iterator[tuple[Read, np.ndarray]]:

@@ -81,19 +81,45 @@ def test_rounding_while_reading_equals_rounding_afterwards(stored, mesh, monkeyp
     assert kernel.scale.sharding.is_fully_replicated or kernel.scale.sharding.spec[-1] == "fsdp"
 
 
-def test_a_parameter_in_many_chunks_is_the_same(stored, monkeypatch):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mesh", [None, {"fsdp": 4, "tensor": 2}], ids=str)
+def test_as_on_an_accelerator_layers_are_put_into_place_chunk_by_chunk(
+    stored, monkeypatch, dtype, mesh
+):
+    """Where the host's memory can't be kept, whatever the size of a chunk."""
     directory, params = stored
+    made = parallel.make_mesh(**mesh) if mesh else None
+    monkeypatch.setattr(stream.Parameter, "made_on_host", False)
+    monkeypatch.setattr(stream, "_JOB_BYTES", 700)
     sizes = set()
     for limit in (1, 20_000, 10**9):
         monkeypatch.setattr(stream, "_CHUNK_BYTES", limit)
-        monkeypatch.setattr(stream, "_JOB_BYTES", 700)
-        checkpoint = hf.open_checkpoint(directory)
-        parameters = hf.parameters(checkpoint, dtype=jnp.bfloat16)
+        parameters = hf.parameters(hf.open_checkpoint(directory), made, dtype)
         sizes |= {len(rows) for one in parameters if one.stacked for rows in one.chunks()}
-        _, loaded = hf.load(directory, dtype=jnp.bfloat16)
+        _, loaded = hf.load(directory, made, dtype)
         for path, leaf in flat(loaded).items():
-            np.testing.assert_array_equal(leaf, flat(params)[path].astype(jnp.bfloat16))
+            expected = flat(params)[path].astype(dtype)
+            np.testing.assert_array_equal(leaf, expected)
+            assert leaf.dtype == expected.dtype
+            for shard in leaf.addressable_shards:
+                np.testing.assert_array_equal(shard.data, np.asarray(expected)[shard.index])
     assert {1, 6} < sizes
+
+
+@pytest.mark.parametrize("stored_as", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("held_as", ["float32", "bfloat16", "float16"])
+def test_the_hosts_conversions_are_those_of_jax(stored_as, held_as):
+    drawn = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
+    special = np.array([0.0, -0.0, np.inf, -np.inf, 1e-40, 65504.0, 3.389e38], np.float32)
+    with np.errstate(over="ignore"):
+        source = np.asarray(np.concatenate([drawn, special]).astype(jnp.dtype(stored_as)))
+        target = np.empty(source.shape, jnp.dtype(held_as))
+        stream._convert(source, target)
+    expected = np.asarray(jnp.asarray(source).astype(held_as))
+    # XLA's CPU arithmetic may take a denormal for zero; copying bits does not.
+    usual = np.abs(source.astype(np.float32)) > 1e-30
+    usual |= source == 0
+    np.testing.assert_array_equal(target[usual], expected[usual])
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)

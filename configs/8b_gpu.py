@@ -3,9 +3,9 @@
     python -m befm_jax.train --config configs/8b_gpu.py \\
         --config.model.path=meta-llama/Llama-3.1-8B-Instruct
 
-Name a hub id or a local Hugging Face directory.  LoRA of rank 8 and alpha 16 on all linears, bf16, 3 epochs,
-learning rate 1e-4, cosine with a tenth of warm-up.  Not yet run on a GPU: no time and no score is
-claimed here.
+Name a hub id or a local Hugging Face directory.  LoRA of rank 8 and alpha 16 on all linears, bf16,
+3 epochs, learning rate 1e-4, cosine with a tenth of warm-up.  Not yet run on a GPU: no time and no
+score is claimed here.
 """
 
 from befm_jax.config import Config, Data, Model

@@ -186,6 +186,23 @@ def test_the_order_of_patterns_is_kept(tiny, tmp_path):
     assert peft_files.load(tmp_path, config).spec == spec
 
 
+@pytest.mark.parametrize("kind", ["all-linear", "patterns of ranks, rslora"])
+def test_adapters_of_qwen3_go_both_ways(tmp_path, kind):
+    """The family that the 4B adapter of Be.FM 1.5 sits on."""
+    reference = reference_model(num_hidden_layers=LAYERS, model_type="qwen3", **TINY)
+    config, params = carried_over(reference, tmp_path / "model")
+    tokens = random_tokens(config, 2, 50)
+    theirs = made_by_peft(reference, KINDS[kind])
+    theirs.save_pretrained(tmp_path / "adapter")
+    adapter = peft_files.load(tmp_path / "adapter", config)
+    ours = our_logits(config, lora.attach(params, adapter), tokens)
+    np.testing.assert_allclose(ours, reference_logits(theirs, tokens), atol=2e-5)
+    assert np.abs(ours - our_logits(config, params, tokens)).max() > 0.05
+    peft_files.save(tmp_path / "ours", adapter, "base")
+    back = loaded_by_peft(reference, tmp_path / "ours")
+    np.testing.assert_allclose(reference_logits(back, tokens), ours, atol=2e-5)
+
+
 def test_only_real_ranks_and_layers_are_written(tmp_path):
     _, params = small_model()
     peft_files.save(tmp_path, lora.init_from(jax.random.key(0), params, UNEVEN), "base")

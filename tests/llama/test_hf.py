@@ -202,3 +202,33 @@ def test_a_config_that_can_not_be_run_exactly_is_refused_by_field(field, value):
     named = "rope type" if field.startswith("rope") else field
     with pytest.raises(UnsupportedModelError, match=named):
         llama_config.from_hugging_face(fields | {field: value})
+
+
+# Number of parameters as their makers count them (embeddings once where they are tied).
+KNOWN = {
+    "Llama 3.1 8B": (8_030_261_248, (4096, 14_336, 32, 32, 8, 128, 128_256), {}),
+    "Llama 3.1 70B": (70_553_706_496, (8192, 28_672, 80, 64, 8, 128, 128_256), {}),
+    "Llama 3.1 405B": (405_853_388_800, (16_384, 53_248, 126, 128, 8, 128, 128_256), {}),
+    "Llama 3.2 1B": (
+        1_235_814_400, (2048, 8192, 16, 32, 8, 64, 128_256), {"tie_word_embeddings": True},
+    ),
+    "Llama 3.2 3B": (
+        3_212_749_824, (3072, 8192, 28, 24, 8, 128, 128_256), {"tie_word_embeddings": True},
+    ),
+    "Qwen3 4B": (
+        4_022_468_096, (2560, 9728, 36, 32, 8, 128, 151_936),
+        {"tie_word_embeddings": True, "model_type": "qwen3"},
+    ),
+}  # fmt: skip
+SHAPE = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "vocab_size",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_size_has_the_parameters_that_it_is_known_for(name):
+    parameters, shape, more = KNOWN[name]
+    fields = {"model_type": "llama", **dict(zip(SHAPE, shape, strict=True)), **more}
+    config = llama_config.from_hugging_face(fields)
+    assert sum(leaf.size for leaf in jax.tree.leaves(hf.model.shapes(config))) == parameters

@@ -171,7 +171,13 @@ def describe(batches: ForestBatches) -> str:
 def base_of(settings: Config) -> Located:
     """The files of the model to tune, which may have to be made first."""
     if settings.model.path:
-        return locate(settings.model.path)
+        located = locate(settings.model.path)
+        if located.adapter is not None:
+            raise ConfigError(
+                f"model.path is {settings.model.path!r}, a run with an adapter of its own; merge "
+                "it first (tools/export.py merged) and name the result"
+            )
+        return located
     directory = Path(settings.workdir) / BASE
     return Located(directory, str(directory.resolve()))
 
@@ -241,7 +247,7 @@ def make_base(settings: Config, chosen: list[Game], workdir: Path) -> None:
         )
         rates = optimizers.schedule(wanted.learning_rate, batches.steps, 0.1)
         model = Llama(shape, dtype=jnp.float32, remat=settings.model.remat)
-        params = fit(settings, "base", model, steps.train_all, None, params, batches, rates)
+        params = fit(settings, "base", model, steps.train_all, None, params, batches, rates, {})
     export.model(workdir / BASE, shape, params, tokenizer)
 
 
@@ -252,6 +258,7 @@ def tune(
     rates = optimizers.schedule(
         settings.optimizer.learning_rate, batches.steps, settings.optimizer.warmup_fraction
     )
+    inputs = {"base": hf.fingerprint(base.located.directory)}
     adapter_dir = None
     if settings.trained == "adapter":
         wanted = settings.lora
@@ -265,8 +272,9 @@ def tune(
             targets=config.names(wanted.targets),
         )
         adapter = fit(
-            settings, "tune", base.model, steps.train_adapter, base.params, adapter, batches, rates
-        )
+            settings, "tune", base.model, steps.train_adapter, base.params, adapter, batches, rates,
+            inputs,
+        )  # fmt: skip
         made_here = not settings.model.path
         peft.save(workdir / ADAPTER, adapter, base.located.name)
         chat_template.save(workdir / ADAPTER, base.tokenizer.template_hash)
@@ -275,7 +283,9 @@ def tune(
     else:
         # A copy in float32, the dtype that small updates need: the step consumes what it is given.
         params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), base.params)
-        params = fit(settings, "tune", base.model, steps.train_all, None, params, batches, rates)
+        params = fit(
+            settings, "tune", base.model, steps.train_all, None, params, batches, rates, inputs
+        )
         source = base.located.directory
         export.model(workdir / TUNED, base.model.config, params, base.tokenizer, source=source)
         model, made_here = TUNED, True
@@ -307,8 +317,12 @@ def fit(
     trained: Any,
     batches: ForestBatches,
     rates: optax.Schedule,
+    inputs: Mapping[str, str],
 ) -> Any:
-    """The training loop: from the last checkpoint, or from the start, to the last step."""
+    """The training loop: from the last checkpoint, or from the start, to the last step.
+
+    `inputs` are hashes of what it learns from beside the batches (see `check_same_inputs`).
+    """
     workdir = Path(settings.workdir)
     optimizer = optimizers.adamw(
         rates, settings.optimizer.weight_decay, settings.optimizer.clip_norm
@@ -316,9 +330,7 @@ def fit(
     train_step = steps.make_train_step(model, optimizer, combine)
     state = steps.init_state(trained, optimizer, settings.seed)
     saved = Checkpoints(workdir / "checkpoints" / phase, settings.checkpoints.keep)
-    inputs = {"observations": batches.fingerprint}
-    if phase == "tune":
-        inputs["base"] = hf.fingerprint(base_of(settings).directory)
+    inputs = {"observations": batches.fingerprint, **inputs}
     check_same_inputs(workdir, phase, inputs, go_on=saved.last is not None)
     if saved.last is not None:
         state = saved.restore(state)

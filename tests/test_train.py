@@ -408,6 +408,13 @@ def test_a_run_remembers_what_it_computed_in(tmp_path, field, value, other):
     assert not np.allclose(unlike.distribution("public_goods").distribution, shares, rtol=1e-6)
 
 
+def test_a_run_with_an_adapter_is_no_model_to_tune(run, tmp_path):
+    config = tiny(tmp_path)
+    config.model.path = str(run)
+    with pytest.raises(ConfigError, match=r"model\.path is .*merge it first"):
+        training.train(config)
+
+
 def test_an_adapter_of_another_depth_is_refused(run, tmp_path):
     adapter = peft.load(run / "adapter", llama_config.read(run / "base"))
     deeper = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), adapter)

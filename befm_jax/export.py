@@ -1,8 +1,8 @@
 """A tuned model leaves: as an adapter for PEFT and vLLM, or merged, for whatever reads a Llama.
 
 Merging adds the adapter's update to weights that may have few digits, and rounds the sum to them.
-What that moved is measured on the model read back from its files: `answer_logits` before and after,
-and the distances to people where asked for (`tools/export.py` does both).
+What that moved is measured on the model read back from its files: logits where answers are read,
+and, where asked for, the distances to people.
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ from jaxtyping import Float32
 
 from befm_jax.adapters import chat_template, peft
 from befm_jax.data.games import Game
+from befm_jax.data.people import People
+from befm_jax.errors import UserError
+from befm_jax.evals.tasks import game_behavior
 from befm_jax.inference.score import bucket
 from befm_jax.llama import generation_config, hf
 from befm_jax.llama.attention import ForestAttention
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Llama, Params, hidden_states, vocabulary_logits
 from befm_jax.llama.tokenizer import Tokenizer
-from befm_jax.simulator import Located, Simulator
+from befm_jax.located import RUN_FILE, Located, locate
+from befm_jax.simulator import Simulator, load
 
 
 def model(
@@ -72,10 +76,96 @@ def adapter(located: Located, config: LlamaConfig, directory: str | Path, base: 
     """
     if located.adapter is None:
         raise peft.AdapterError(f"{located.name}: has no adapter to export")
-    peft.save(directory, peft.load(located.adapter, config), base or located.name)
+    _check_out(Path(directory), located)
     known = chat_template.read(located.adapter)
-    if known is not None:
-        chat_template.save(directory, known[0])
+    peft.save(
+        directory,
+        peft.load(located.adapter, config),
+        base or located.name,
+        None if known is None else known[0],
+    )
+
+
+def merged(
+    name: str | Path,
+    adapter: str | Path | None,
+    directory: str | Path,
+    *,
+    max_shard_bytes: int = 5_000_000_000,
+    asked: Sequence[Game],
+    humans: People | None = None,
+    force_template: bool = False,
+) -> dict[str, Any]:
+    """Writes a model with its adapter merged (`model`), reads it back, and says what changed.
+
+    `name` and `adapter` are those of `befm_jax.load`; logits are compared on the prompts of the
+    `asked` games, distances to `humans` where they are given.  What is compared is the model as
+    it is used: where a run rounds its base to int8, the difference of the rounding is in it, since
+    an adapter is merged into the original weights.
+
+    Returns a dictionary: `merged` (what it was made of), `largest_logit_difference`, `logit_range`,
+    `wasserstein` (game -> before and after).
+
+    Raises:
+        FileNotFoundError, UserError: as `befm_jax.load` and `model`; `directory` is one of the
+            model's own.
+    """
+    located = locate(name, adapter)
+    _check_out(Path(directory), located)
+    used = load(name, adapter, force_template=force_template)
+    logits, before = answer_logits(used, asked), _distances(used, asked, humans)
+    origin, dtype = used.described(asked), jnp.dtype(used.model.dtype).name
+    if used.origin["quantize"] != "no":
+        del used
+        used = load(name, adapter, quantize="no", force_template=force_template)
+    model(
+        directory,
+        used.model.config,
+        used.params,
+        used.tokenizer,
+        source=located.directory,
+        max_shard_bytes=max_shard_bytes,
+    )
+    del used  # its memory is needed for the model that was written
+    written = load(directory, dtype=dtype)
+    moved = max(
+        float(np.abs(one - other).max())
+        for one, other in zip(answer_logits(written, asked), logits, strict=True)
+    )
+    after = _distances(written, asked, humans)
+    return {
+        "merged": origin,
+        "largest_logit_difference": moved,
+        "logit_range": max(float(np.ptp(one)) for one in logits),
+        "wasserstein": {game: {"before": before[game], "after": after[game]} for game in before},
+    }
+
+
+def _check_out(directory: Path, located: Located) -> None:
+    """Refuses to write a model over what it is made of, or into a training run."""
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory}: is a file; name a directory")
+    own = {located.directory.resolve()}
+    if located.adapter is not None:
+        own.add(located.adapter.resolve())
+    if directory.resolve() in own:
+        raise UserError(f"{directory}: holds what is to be exported; name another directory")
+    if (directory / RUN_FILE).is_file():
+        raise UserError(f"{directory}: is a training run; name another directory")
+
+
+def _distances(
+    simulator: Simulator, asked: Sequence[Game], humans: People | None
+) -> dict[str, float]:
+    """Each game's Wasserstein distance to people (its range is 100), and the mean."""
+    if humans is None:
+        return {}
+    answers = {game.id: simulator.distribution(game) for game in asked if humans.n(game.id)}
+    found = game_behavior.evaluate(answers, humans, resamples=100)
+    each = {
+        name: group["metrics"]["wasserstein"]["value"] for name, group in found["groups"].items()
+    }
+    return each | {"mean": found["metrics"]["wasserstein"]["value"]}
 
 
 def answer_logits(simulator: Simulator, games: Sequence[Game]) -> list[Float32[np.ndarray, "T V"]]:

@@ -14,8 +14,8 @@ from befm_jax.errors import UserError
 
 _ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
 _WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
-# Copies of the same weights in other layouts, which some repositories carry.
-_UNWANTED = ("original/*", "consolidated*", "onnx/*")
+# Folders and copies hold other layouts of the same weights, or earlier states of them.
+_UNWANTED = ("*/*", "consolidated*")
 
 
 class HubError(UserError):
@@ -34,11 +34,12 @@ def directory(name: str | Path, kind: str = "model") -> Path:
         FileNotFoundError: neither a directory nor of the form of a hub id.
         HubError: no such repository or revision, no permission, or offline and not in the cache.
     """
-    if Path(name).is_dir():
+    if str(name) and Path(name).is_dir():
         return Path(name)
     if not is_hub_id(name):
+        shown = str(name) or "(an empty name)"
         raise FileNotFoundError(
-            f"{name}: no such {kind} directory, nor a hub id (owner/name or owner/name@revision)"
+            f"{shown}: no such {kind} directory, nor a hub id (owner/name or owner/name@revision)"
         )
     # Imported here: most runs never need the hub.
     from huggingface_hub import errors, snapshot_download
@@ -55,19 +56,26 @@ def directory(name: str | Path, kind: str = "model") -> Path:
         )
     except errors.GatedRepoError as error:
         reason = "it is gated: ask for access on its page, then set HF_TOKEN to a token of yours"
-        raise HubError(f"{name}: {reason}") from error
+        raise _refused(name, kind, reason) from error
     except errors.RepositoryNotFoundError as error:
         reason = "the hub has none of that name, or it is private and HF_TOKEN has no access"
-        raise HubError(f"{name}: {reason}") from error
+        raise _refused(name, kind, reason) from error
     except errors.RevisionNotFoundError as error:
-        raise HubError(f"{name}: the hub has it, but no revision {revision!r}") from error
+        raise _refused(name, kind, f"the hub has it, but no revision {revision!r}") from error
     except errors.LocalEntryNotFoundError as error:
-        reason = "not in the local cache, and the hub can't be reached"
-        raise HubError(f"{name}: {reason} (offline? name a local directory instead)") from error
+        reason = "it is not in the local cache, and the hub can't be reached"
+        raise _refused(name, kind, reason) from error
     except Exception as error:  # whatever network library the client uses, it raises its own
-        raise HubError(f"{name}: the hub did not give it out ({error})") from error
+        raise _refused(name, kind, f"the hub did not give it out ({error})") from error
+
+
+def _refused(name: str | Path, kind: str, reason: str) -> HubError:
+    return HubError(f"{name}: no such {kind} directory; and as a hub id: {reason}")
 
 
 def commit(directory: Path) -> str | None:
     """The commit that a directory of the hub's cache is a snapshot of; None for others."""
-    return directory.name if directory.parent.name == "snapshots" else None
+    in_cache = directory.parent.name == "snapshots" and directory.parent.parent.name.startswith(
+        "models--"
+    )
+    return directory.name if in_cache else None

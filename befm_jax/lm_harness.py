@@ -17,7 +17,7 @@ import logging
 import math
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ class BefmLM(TemplateLM):
 
     def __init__(
         self,
-        pretrained: str | Path,
+        pretrained: str | Path | None = None,
         adapter: str | Path | None = None,
         dtype: str | None = None,
         quantize: str | None = None,
@@ -133,6 +133,8 @@ class BefmLM(TemplateLM):
                 "adapter, dtype, quantize, force_template, batch_size, max_batch_size, max_length, "
                 "device, add_bos_token, prefix_token_id, seed"
             )
+        if pretrained is None:
+            raise UserError("model_args: pretrained is missing: which model is to be run")
         if dtype not in (None, "auto", *DTYPES):
             raise UserError(f"model_args: dtype is one of auto, {', '.join(DTYPES)}, not {dtype!r}")
         if quantize not in (None, *QUANTIZE):
@@ -173,6 +175,7 @@ class BefmLM(TemplateLM):
         self._prefix_token_id = prefix_token_id
         self._seed = seed
         self._cut: dict[str, dict[str, int]] = {}
+        self._first_prompt: dict[str, Any] | None = None
         self._said: set[str] = set()
 
     @property
@@ -238,7 +241,15 @@ class BefmLM(TemplateLM):
             "model_device": simulator.device_in_words(),
             "model_max_length": self.max_length,
             "contexts_cut": self._cut,
+            "first_prompt": self._first_prompt,
         }
+
+    def _note_first(self, prompts: Iterable[Sequence[int]]) -> None:
+        """Keeps the first prompt of all, as it is read, for the results file."""
+        first = next(iter(prompts), None)
+        if self._first_prompt is None and first is not None:
+            text = self.simulator.tokenizer.decode(first, special=True)
+            self._first_prompt = {"ids": list(first), "text": text}
 
     def _loglikelihood_tokens(
         self,
@@ -304,6 +315,7 @@ class BefmLM(TemplateLM):
             context, arguments = request.args
             numbers_of.setdefault((context, self._generation(arguments)), []).append(number)
         prompts = {key: self._prompt(*key, len(numbers)) for key, numbers in numbers_of.items()}
+        self._note_first(prompts.values())
         found = [""] * len(requests)
         with tqdm(total=len(requests), desc="generate_until", disable=disable_tqdm) as bar:
             for key in sorted(prompts, key=lambda key: -len(prompts[key])):
@@ -332,6 +344,7 @@ class BefmLM(TemplateLM):
             room = self.max_length + 1 - len(continuation)
             self._count(kind, 1, len(context) - room)
             numbers_of.setdefault(tuple(context[-room:]), []).append(number)
+        self._note_first(numbers_of)
         order = sorted(
             numbers_of,
             key=lambda context: (

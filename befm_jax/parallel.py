@@ -2,6 +2,10 @@
 
 The mesh has three axes: `data` (rows of a batch), `fsdp` (rows of a batch; parameters are cut and
 gathered layer by layer) and `tensor` (heads and feed-forward width; parameters stay cut).
+
+Parameters are cut along the rows in which they are stored wherever that can be: a process then
+reads one run of bytes a layer.  Only the inputs of `o_proj` and `down_proj`, which `tensor` cuts,
+are columns; of those the disk gives whole pages (4 kB), whatever the width that is wanted.
 """
 
 from __future__ import annotations
@@ -20,15 +24,18 @@ from befm_jax.llama import model
 from befm_jax.llama.config import LlamaConfig
 
 AXES = ("data", "fsdp", "tensor")
-# Logical axis of a parameter (`llama.model.logical_axes`) -> mesh axis, or None: not cut.
-RULES: Mapping[str, str | None] = {
-    "layers": None,
-    "norm": None,
-    "vocabulary": "tensor",
-    "heads": "tensor",
-    "key_value_heads": "tensor",
-    "feed_forward": "tensor",
-    "width": "fsdp",
+# Logical axis of a parameter (`llama.model.logical_axes`) -> mesh axes that cut it, major first.
+RULES: Mapping[str, tuple[str, ...]] = {
+    "layers": (),
+    "norm": (),
+    "width": (),
+    "vocabulary": ("tensor", "fsdp"),
+    "heads": ("tensor", "fsdp"),
+    "key_value_heads": ("tensor", "fsdp"),
+    "feed_forward": ("tensor", "fsdp"),
+    "output_width": ("fsdp",),
+    "input_heads": ("tensor",),
+    "input_feed_forward": ("tensor",),
 }
 
 
@@ -42,10 +49,12 @@ def make_mesh(
     """A mesh over all devices, or over those given.
 
     Raises:
-        ShardingError: the axes do not multiply to the number of devices.
+        ShardingError: the axes do not multiply to the number of devices, or one is below 1.
     """
     devices = jax.devices() if devices is None else devices
     shape = (data, fsdp, tensor)
+    if min(shape) < 1:
+        raise ShardingError(f"a mesh's axes are at least 1, not {', '.join(map(str, shape))}")
     if math.prod(shape) != len(devices):
         sizes = " x ".join(f"{name} {size}" for name, size in zip(AXES, shape, strict=True))
         raise ShardingError(
@@ -67,11 +76,13 @@ def parameter_shardings(config: LlamaConfig, mesh: Mesh | None) -> dict[tuple[st
             continue
         names = model.logical_axes(path)
         for name, size in zip(names, leaf.shape, strict=True):
-            axis = RULES[name]
-            if axis is not None and size % mesh.shape[axis]:
+            parts = math.prod(mesh.shape[axis] for axis in RULES[name])
+            if size % parts:
                 raise ShardingError(
                     f"{'/'.join(path)}: {name} has {size} entries, which do not divide by the "
-                    f"mesh's {axis} axis of {mesh.shape[axis]}"
+                    f"mesh's {' x '.join(RULES[name])} of {parts}"
                 )
-        found[path] = NamedSharding(mesh, PartitionSpec(*(RULES[name] for name in names)))
+        # An axis that nothing cuts is None; of one name alone the tuple is left out.
+        cut = [(RULES[name] if len(RULES[name]) > 1 else (*RULES[name], None)[0]) for name in names]
+        found[path] = NamedSharding(mesh, PartitionSpec(*cut))
     return found

@@ -167,18 +167,13 @@ def load(
         )
         tuned = peft.load(located.adapter, config)
     quantize = quantize or located.run.get("quantize", "no")
-    config, params = hf.load(located.directory, quantize=hf_quantize(quantize))
+    config, params = hf.load(located.directory, quantize=quantize)
     if tuned is not None:
         params = lora.attach(params, tuned)
     stored = params["embed_tokens"]["weight"].dtype
     compute = jnp.dtype(dtype or located.run.get("dtype", stored))
     origin |= {"dtype": compute.name, "quantize": quantize}
     return Simulator(Llama(config, dtype=compute), params, tokenizer, origin, located)
-
-
-def hf_quantize(quantize: str) -> str | None:
-    """The option of a run or a command ("no" or "int8") as `hf.load` takes it."""
-    return None if quantize == "no" else quantize
 
 
 def fitting_tokenizer(directory: Path, config: LlamaConfig) -> Tokenizer:

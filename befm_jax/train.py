@@ -23,7 +23,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from befm_jax import cli, config, export, json_files, simulate
-from befm_jax.adapters import chat_template, lora, peft
+from befm_jax.adapters import lora, peft
 from befm_jax.config import Config, ConfigError
 from befm_jax.data import examples as example_files
 from befm_jax.data import games
@@ -45,7 +45,6 @@ from befm_jax.simulator import (
     Simulator,
     device_in_words,
     fitting_tokenizer,
-    hf_quantize,
     said_of_text,
 )
 from befm_jax.training import optimizer as optimizers
@@ -172,10 +171,10 @@ def base_of(settings: Config) -> Located:
     """The files of the model to tune, which may have to be made first."""
     if settings.model.path:
         located = locate(settings.model.path)
-        if located.adapter is not None:
+        if located.run:
             raise ConfigError(
-                f"model.path is {settings.model.path!r}, a run with an adapter of its own; merge "
-                "it first (tools/export.py merged) and name the result"
+                f"model.path is {settings.model.path!r}, a training run; export what it made "
+                "(tools/export.py merged) and name the result"
             )
         return located
     directory = Path(settings.workdir) / BASE
@@ -189,8 +188,7 @@ def base_model(settings: Config, chosen: list[Game], workdir: Path) -> Simulator
     if not settings.model.path and not (located.directory / "config.json").is_file():
         make_base(settings, chosen, workdir)
     tokenizer = fitting_tokenizer(located.directory, llama_config.read(located.directory))
-    quantize = hf_quantize(settings.model.quantize)
-    shape, params = hf.load(located.directory, quantize=quantize)
+    shape, params = hf.load(located.directory, quantize=settings.model.quantize)
     model = Llama(shape, dtype=dtype, remat=settings.model.remat)
     origin = {
         "path": settings.model.path or "made from nothing",
@@ -276,8 +274,8 @@ def tune(
             inputs,
         )  # fmt: skip
         made_here = not settings.model.path
-        peft.save(workdir / ADAPTER, adapter, base.located.name)
-        chat_template.save(workdir / ADAPTER, base.tokenizer.template_hash)
+        template = base.tokenizer.template_hash
+        peft.save(workdir / ADAPTER, adapter, base.located.name, template)
         model, adapter_dir = BASE if made_here else base.located.pinned, ADAPTER
         params = lora.attach(base.params, adapter)
     else:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from befm_jax.adapters import chat_template, lora
 from befm_jax.adapters import peft as peft_files
 from befm_jax.data import games
 from befm_jax.llama import config as llama_config
-from befm_jax.located import locate
+from befm_jax.located import locate, write_run
 
 ROOT = Path(__file__).resolve().parents[1]
 GAME = "dictator"
@@ -100,6 +101,60 @@ def test_a_merged_model_is_base_and_adapter_to_transformers(tuned, tmp_path):
     assert GenerationConfig.from_pretrained(tmp_path / "merged").eos_token_id[0] == 7
     back = AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert back.get_chat_template() == game_tokenizer().hugging_face.get_chat_template()
+
+
+def test_rounding_of_a_run_is_in_what_merging_changed(tuned, tmp_path):
+    """A run is used rounded, but merged into the original weights: both are measured."""
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copytree(tuned / "adapter", run / "adapter")
+    about = {"model": str(tuned / "base"), "made_here": False, "adapter": "adapter"}
+    moved = {}
+    for quantize in ("no", "int8"):
+        write_run(run, **about, dtype="float32", quantize=quantize, trained_on={})
+        report = export.merged(run, None, tmp_path / quantize, asked=[games.get(GAME)])
+        moved[quantize] = report["largest_logit_difference"]
+        assert report["merged"]["first_prompt"]["ids"]
+    assert moved["int8"] > 1.5 * moved["no"]
+    for one, other in zip(
+        jax.tree.leaves(simulator.load(tmp_path / "no").params),
+        jax.tree.leaves(simulator.load(tmp_path / "int8").params),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_nothing_is_exported_over_what_it_is_made_of(tuned, tmp_path):
+    base, adapter = tuned / "base", tuned / "adapter"
+    before = {path.name: path.read_bytes() for path in [*base.iterdir(), *adapter.iterdir()]}
+    for out in (base, adapter):
+        printed = command("merged", "--model", base, "--adapter", adapter, "--out", out, fails=True)
+        assert "name another directory" in printed
+    assert "name another directory" in command(
+        "adapter", "--model", base, "--adapter", adapter, "--out", adapter, fails=True
+    )
+    after = {path.name: path.read_bytes() for path in [*base.iterdir(), *adapter.iterdir()]}
+    assert after == before
+    (tmp_path / "run.json").write_text("{}")
+    assert "is a training run" in command(
+        "merged", "--model", base, "--adapter", adapter, "--out", tmp_path, fails=True
+    )
+    (tmp_path / "file").write_text("")
+    assert "is a file" in command(
+        "merged", "--model", base, "--adapter", adapter, "--out", tmp_path / "file", fails=True
+    )
+    assert "--humans goes with --games" in command(
+        "merged", "--model", base, "--out", tmp_path / "x", "--humans", "x.csv", fails=True
+    )
+
+
+def test_an_old_hash_of_a_template_does_not_stay_beside_another_adapter(tuned, tmp_path):
+    shutil.copytree(tuned / "adapter", tmp_path / "unknown")
+    (tmp_path / "unknown" / chat_template.FILE).unlink()
+    chat_template.save(tmp_path / "out", "0" * 64)
+    located = locate(tuned / "base", tmp_path / "unknown")
+    export.adapter(located, llama_config.read(located.directory), tmp_path / "out")
+    assert chat_template.read(tmp_path / "out") is None
 
 
 def test_an_exported_adapter_is_the_same_to_peft(tuned, tmp_path):

@@ -417,14 +417,17 @@ def test_draws_that_nobody_asked_for_are_said(ours, said):
         ({"max_length": 100_000}, "max_length is at most 8192"),
         ({"device": "cuda:1"}, "JAX runs on .* cpu"),
         ({"adapter": "nowhere"}, "nowhere"),
-        ({"adapter": ""}, "adapter_config.json"),
+        ({"adapter": ""}, "an empty name.*no such adapter directory"),
+        ({"pretrained": None}, "pretrained is missing"),
+        ({"quantize": "int4"}, "quantize is one of no, int8"),
+        ({"force_template": "yes"}, "force_template is True or False"),
         ({"add_bos_token": "yes"}, "add_bos_token is True or False"),
         ({"prefix_token_id": 10**6}, "prefix_token_id is a token id below"),
     ],
 )
 def test_a_model_argument_that_can_not_be_honoured_is_an_error(options, message, checkpoint):
     with pytest.raises((UserError, FileNotFoundError), match=message):
-        BefmLM(str(checkpoint), **options)
+        BefmLM(**{"pretrained": str(checkpoint)} | options)
 
 
 def test_what_lm_eval_passes_by_itself_is_taken(checkpoint, said):

@@ -411,7 +411,7 @@ def test_a_run_remembers_what_it_computed_in(tmp_path, field, value, other):
 def test_a_run_with_an_adapter_is_no_model_to_tune(run, tmp_path):
     config = tiny(tmp_path)
     config.model.path = str(run)
-    with pytest.raises(ConfigError, match=r"model\.path is .*merge it first"):
+    with pytest.raises(ConfigError, match=r"model\.path is .*, a training run; export"):
         training.train(config)
 
 

@@ -11,7 +11,8 @@ clock starts another process takes four times the checkpoint's size in memory an
 a virtual machine, memory that was not used for a while costs whoever touches it first several times
 as much as reading does.
 
-Then eight processes load the model over a mesh of eight, each counting what it reads, and one
+Then eight processes load the model over a mesh of eight, from a cold cache: `asked` is what a
+process wanted of the files, `disk` what the system read from the disk for it.  Last, one process
 loads it in int8.
 """
 
@@ -71,6 +72,7 @@ def run(arguments: argparse.Namespace) -> Bench:
                     runs.setdefault(f"{side} {condition}", []).append(
                         _child(side, directory, arguments.dtype)
                     )
+        _forget(directory)
         shares = _eight_processes(directory)
         rounded = _child("int8", directory)
     ratio = {
@@ -88,11 +90,14 @@ def run(arguments: argparse.Namespace) -> Bench:
             for name in ("cold, ready", "warm, ready")
         ),
         Goal("peak memory", peak / 1e6, (1.15 * held + OVERHEAD) / 1e6, "MB"),
-        Goal(
-            "largest share of one process of eight",
-            max(shares) / size * 100,
-            100 / PROCESSES * 1.05,
-            "%",
+        *(
+            Goal(
+                f"largest share of one process of eight, {what}",
+                max(share[what] for share in shares) / size * 100,
+                100 / PROCESSES * 1.05,
+                "%",
+            )
+            for what in ("asked", "disk")
         ),
         Goal("peak memory, int8", rounded["peak"] / 1e6, (0.65 * size + OVERHEAD) / 1e6, "MB"),
     ]
@@ -107,7 +112,11 @@ def run(arguments: argparse.Namespace) -> Bench:
         runs | {"int8": [rounded]},
         ratio,
         goals,
-        [f"read by each of {PROCESSES} processes: {', '.join(f'{share:,}' for share in shares)}"],
+        [
+            f"{what} by each of {PROCESSES} processes: "
+            + ", ".join(f"{share[what]:,}" for share in shares)
+            for what in ("asked", "disk")
+        ],
     )
 
 
@@ -144,13 +153,13 @@ def _forget(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _eight_processes(directory: Path) -> list[int]:
-    """Bytes that each process of eight read, loading over a mesh of one device a process."""
+def _eight_processes(directory: Path) -> list[dict[str, Any]]:
+    """What each process of eight read, loading over a mesh of one device a process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     started = [_start("share", directory, address, number) for number in range(PROCESSES)]
-    return [_figures(one)["read"] for one in started]
+    return [_figures(one) for one in started]
 
 
 def _peak() -> int:
@@ -169,7 +178,7 @@ def _timed(directory: Path, load: Callable[[], list[np.ndarray]]) -> dict[str, A
     return {"call": call, "ready": time.perf_counter() - since, "peak": _peak()}
 
 
-def _ours(directory: Path, dtype: str | None, quantize: str | None = None) -> dict[str, Any]:
+def _ours(directory: Path, dtype: str | None, quantize: str = "no") -> dict[str, Any]:
     import jax
 
     from befm_jax import llama
@@ -211,8 +220,15 @@ def _share(directory: Path, address: str, number: str) -> dict[str, Any]:
         read += target.nbytes
 
     weights.read_into = counted
-    llama.load(directory, parallel.make_mesh(fsdp=2, tensor=4))
-    return {"read": read}
+    mesh, before = parallel.make_mesh(fsdp=PROCESSES), _from_disk()
+    llama.load(directory, mesh)
+    return {"asked": read, "disk": _from_disk() - before}
+
+
+def _from_disk() -> int:
+    """Bytes that the system has read from disks for this process."""
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["read_bytes"])
 
 
 def _make(directory: Path, layers: str) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
     python tools/checkpoint.py /models/Llama-3.1-8B-Instruct [--tensors] [--fsdp 8 --tensor 2]
 
-Takes a directory of safetensors (a model or an adapter) or a hub id; reads headers alone.  With a
-mesh it also says what each device would hold, and what a process reads for it.
+Takes a directory of safetensors (a model or an adapter), a training run (its base) or a hub id;
+reads headers alone.  With a mesh it also says what each device would hold.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from befm_jax import hub
 from befm_jax.errors import UserError
 from befm_jax.llama import weights
 from befm_jax.llama.weights import Tensor
+from befm_jax.located import locate
 
 
 def main() -> None:
@@ -31,12 +31,14 @@ def main() -> None:
     parser.add_argument("--fsdp", type=int, default=1, help="devices on the mesh's fsdp axis")
     parser.add_argument("--tensor", type=int, default=1, help="devices on its tensor axis")
     arguments = parser.parse_args()
+    if min(arguments.fsdp, arguments.tensor) < 1:
+        parser.error("--fsdp and --tensor are at least 1")
     devices = arguments.fsdp * arguments.tensor
     # Devices to lay the mesh over, none of which holds anything; set before JAX starts.
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     try:
-        directory = hub.directory(arguments.name)
+        directory = locate(arguments.name).directory
         adapter = directory / "adapter_model.safetensors"
         if adapter.is_file():
             stored = weights.open_file(adapter)
@@ -46,7 +48,8 @@ def main() -> None:
         if (directory / "config.json").is_file():
             print(as_model(directory, arguments.fsdp, arguments.tensor))
     except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def contents(stored: list[Tensor], each: bool) -> str:

@@ -19,15 +19,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from befm_jax import cli, export, json_files, simulate, simulator
+from befm_jax import cli, export, json_files
 from befm_jax.data import games, people
-from befm_jax.data.games import Game
 from befm_jax.errors import UserError
-from befm_jax.evals.tasks import game_behavior
 from befm_jax.llama import config as llama_config
-from befm_jax.simulator import Simulator
+from befm_jax.located import locate
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -35,20 +31,34 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 def main() -> None:
     """Exports what the command line names."""
     arguments = parser().parse_args()
+    if arguments.form == "merged" and arguments.humans and not arguments.games:
+        parser().error("--humans goes with --games: which distances are to be compared")
     try:
         if arguments.form == "adapter":
-            located = simulator.locate(arguments.model, arguments.adapter)
+            located = locate(arguments.model, arguments.adapter)
             config = llama_config.read(located.directory)
             export.adapter(located, config, arguments.out, arguments.base)
+            if not arguments.base and Path(located.name).is_dir():
+                print(f"note: others look for the base at {located.name}; --base names it for them")
             print(f"adapter: {arguments.out}")
         else:
             cli.keep_compiled_programs()
-            report = merge(arguments)
+            asked = games.select(arguments.games or "all")
+            report = export.merged(
+                arguments.model,
+                arguments.adapter,
+                arguments.out,
+                max_shard_bytes=arguments.max_shard_size,
+                asked=asked,
+                humans=people.load(arguments.humans, asked, "all") if arguments.games else None,
+                force_template=arguments.force_template,
+            )
             json_files.write_object(arguments.out / "merge.json", report)
             print(summary(report))
             print(f"model: {arguments.out}")
     except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,59 +92,6 @@ def size(text: str) -> int:
     if found is None or not float(found[1]):
         raise argparse.ArgumentTypeError(f"{text!r}; sizes are such as 5GB or 200MB")
     return int(float(found[1]) * UNITS[found[2]])
-
-
-def merge(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Writes the merged model, reads it back, and says what changed."""
-    asked = games.select(arguments.games or "all")
-    humans = people.load(arguments.humans, asked, "all") if arguments.games else None
-    before = simulator.load(
-        arguments.model,
-        arguments.adapter,
-        quantize="no",  # a run's own rounding is for memory; the sum is of the original weights
-        force_template=arguments.force_template,
-    )
-    logits, distances = export.answer_logits(before, asked), distances_of(before, asked, humans)
-    export.model(
-        arguments.out,
-        before.model.config,
-        before.params,
-        before.tokenizer,
-        source=before.located.directory,
-        max_shard_bytes=arguments.max_shard_size,
-    )
-    origin, dtype = before.origin, before.model.dtype.name
-    del before  # its memory is needed for the model that was written
-    after = simulator.load(arguments.out, dtype=dtype)
-    moved = max(
-        float(np.abs(one - other).max())
-        for one, other in zip(export.answer_logits(after, asked), logits, strict=True)
-    )
-    return {
-        "merged": origin,
-        "largest_logit_difference": moved,
-        "logit_range": max(float(np.ptp(one)) for one in logits),
-        "wasserstein": {
-            name: {"before": was, "after": now}
-            for (name, was), now in zip(
-                distances.items(), distances_of(after, asked, humans).values(), strict=True
-            )
-        },
-    }
-
-
-def distances_of(
-    asked_of: Simulator, asked: list[Game], humans: people.People | None
-) -> dict[str, float]:
-    """Each game's Wasserstein distance to people (its range is 100), and the mean."""
-    if humans is None:
-        return {}
-    played = [game for game in asked if humans.n(game.id)]
-    found = game_behavior.evaluate(simulate.exact_all(asked_of, played), humans, resamples=100)
-    each = {
-        name: group["metrics"]["wasserstein"]["value"] for name, group in found["groups"].items()
-    }
-    return each | {"mean": found["metrics"]["wasserstein"]["value"]}
 
 
 def summary(report: dict[str, Any]) -> str:

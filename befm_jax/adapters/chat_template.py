@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from befm_jax import json_files
-from befm_jax.adapters.lora import AdapterError
+from befm_jax.adapters.spec import AdapterError
 from befm_jax.llama.tokenizer import hash_of
 
 # Ours.  Beside it, or instead of it, transformers' own files may hold a template.

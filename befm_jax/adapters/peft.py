@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from befm_jax import aside, json_files
+from befm_jax.adapters import chat_template
 from befm_jax.adapters.lora import Adapter
 from befm_jax.adapters.spec import (
     ALL_LINEAR,
@@ -54,9 +55,12 @@ _HARMLESS = {
 }  # fmt: skip
 
 
-def save(directory: str | Path, adapter: Adapter, base_model: str) -> None:
+def save(
+    directory: str | Path, adapter: Adapter, base_model: str, template_hash: str | None = None
+) -> None:
     """Writes an adapter; `base_model` is the name or path where PEFT looks for the base.
 
+    `template_hash` is that of the chat template that it was trained with (see `chat_template`).
     Every layer is written with its own rank, in float32.  Files are written aside and moved into
     place when both are complete.
 
@@ -78,7 +82,9 @@ def save(directory: str | Path, adapter: Adapter, base_model: str) -> None:
             for part, matrix in (("a", a[layer, :rank]), ("b", b[layer, :, :rank])):
                 tensors[_key(path, layer, part)] = np.ascontiguousarray(matrix)
     fields = json.dumps(_fields(adapter.spec, base_model), indent=2)
-    with aside.written(directory) as folder:
+    with aside.written(directory, lambda name: name == chat_template.FILE) as folder:
+        if template_hash is not None:
+            chat_template.save(folder, template_hash)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(fields, encoding="utf-8")
 
@@ -102,8 +108,9 @@ def load(directory: str | Path, config: LlamaConfig) -> Adapter:
         if not (directory / name).is_file():
             raise FileNotFoundError(f"{directory / name}: not there; an adapter directory has one")
     shapes = model.shapes(config)
+    fields = json_files.read_object(directory / CONFIG, AdapterError)
     try:
-        spec = _spec(json_files.read_object(directory / CONFIG, AdapterError))
+        spec = _spec(fields)
         plan = spec.plan(shapes)
     except AdapterError as error:
         raise AdapterError(f"{directory / CONFIG}: {error}") from error

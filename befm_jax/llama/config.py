@@ -7,7 +7,8 @@ Llama with a norm on every query and key head.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,13 +81,50 @@ class LlamaConfig:
             raise UnsupportedModelError(f"head_dim must be even for RoPE, not {self.head_dim}")
 
 
-# Options with one value that this port computes; absent or null counts as that value.
-_ONLY = {
-    "hidden_act": "silu",
-    "use_sliding_window": False,
-    "quantization_config": None,
-    "partial_rotary_factor": 1.0,
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+_COUNT, _FLAG = (_is_count, "a whole number, 1 or more"), (_is_flag, "true or false")
+_REQUIRED = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+)  # fmt: skip
+# field -> (the test, what it must be in words)
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys((*_REQUIRED, "num_key_value_heads", "head_dim"), _COUNT),
+    "max_position_embeddings": _COUNT,
+    "rms_norm_eps": (_is_positive, "a number above 0"),
+    "rope_theta": (_is_positive, "a number above 0"),
+    "tie_word_embeddings": _FLAG,
+    "attention_bias": _FLAG,
+    "mlp_bias": _FLAG,
+    "bos_token_id": (_is_id, "a token id"),
+    "eos_token_id": (lambda value: all(map(_is_id, value)), "a token id or a list of them"),
+    "partial_rotary_factor": (lambda value: value == 1, "1: every feature is rotated"),
 }
+# What transformers takes a field for where the file does not say.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "max_position_embeddings": 2048},
+    "qwen3": {
+        "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "max_position_embeddings": 32_768,
+        "num_key_value_heads": 32, "head_dim": 128,
+    },
+}  # fmt: skip
+# Options with one value that this port computes; absent or null counts as that value.
+_ONLY = {"hidden_act": "silu", "use_sliding_window": False, "quantization_config": None}
+_ROPE_ONLY = ("partial_rotary_factor",)
 
 
 def read(directory: Path) -> LlamaConfig:
@@ -115,54 +153,48 @@ def from_hugging_face(fields: Mapping[str, Any]) -> LlamaConfig:
         UnsupportedModelError: naming the field that can't be honoured.
     """
     family = fields.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise UnsupportedModelError(
             f"model_type is {family!r}; supported: {', '.join(map(repr, FAMILIES))}"
         )
+    given = {name: value for name, value in fields.items() if value is not None}
     for name, supported in _ONLY.items():
-        if fields.get(name, supported) not in (supported, None):
-            raise UnsupportedModelError(f"{name} is {fields[name]!r}; supported: {supported!r}")
-    if {*(fields.get("layer_types") or ())} - {"full_attention"}:
+        if given.get(name, supported) != supported:
+            raise UnsupportedModelError(f"{name} is {given[name]!r}; supported: {supported!r}")
+    layers = given.get("layer_types", [])
+    if not isinstance(layers, list) or any(one != "full_attention" for one in layers):
         raise UnsupportedModelError(
-            f"layer_types has {sorted({*fields['layer_types']})}; supported: full_attention alone"
+            f"layer_types is {layers!r}; supported: a list of 'full_attention' alone"
         )
-    missing = [
-        name
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                     "num_attention_heads")
-        if not isinstance(fields.get(name), int)
-    ]  # fmt: skip
+    missing = [name for name in _REQUIRED if name not in given]
     if missing:
-        raise UnsupportedModelError(f"{', '.join(missing)}: missing, or not a whole number")
-    rope = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
-    heads = fields["num_attention_heads"]
-    ends = fields.get("eos_token_id")
-    return LlamaConfig(
-        vocab_size=fields["vocab_size"],
-        hidden_size=fields["hidden_size"],
-        intermediate_size=fields["intermediate_size"],
-        num_hidden_layers=fields["num_hidden_layers"],
-        num_attention_heads=heads,
-        num_key_value_heads=fields.get("num_key_value_heads") or heads,
-        head_dim=fields.get("head_dim")
-        or _default_head_width(family, fields["hidden_size"], heads),
-        rms_norm_eps=fields.get("rms_norm_eps", 1e-6),
-        rope_theta=float(rope.get("rope_theta") or fields.get("rope_theta") or 10_000.0),
-        rope_scaling=_rope_scaling(rope),
-        tie_word_embeddings=fields.get("tie_word_embeddings", False),
-        attention_bias=fields.get("attention_bias", False),
-        mlp_bias=fields.get("mlp_bias", False),
-        max_position_embeddings=fields.get(
-            "max_position_embeddings", 32_768 if family == "qwen3" else 2048
-        ),
-        bos_token_id=fields.get("bos_token_id"),
-        eos_token_id=() if ends is None else (ends,) if isinstance(ends, int) else tuple(ends),
-        model_type=family,
-    )
-
-
-def _default_head_width(family: str, width: int, heads: int) -> int:
-    return 128 if family == "qwen3" else width // heads
+        raise UnsupportedModelError(f"{', '.join(missing)}: missing")
+    rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
+    if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+        raise UnsupportedModelError(
+            f"rope_parameters is {rope!r}; supported: one object for all layers"
+        )
+    # Null for a number of heads, or their width, means: as the others say.
+    given = {
+        name: value
+        for name, value in _DEFAULTS[family].items()
+        if name not in fields or name not in ("num_key_value_heads", "head_dim")
+    } | given
+    given |= {name: rope[name] for name in ("rope_theta", *_ROPE_ONLY) if name in rope}
+    heads, ends = given["num_attention_heads"], given.get("eos_token_id", [])
+    given.setdefault("num_key_value_heads", heads)
+    given["eos_token_id"] = ends if isinstance(ends, list) else [ends]
+    for name, (holds, words) in _FIELDS.items():
+        if name in given and not holds(given[name]):
+            raise UnsupportedModelError(f"{name} is {given[name]!r}; it must be {words}")
+    given.setdefault("head_dim", given["hidden_size"] // heads)
+    given |= {
+        "rope_theta": float(given["rope_theta"]),
+        "rope_scaling": _rope_scaling(rope),
+        "eos_token_id": tuple(given["eos_token_id"]),
+    }
+    known = {field.name for field in dataclasses.fields(LlamaConfig)}
+    return LlamaConfig(**{name: value for name, value in given.items() if name in known})
 
 
 def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
@@ -178,6 +210,9 @@ def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
     missing = [name for name in wanted if name not in rope]
     if missing:
         raise UnsupportedModelError(f"rope type {kind!r} lacks {', '.join(missing)}")
+    for name in wanted:
+        if not _is_positive(rope[name]):
+            raise UnsupportedModelError(f"rope's {name} is {rope[name]!r}; it must be above 0")
     return RopeScaling(kind, **{name: rope[name] for name in wanted})
 
 

@@ -23,15 +23,16 @@ from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
 from befm_jax import aside, hub, parallel
-from befm_jax.adapters import int8
 from befm_jax.llama import config as llama_config
-from befm_jax.llama import model, stream, weights
+from befm_jax.llama import int8, model, stream, weights
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.linear import Kernel
 from befm_jax.llama.stream import Parameter, Read
 from befm_jax.llama.weights import INDEX, SINGLE, CheckpointError, Tensor, some
 
-QUANTIZED = ("int8",)
+QUANTIZED = ("no", "int8")
+# Weights under the names of either layout: a reader would take the other one's for these.
+_OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|" + re.escape(INDEX))
 # Buffers that older exports carry.
 _HARMLESS = re.compile(r"^model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$")
 
@@ -105,7 +106,7 @@ def parameters(
     checkpoint: Checkpoint,
     mesh: Mesh | None = None,
     dtype: Any = None,
-    quantize: str | None = None,
+    quantize: str = "no",
 ) -> list[Parameter]:
     """Every parameter of a checkpoint, and how it is to be held; see `load`.
 
@@ -113,8 +114,8 @@ def parameters(
         ShardingError: the model can't be cut over the mesh.
         ValueError: no such way to quantise.
     """
-    if quantize not in (None, *QUANTIZED):
-        raise ValueError(f"quantize is {quantize!r}; it may be {', '.join(QUANTIZED)} or None")
+    if quantize not in QUANTIZED:
+        raise ValueError(f"quantize is {quantize!r}; it may be {' or '.join(QUANTIZED)}")
     shardings = parallel.parameter_shardings(checkpoint.config, mesh)
     found = [
         Parameter(
@@ -124,7 +125,7 @@ def parameters(
             stacked=path[0] == "layers",
             sharding=shardings[path],
             dtype=checkpoint.tensors[path][0].numpy_dtype if dtype is None else np.dtype(dtype),
-            quantize=quantize is not None and int8.is_quantized(path),
+            quantize=quantize == "int8" and int8.is_quantized(path),
         )
         for path, shape in checkpoint.shapes.items()
     ]
@@ -152,14 +153,14 @@ def load(
     name: str | Path,
     mesh: Mesh | None = None,
     dtype: Any = None,
-    quantize: str | None = None,
+    quantize: str = "no",
 ) -> tuple[LlamaConfig, model.Params]:
     """Config and parameters of a Hugging Face directory, or of a hub id (`owner/name@revision`).
 
     Every parameter is cut over `mesh` as `befm_jax.parallel` says; without a mesh all stand on
     one device.  A process reads the slices that its devices hold and nothing else.  `dtype` casts
     every parameter; None keeps what is stored.  `quantize="int8"` rounds the layers' linears
-    while they are read (`befm_jax.adapters.int8`): they never exist whole in full precision.
+    while they are read (`befm_jax.llama.int8`): they never exist whole in full precision.
 
     Raises:
         FileNotFoundError, UnsupportedModelError, CheckpointError: see `open_checkpoint`.
@@ -189,11 +190,14 @@ def save(
     folder.
 
     Raises:
+        ValueError: rounded weights: their digits are lost, save the original ones.
         NotWrittenError: there is no room, or a file can't be written; what was there is untouched.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     flat = flax.traverse_util.flatten_dict(params)
+    if any(isinstance(leaf, int8.Int8Kernel) for leaf in flat.values()):
+        raise ValueError("the weights are rounded to int8; load and save the original ones")
     written_as = {path: _dense_shape(leaf) for path, leaf in flat.items()}
     tensors = [
         _Stored(name, path, number if path[0] == "layers" else None)
@@ -216,7 +220,7 @@ def save(
         raise aside.NotWrittenError(
             f"{directory}: the model needs {total:,} bytes, {free:,} are free"
         )
-    with aside.written(directory) as folder:
+    with aside.written(directory, lambda name: _OURS.fullmatch(name) is not None) as folder:
         weight_map = {}
         for number, shard in enumerate(shards, start=1):
             single = len(shards) == 1
@@ -232,11 +236,6 @@ def save(
         (folder / "config.json").write_text(json.dumps(fields, indent=2), encoding="utf-8")
         if beside is not None:
             beside(folder)
-        written = {path.name for path in folder.iterdir()}
-    # A reader that finds an older file under another layout's name would take that one.
-    for old in [*directory.glob("model*.safetensors"), directory / INDEX]:
-        if old.name not in written:
-            old.unlink(missing_ok=True)
 
 
 class _Stored(NamedTuple):

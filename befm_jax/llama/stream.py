@@ -1,9 +1,9 @@
 """Parameters from files to devices, a chunk at a time.
 
-A chunk is a few layers of one parameter.  While one is put into place on the devices, the next are
-read by several threads, each slice straight into the memory that it is handed over in.  The host
-holds those few chunks and nothing else; on CPU the memory that was read into becomes the parameter
-itself.
+A chunk is a few layers of one parameter, or the whole of one without layers.  While one is put
+into place on the devices, the next are read by several threads, each slice straight into the
+memory that it is handed over in.  The host holds those few chunks and nothing else; on CPU the
+memory that was read into becomes the parameter itself.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array
 from tqdm import tqdm
 
-from befm_jax.adapters import int8
-from befm_jax.llama import weights
+from befm_jax.llama import int8, weights
 from befm_jax.llama.weights import Tensor
 
 # (start, stop) along every axis.

@@ -147,7 +147,8 @@ def is_contiguous(tensor: Tensor, index: Sequence[slice]) -> bool:
 def read_into(target: np.ndarray, tensor: Tensor, index: Sequence[slice]) -> None:
     """Reads a slice of a tensor into an array of its shape and dtype; safe to call in threads.
 
-    `index` has a slice with a step of one for every axis.
+    `index` has a slice with a step of one for every axis.  Of a run of columns the disk is read in
+    whole pages.
 
     Raises:
         CheckpointError: the file ends before the slice does, or can't be read.
@@ -187,6 +188,7 @@ def _copy_strided(
     start = tensor.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     length = tensor.offset + tensor.nbytes - start
     with mmap.mmap(descriptor, length, access=mmap.ACCESS_READ, offset=start) as mapped:
+        mapped.madvise(mmap.MADV_RANDOM)  # do not read on: the next columns are another's
         whole = np.frombuffer(
             mapped, tensor.numpy_dtype, math.prod(tensor.shape), tensor.offset - start
         ).reshape(tensor.shape)

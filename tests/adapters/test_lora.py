@@ -11,10 +11,11 @@ import torch
 from parity import carried_over, our_logits, random_tokens, reference_model
 from small import SMALL, random_paths, small_model
 
-from befm_jax.adapters import int8, lora
+from befm_jax.adapters import lora
 from befm_jax.adapters import peft as peft_files
 from befm_jax.adapters.lora import LoraSpec
 from befm_jax.data.pipeline import ForestBatches
+from befm_jax.llama import int8
 from befm_jax.llama.model import Llama
 from befm_jax.training import optimizer as optimizers
 from befm_jax.training import step as steps

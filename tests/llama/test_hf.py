@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from small import SMALL, small_model
+from transformers import AutoConfig
 
 from befm_jax import aside
 from befm_jax.llama import config as llama_config
@@ -60,6 +61,7 @@ def test_saving_over_an_older_export_leaves_no_stale_shard(sharded):
 WRITE_WITH_LITTLE_ROOM = """
 import resource, signal, sys
 from small import SMALL, small_model
+from transformers import AutoConfig
 from befm_jax.errors import UserError
 from befm_jax.llama import hf
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -194,12 +196,27 @@ class TestDamage:
         ("num_key_value_heads", 3),
         ("head_dim", 5),
         ("vocab_size", None),
+        ("vocab_size", -1),
+        ("model_type", ["llama"]),
+        ("layer_types", 3),
+        ("num_attention_heads", 0),
+        ("num_key_value_heads", "2"),
+        ("head_dim", "8"),
+        ("rms_norm_eps", "x"),
+        ("rope_theta", "abc"),
+        ("rope_parameters", "x"),
+        ("rope_parameters", {"full_attention": {"rope_type": "default"}}),
+        ("rope_parameters", {"rope_type": "linear", "factor": "2"}),
+        ("partial_rotary_factor", 0.5),
+        ("rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}),
+        ("eos_token_id", "a"),
+        ("tie_word_embeddings", "yes"),
     ],
 )
 def test_a_config_that_can_not_be_run_exactly_is_refused_by_field(field, value):
     fields = llama_config.to_hugging_face(SMALL, "float32")
     del fields["rope_scaling"]
-    named = "rope type" if field.startswith("rope") else field
+    named = "rope|partial_rotary" if field.startswith("rope") else field
     with pytest.raises(UnsupportedModelError, match=named):
         llama_config.from_hugging_face(fields | {field: value})
 
@@ -232,3 +249,77 @@ def test_every_size_has_the_parameters_that_it_is_known_for(name):
     fields = {"model_type": "llama", **dict(zip(SHAPE, shape, strict=True)), **more}
     config = llama_config.from_hugging_face(fields)
     assert sum(leaf.size for leaf in jax.tree.leaves(hf.model.shapes(config))) == parameters
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"num_key_value_heads": None}, {"num_key_value_heads": 8}, {"rms_norm_eps": 1e-5}],
+    ids=str,
+)
+def test_what_a_config_leaves_out_is_what_transformers_takes(family, fields):
+    given = {
+        "model_type": family, "vocab_size": 64, "hidden_size": 256, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 64, **fields,
+    }  # fmt: skip
+    ours = llama_config.from_hugging_face(given)
+    theirs = AutoConfig.for_model(**given)
+    for name in ("num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings",
+                 "tie_word_embeddings", "attention_bias"):  # fmt: skip
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+
+
+class Disk:
+    """`os.replace` as a disk does it that fails at the n-th move, or from there on."""
+
+    def __init__(self, fails_at, for_good=False):
+        self.moves, self.fails_at, self.for_good = 0, fails_at, for_good
+        self._replace = os.replace
+
+    def __call__(self, source, target):
+        self.moves += 1
+        if self.moves == self.fails_at or (self.for_good and self.moves > self.fails_at):
+            raise OSError(5, "Input/output error")
+        self._replace(source, target)
+
+
+def test_a_move_that_fails_half_way_is_undone(sharded, monkeypatch):
+    """Whichever move it is: the old model stays whole."""
+    (sharded / "model_ema.safetensors").write_bytes(b"not ours")
+    before = {path.name: path.read_bytes() for path in sharded.iterdir()}
+    _, params = small_model(seed=1)
+    counted = Disk(fails_at=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", counted)
+        shutil.copytree(sharded, sharded / "copy")
+        hf.save(sharded / "copy", SMALL, params, max_shard_bytes=10_000)
+        shutil.rmtree(sharded / "copy")
+    assert counted.moves > 20
+    for number in range(1, counted.moves + 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", Disk(number))
+            with pytest.raises(aside.NotWrittenError, match=r"Input/output error.*as it was"):
+                hf.save(sharded, SMALL, params, max_shard_bytes=10_000)
+        assert {path.name: path.read_bytes() for path in sharded.iterdir()} == before
+    hf.save(sharded, SMALL, params, max_shard_bytes=10**9)
+    weights = {path.name for path in sharded.iterdir()} - {"config.json"}
+    assert weights == {"model_ema.safetensors", "model.safetensors"}
+    np.testing.assert_array_equal(hf.load(sharded)[1]["norm"]["weight"], params["norm"]["weight"])
+
+
+def test_a_disk_that_dies_between_two_moves_leaves_nothing_that_loads(sharded, monkeypatch):
+    """No mix of two models is taken for one, and nothing of either is lost."""
+    _, params = small_model(seed=1)
+    kept = shutil.copytree(sharded, sharded.with_name("kept"))
+    for number in range(2, 8):
+        shutil.rmtree(sharded)
+        shutil.copytree(kept, sharded)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", Disk(number, for_good=True))
+            with pytest.raises(aside.NotWrittenError, match=r"half exchanged.*\.replaced-"):
+                hf.save(sharded, SMALL, params, max_shard_bytes=10**9)
+        with pytest.raises(FileNotFoundError, match=r"config\.json"):
+            hf.load(sharded)
+        saved = {path.name for path in sharded.rglob("*.safetensors")}
+        assert saved >= {path.name for path in kept.glob("*.safetensors")}

@@ -11,8 +11,7 @@ import pytest
 from small import SMALL, small_model
 
 from befm_jax import parallel
-from befm_jax.adapters import int8
-from befm_jax.llama import hf, stream, weights
+from befm_jax.llama import hf, int8, stream, weights
 from befm_jax.llama.config import LlamaConfig
 
 # Of shapes that divide by eight.
@@ -168,7 +167,7 @@ def test_a_mesh_that_does_not_divide_the_model_is_refused_by_name(stored):
     with pytest.raises(parallel.ShardingError, match="needs 6 devices, not 8"):
         parallel.make_mesh(fsdp=3, tensor=2)
     mesh = parallel.make_mesh(fsdp=1, tensor=5, devices=jax.devices()[:5])
-    with pytest.raises(parallel.ShardingError, match=r"vocabulary has 96 .* tensor axis of 5"):
+    with pytest.raises(parallel.ShardingError, match=r"vocabulary has 96 .* tensor x fsdp of 5"):
         hf.load(directory, mesh)
 
 

@@ -54,6 +54,6 @@ def test_each_tensor_is_listed_when_asked(stored):
 
 def test_mistakes_are_answered(stored, tmp_path):
     assert "no such model directory" in said(tmp_path / "none")[1]
-    assert "tensor axis of 5" in said(stored[0], "--tensor", 5)[1]
+    assert "tensor x fsdp of 5" in said(stored[0], "--tensor", 5)[1]
     (tmp_path / "model.safetensors").write_bytes(b"no")
     assert "not a readable safetensors file" in said(tmp_path)[1]

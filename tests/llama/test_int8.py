@@ -7,8 +7,9 @@ import pytest
 from parity import our_logits, random_tokens
 from small import SMALL, random_paths, small_model
 
-from befm_jax.adapters import int8, lora
+from befm_jax.adapters import lora
 from befm_jax.data.pipeline import ForestBatches
+from befm_jax.llama import int8
 from befm_jax.training import step as steps
 
 

@@ -12,8 +12,9 @@ a virtual machine, memory that was not used for a while costs whoever touches it
 as much as reading does.
 
 Then eight processes load the model over a mesh of eight, from a cold cache: `asked` is what a
-process wanted of the files, `disk` what the system read from the disk for it.  Last, one process
-loads it in int8.
+process wanted of the files, `disk` what the system read from the disk for it; it reads ahead, of
+what a neighbour is about to want too, so that of `disk` the sum counts.  Last, one process loads
+the model in int8.
 """
 
 from __future__ import annotations
@@ -90,14 +91,17 @@ def run(arguments: argparse.Namespace) -> Bench:
             for name in ("cold, ready", "warm, ready")
         ),
         Goal("peak memory", peak / 1e6, (1.15 * held + OVERHEAD) / 1e6, "MB"),
-        *(
-            Goal(
-                f"largest share of one process of eight, {what}",
-                max(share[what] for share in shares) / size * 100,
-                100 / PROCESSES * 1.05,
-                "%",
-            )
-            for what in ("asked", "disk")
+        Goal(
+            "largest share of one process of eight",
+            max(share["asked"] for share in shares) / size * 100,
+            100 / PROCESSES * 1.05,
+            "%",
+        ),
+        Goal(
+            "read from the disk by the eight together",
+            sum(share["disk"] for share in shares) / size * 100,
+            105.0,
+            "%",
         ),
         Goal("peak memory, int8", rounded["peak"] / 1e6, (0.65 * size + OVERHEAD) / 1e6, "MB"),
     ]

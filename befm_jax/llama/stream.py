@@ -141,10 +141,25 @@ def load(parameters: Sequence[Parameter], description: str) -> dict[tuple[str, .
     bar = tqdm(total=total, unit="B", unit_scale=True, desc=description, disable=total < _BAR_BYTES)
     pool = ThreadPoolExecutor(_THREADS)
     try:
+        # What stays where it is read is read in the order of the files, which disks like best.
+        kept = [
+            _Chunk(parameter, rows, bar)
+            for parameter in parameters
+            if parameter.made_on_host
+            for rows in parameter.chunks()
+        ]
+        jobs = [(at, job) for at, chunk in enumerate(kept) for job in chunk.jobs]
+        for at, job in sorted(jobs, key=lambda pair: pair[1].at):
+            kept[at].start(pool, [job])
+        for chunk in kept:
+            chunk.put(found)
         waiting: deque[_Chunk] = deque()
         for parameter in parameters:
+            if parameter.made_on_host:
+                continue
             for rows in parameter.chunks():
-                waiting.append(_Chunk(parameter, rows, pool, bar))
+                waiting.append(_Chunk(parameter, rows, bar))
+                waiting[-1].start(pool, waiting[-1].jobs)
                 if len(waiting) > _AHEAD:
                     waiting.popleft().put(found)
         while waiting:
@@ -155,17 +170,31 @@ def load(parameters: Sequence[Parameter], description: str) -> dict[tuple[str, .
     return found
 
 
+class _Job(NamedTuple):
+    """A read that one thread does, and the memory that it goes to."""
+
+    read: Read
+    target: np.ndarray
+
+    @property
+    def at(self) -> tuple[str, int]:
+        """The file, and the byte in it, where the read begins."""
+        tensor = self.read.tensor
+        a_row = tensor.nbytes // max(1, tensor.shape[0]) if tensor.shape else 0
+        first = self.read.bounds[0][0] if self.read.bounds else 0
+        return str(tensor.file), tensor.offset + first * a_row
+
+
 class _Chunk:
-    """Rows of a parameter on their way: being read from the moment that this is made."""
+    """Rows of a parameter on their way: where they go, and the `jobs` of reading them."""
 
     _bar_lock = threading.Lock()
 
-    def __init__(
-        self, parameter: Parameter, rows: range, pool: ThreadPoolExecutor, bar: tqdm[Any]
-    ) -> None:
+    def __init__(self, parameter: Parameter, rows: range, bar: tqdm[Any]) -> None:
         self._parameter, self._rows, self._bar = parameter, rows, bar
         self._buffers: dict[Bounds, np.ndarray] = {}
         self._reading: list[Future[None]] = []
+        self.jobs: list[_Job] = []
         for bounds in parameter.pieces():
             shape = [stop - start for start, stop in bounds]
             if parameter.stacked:
@@ -175,8 +204,11 @@ class _Chunk:
             reads = parameter.reads(bounds, rows if parameter.stacked else None)
             targets = buffer if parameter.stacked else [buffer]
             for read, target in zip(reads, targets, strict=True):
-                for part, into in _jobs(read, target):
-                    self._reading.append(pool.submit(self._read, part, into))
+                self.jobs += _jobs(read, target)
+
+    def start(self, pool: ThreadPoolExecutor, jobs: Sequence[_Job]) -> None:
+        """Has some of the chunk's jobs done in other threads."""
+        self._reading += [pool.submit(self._read, *job) for job in jobs]
 
     def _read(self, read: Read, target: np.ndarray) -> None:
         index = [slice(*ends) for ends in read.bounds]
@@ -233,10 +265,10 @@ def _convert(source: np.ndarray, target: np.ndarray) -> None:
         target[...] = source
 
 
-def _jobs(read: Read, target: np.ndarray) -> Iterator[tuple[Read, np.ndarray]]:
+def _jobs(read: Read, target: np.ndarray) -> Iterator[_Job]:
     """A read cut along its first axis into pieces of at most `_JOB_BYTES`, with their targets."""
     if read.nbytes <= _JOB_BYTES:
-        yield read, target
+        yield _Job(read, target)
         return
     start, stop = read.bounds[0]
     a_row = read.nbytes // (stop - start)
@@ -244,7 +276,7 @@ def _jobs(read: Read, target: np.ndarray) -> Iterator[tuple[Read, np.ndarray]]:
     for first in range(start, stop, step):
         last = min(first + step, stop)
         part = Read(read.tensor, ((first, last), *read.bounds[1:]), a_row * (last - first))
-        yield part, target[first - start : last - start]
+        yield _Job(part, target[first - start : last - start])
 
 
 @lru_cache(maxsize=64)

@@ -548,7 +548,7 @@ def main() -> None:
         print(__doc__)
     try:
         cli_evaluate()
-    except Exception as error:
+    except Exception as error:  # lm-eval raises what it likes; what is no complaint goes on
         if not _complaint(error):
             raise
         logger.debug("where it came from", exc_info=True)

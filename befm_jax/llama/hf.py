@@ -106,7 +106,7 @@ def parameters(
     checkpoint: Checkpoint,
     mesh: Mesh | None = None,
     dtype: Any = None,
-    quantize: str = "no",
+    quantize: str | None = None,
 ) -> list[Parameter]:
     """Every parameter of a checkpoint, and how it is to be held; see `load`.
 
@@ -114,7 +114,7 @@ def parameters(
         ShardingError: the model can't be cut over the mesh.
         ValueError: no such way to quantise.
     """
-    if quantize not in QUANTIZED:
+    if quantize not in (None, *QUANTIZED):
         raise ValueError(f"quantize is {quantize!r}; it may be {' or '.join(QUANTIZED)}")
     shardings = parallel.parameter_shardings(checkpoint.config, mesh)
     found = [
@@ -153,14 +153,15 @@ def load(
     name: str | Path,
     mesh: Mesh | None = None,
     dtype: Any = None,
-    quantize: str = "no",
+    quantize: str | None = None,
 ) -> tuple[LlamaConfig, model.Params]:
     """Config and parameters of a Hugging Face directory, or of a hub id (`owner/name@revision`).
 
     Every parameter is cut over `mesh` as `befm_jax.parallel` says; without a mesh all stand on
     one device.  A process reads the slices that its devices hold and nothing else.  `dtype` casts
     every parameter; None keeps what is stored.  `quantize="int8"` rounds the layers' linears
-    while they are read (`befm_jax.llama.int8`): they never exist whole in full precision.
+    while they are read (`befm_jax.llama.int8`): they never exist whole in full precision; None and
+    "no", as runs and commands say it, leave them.
 
     Raises:
         FileNotFoundError, UnsupportedModelError, CheckpointError: see `open_checkpoint`.

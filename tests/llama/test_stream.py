@@ -171,6 +171,13 @@ def test_a_mesh_that_does_not_divide_the_model_is_refused_by_name(stored):
         hf.load(directory, mesh)
 
 
+@pytest.mark.parametrize("quantize", [None, "no"])
+def test_weights_are_not_rounded_unless_asked(stored, quantize):
+    directory, params = stored
+    _, loaded = hf.load(directory, quantize=quantize)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
 def test_an_unknown_way_to_quantize_is_refused(stored):
     with pytest.raises(ValueError, match="int4"):
         hf.load(stored[0], quantize="int4")

@@ -86,10 +86,9 @@ def run(arguments: argparse.Namespace) -> Bench:
     held = size * np.dtype(arguments.dtype).itemsize // 2
     peak = max(one["peak"] for name, each in runs.items() if "ours" in name for one in each)
     goals = [
-        *(
-            Goal(f"time against the peer, {name}", 1 / ratio[name].median, 1.0, "times")
-            for name in ("cold, ready", "warm, ready")
-        ),
+        # From a cold cache the disk decides, and its rate moves more than the two sides differ:
+        # that ratio is reported and held to nothing.
+        Goal("time against the peer, warm, ready", 1 / ratio["warm, ready"].median, 1.0, "times"),
         Goal("peak memory", peak / 1e6, (1.15 * held + OVERHEAD) / 1e6, "MB"),
         Goal(
             "largest share of one process of eight",

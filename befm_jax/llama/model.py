@@ -257,14 +257,13 @@ def logical_axes(path: tuple[str, ...]) -> tuple[str, ...]:
 
 def shapes(config: LlamaConfig) -> Params:
     """The parameter tree as `jax.ShapeDtypeStruct`s (float32), without allocating anything."""
-    from befm_jax.llama.attention import ForestAttention
-
     one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
 
+    def unmixed(query: Array, key: Array, value: Array, state: Any) -> tuple[Array, Any]:
+        return query, state
+
     def init(tokens: Array) -> Params:
-        variables: Any = Llama(config).init(
-            jax.random.key(0), tokens, tokens, ForestAttention(tokens)
-        )
+        variables: Any = Llama(config).init(jax.random.key(0), tokens, tokens, unmixed)
         return dict(variables["params"])
 
     tree: Params = jax.eval_shape(init, one)

@@ -87,7 +87,6 @@ def _with_gradient(
     head, hidden, forest, reads = jax.tree.map(
         lambda leaf: leaf.value, (head, hidden, forest, reads), is_leaf=_is_primal
     )
-    row = jnp.arange(hidden.shape[0])[:, None]
 
     def meet(columns: _Columns, found: tuple[Array, Any, Array]) -> tuple[Array, Any, Array]:
         total, d_head, d_hidden = found
@@ -98,7 +97,10 @@ def _with_gradient(
         else:
             value, at_parents = jax.value_and_grad(score, 1)(head, columns.hidden)
         # Every parent has one column; those of padding stand for slot 0 and add zeros to it.
-        return total + value, d_head, d_hidden.at[row, columns.slots].add(at_parents)
+        d_hidden = jax.vmap(lambda whole, slots, some: whole.at[slots].add(some))(
+            d_hidden, columns.slots, at_parents
+        )
+        return total + value, d_head, d_hidden
 
     start = (
         jnp.zeros(()),
@@ -141,9 +143,12 @@ class _Columns(NamedTuple):
 
     def log_probs(self, logits: Float[Array, "B C V"]) -> Float[Array, "B N"]:
         """Log-probability of every slot that is read here; anything elsewhere."""
-        row = jnp.arange(len(logits))[:, None]
         normaliser = jax.nn.logsumexp(logits, axis=-1)
-        return logits[row, self.column, self.tokens] - self.at_parents(normaliser)
+        # Row by row: a batch that is cut over devices then stays where it is.
+        chosen = jax.vmap(lambda logits, column, token: logits[column, token])(
+            logits, self.column, self.tokens
+        )
+        return chosen - self.at_parents(normaliser)
 
     def log_likelihood(self, model: Llama, head: Params, hidden: Array) -> Float[Array, ""]:
         """The weighted sum over the slots that are read here."""

@@ -46,7 +46,8 @@ def test_scores_are_those_of_all_logits(tied):
     log_probs, greedy = plain(model, params, forest)
     np.testing.assert_allclose(found.log_probs, log_probs, atol=2e-6)
     np.testing.assert_array_equal(found.greedy, greedy)
-    assert found.greedy.any() and not found.greedy[forest.weight > 0].all()
+    assert found.greedy.any()
+    assert not found.greedy[forest.weight > 0].all()
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -1,6 +1,5 @@
 """Exact scores against one-by-one log-likelihoods, and bits that do not move with company."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest

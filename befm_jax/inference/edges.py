@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from befm_jax.data.forest import Forest, Reads
 from befm_jax.llama.attention import ForestAttention
+from befm_jax.llama.linear import placed
 from befm_jax.llama.model import Llama, Params, hidden_states, vocabulary_logits
 
 # Parents whose logits exist at one time, over all rows: enough for a good product.  Of large
@@ -42,7 +43,7 @@ class EdgeScores(NamedTuple):
 def edge_scores(model: Llama, params: Params, forest: Forest, reads: Reads) -> EdgeScores:
     """Scores of every weighted slot."""
     hidden = _hidden(model, params, forest)
-    head, size = _head(params), _columns_at_once(model, forest)
+    head, size = _head(model, params), _columns_at_once(model, forest)
 
     def meet(columns: _Columns, found: EdgeScores) -> EdgeScores:
         logits = vocabulary_logits(model, head, columns.hidden)
@@ -65,7 +66,7 @@ def log_likelihood(model: Llama, params: Params, forest: Forest, reads: Reads) -
     pass nor made a second time; the vocabulary projection gets one only where it is trained.
     """
     hidden = _hidden(model, params, forest)
-    return _log_likelihood(model, _head(params), hidden, forest, reads)
+    return _log_likelihood(model, _head(model, params), hidden, forest, reads)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -196,14 +197,18 @@ def _columns_at_once(model: Llama, forest: Forest) -> int:
 
 
 def _hidden(model: Llama, params: Params, forest: Forest) -> Float[Array, "B N D"]:
-    attention = ForestAttention(jnp.asarray(forest.end))
+    attention = ForestAttention(jnp.asarray(forest.end), model.layout)
     return hidden_states(model, params, forest.tokens, forest.depth, attention)[0]
 
 
-def _head(params: Params) -> Params:
-    """The part of the parameters that the vocabulary projection uses."""
+def _head(model: Llama, params: Params) -> Params:
+    """The part of the parameters that the vocabulary projection uses.
+
+    Gathered from the devices that hold rows of it, once for all chunks.
+    """
     name = "lm_head" if "lm_head" in params else "embed_tokens"
-    return {name: params[name]}
+    weight = placed(model.layout, params[name]["weight"], "each_word", "features")
+    return {name: params[name] | {"weight": weight}}
 
 
 def _is_primal(leaf: Any) -> bool:

@@ -6,6 +6,7 @@ unrelated texts packed in one row and trees are all of that form.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -13,6 +14,7 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from befm_jax.llama import attention_cpu
+from befm_jax.llama.linear import Layout
 
 _Residuals = tuple[Array, ...]
 
@@ -61,10 +63,12 @@ class ForestAttention(flax.struct.PyTreeNode):
     """Attention within the rows of a forest; carries no state from call to call.
 
     An attention strategy is called in every layer as `strategy(query, key, value, state)`, with
-    rotated queries and keys, and returns the mixed values and the layer's new state.
+    rotated queries and keys, and returns the mixed values and the layer's new state.  `layout`
+    says how rows and heads are cut over devices.
     """
 
     end: Int[Array, "B N"]
+    layout: Layout | None = flax.struct.field(pytree_node=False, default=None)
 
     def __call__(
         self,
@@ -74,4 +78,10 @@ class ForestAttention(flax.struct.PyTreeNode):
         state: Any = None,
     ) -> tuple[Float[Array, "B N H h"], Any]:
         """Mixed values, and `state` as it came."""
-        return forest_attention(query, key, value, self.end), state
+        attend: Callable[..., Any] = forest_attention
+        if self.layout is not None:
+            # Rows and heads need nothing of one another, which no compiler sees in a kernel.
+            heads = ("rows", "slots", "each_head", None)
+            taken = (heads, heads, heads, ("rows", "slots"))
+            attend = self.layout.on_each_device(forest_attention, taken, heads)
+        return attend(query, key, value, self.end), state

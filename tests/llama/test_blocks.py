@@ -16,7 +16,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("query_block, key_block", [(16, 16), (16, 32), (32, 16)])
+@pytest.mark.parametrize(("query_block", "key_block"), [(16, 16), (16, 32), (32, 16)])
 @pytest.mark.parametrize("case", CASES)
 def test_needed_and_whole_blocks_are_those_of_the_mask(case, query_block, key_block):
     rows = CASES[case]()
@@ -26,7 +26,7 @@ def test_needed_and_whole_blocks_are_those_of_the_mask(case, query_block, key_bl
     np.testing.assert_array_equal(found.whole, cut.all((3, 4)))
 
 
-@pytest.mark.parametrize("query_block, key_block", [(16, 16), (16, 32), (32, 16)])
+@pytest.mark.parametrize(("query_block", "key_block"), [(16, 16), (16, 32), (32, 16)])
 @pytest.mark.parametrize("case", CASES)
 def test_work_lists_every_needed_pair_once_in_order_with_its_marks(case, query_block, key_block):
     rows = CASES[case]()
@@ -50,7 +50,7 @@ def test_work_lists_every_needed_pair_once_in_order_with_its_marks(case, query_b
             assert bool(marks & blocks.WHOLE) == side[row, outer, inner].all()
 
 
-@pytest.mark.parametrize("query_block, key_block", [(16, 16), (16, 32), (32, 16)])
+@pytest.mark.parametrize(("query_block", "key_block"), [(16, 16), (16, 32), (32, 16)])
 def test_plain_causal_rows_fill_the_lists_exactly(query_block, key_block):
     end = jnp.full((3, 96), 95, jnp.int32)
     found = blocks.pairs(end, query_block, key_block)

@@ -9,7 +9,6 @@ least `end` of a key block, so that nothing here is larger than blocks times blo
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -31,17 +30,17 @@ class Pairs(NamedTuple):
 class Work(NamedTuple):
     """The needed pairs of all rows as one list, in the order in which a kernel walks it.
 
-    Ordered by row, then by outer block, then by inner block, so that an outer block's steps stand
-    behind each other.  `row`, `outer`, `inner` [S] int32; `marks` [S] int32, a sum of `FIRST` (the
-    outer block's first step), `LAST` (its last) and `WHOLE` (every query sees every key).  Steps
-    from `count` (int32 scalar) on are filling, and repeat the first.
+    Ordered by row, then by query block, then by key block, so that a query block's steps stand
+    behind each other.  `row`, `query`, `key` [S] int32; `marks` [S] int32, a sum of `FIRST` (the
+    query block's first step), `LAST` (its last) and `WHOLE` (every query sees every key).  `steps`
+    (int32 scalar): how many there are; what follows is filling, and repeats the first.
     """
 
     row: Int32[Array, " S"]
-    outer: Int32[Array, " S"]
-    inner: Int32[Array, " S"]
+    query: Int32[Array, " S"]
+    key: Int32[Array, " S"]
     marks: Int32[Array, " S"]
-    count: Int32[Array, ""]
+    steps: Int32[Array, ""]
 
 
 def pad_end(end: Int32[Array, "B N"], slots: int) -> Int32[Array, "B M"]:
@@ -74,41 +73,27 @@ def pairs(end: Int32[Array, "B N"], query_block: int, key_block: int) -> Pairs:
     )
 
 
-def most_pairs(rows: int, slots: int, query_block: int, key_block: int) -> int:
-    """How many pairs are needed at most: those of plain causal rows."""
-    blocks = range(query_block, slots + query_block, query_block)
-    return rows * sum(math.ceil(min(last, slots) / key_block) for last in blocks)
-
-
-def by_query(found: Pairs, steps: int) -> Work:
+def by_query(found: Pairs, most: int) -> Work:
     """Query blocks one after another, each with the key blocks that it needs, ascending.
 
-    `steps` is the length of the lists: `most_pairs`, known when the program is built.
+    `most` is the length of the lists, known when the program is built: at least as many as are
+    needed, which are at most those of plain causal rows.
     """
-    return _listed(found.needed, found.whole, steps)
-
-
-def by_key(found: Pairs, steps: int) -> Work:
-    """Key blocks one after another, each with the query blocks that need it, ascending."""
-    return _listed(found.needed.swapaxes(1, 2), found.whole.swapaxes(1, 2), steps)
-
-
-def _listed(needed: Bool[Array, "B O I"], whole: Bool[Array, "B O I"], steps: int) -> Work:
-    _, outer_blocks, inner_blocks = needed.shape
-    flat = needed.reshape(-1)
-    (at,) = jnp.nonzero(flat, size=steps, fill_value=jnp.argmax(flat))
+    _, query_blocks, key_blocks = found.needed.shape
+    needed = found.needed.reshape(-1)
+    (at,) = jnp.nonzero(needed, size=most, fill_value=jnp.argmax(needed))
     at = at.astype(jnp.int32)
-    count = jnp.sum(flat, dtype=jnp.int32)
-    outer_of = at // inner_blocks
-    step = jnp.arange(steps, dtype=jnp.int32)
-    changes = outer_of[1:] != outer_of[:-1]
+    steps = jnp.sum(needed, dtype=jnp.int32)
+    of = at // key_blocks
+    changes = of[1:] != of[:-1]
     first = jnp.concatenate([jnp.ones(1, bool), changes])
-    last = jnp.concatenate([changes, jnp.ones(1, bool)]) | (step == count - 1)
-    marks = FIRST * first + LAST * last + WHOLE * whole.reshape(-1)[at]
+    last = jnp.concatenate([changes, jnp.ones(1, bool)])
+    last |= jnp.arange(most, dtype=jnp.int32) == steps - 1
+    marks = FIRST * first + LAST * last + WHOLE * found.whole.reshape(-1)[at]
     return Work(
-        row=outer_of // outer_blocks,
-        outer=outer_of % outer_blocks,
-        inner=at % inner_blocks,
+        row=of // query_blocks,
+        query=of % query_blocks,
+        key=at % key_blocks,
         marks=marks.astype(jnp.int32),
-        count=count,
+        steps=steps,
     )

@@ -32,29 +32,25 @@ def test_work_lists_every_needed_pair_once_in_order_with_its_marks(case, query_b
     rows = CASES[case]()
     cut = _cut(forest.mask(rows), query_block, key_block)
     found = blocks.pairs(jnp.asarray(rows.end), query_block, key_block)
-    most = blocks.most_pairs(*rows.end.shape, query_block, key_block)
-    for work, side in (
-        (blocks.by_query(found, most), cut),
-        (blocks.by_key(found, most), cut.swapaxes(1, 2)),
-    ):
-        count = int(work.count)
-        steps = np.stack([work.row, work.outer, work.inner], axis=1)
-        expected = np.argwhere(side.any((3, 4)))
-        np.testing.assert_array_equal(steps[:count], expected)
-        assert (steps[count:] == expected[0]).all()
-        for at, (row, outer, inner) in enumerate(expected):
-            same = expected[(expected[:, 0] == row) & (expected[:, 1] == outer), 2]
-            marks = int(work.marks[at])
-            assert bool(marks & blocks.FIRST) == (inner == same[0])
-            assert bool(marks & blocks.LAST) == (inner == same[-1])
-            assert bool(marks & blocks.WHOLE) == side[row, outer, inner].all()
+    expected = np.argwhere(cut.any((3, 4)))
+    work = blocks.by_query(found, len(expected) + 5)
+    steps = np.stack([work.row, work.query, work.key], axis=1)
+    count = int(work.steps)
+    np.testing.assert_array_equal(steps[:count], expected)
+    assert (steps[count:] == expected[0]).all()
+    for at, (row, query, key) in enumerate(expected):
+        same = expected[(expected[:, 0] == row) & (expected[:, 1] == query), 2]
+        marks = int(work.marks[at])
+        assert bool(marks & blocks.FIRST) == (key == same[0])
+        assert bool(marks & blocks.LAST) == (key == same[-1])
+        assert bool(marks & blocks.WHOLE) == cut[row, query, key].all()
 
 
-@pytest.mark.parametrize(("query_block", "key_block"), [(16, 16), (16, 32), (32, 16)])
-def test_plain_causal_rows_fill_the_lists_exactly(query_block, key_block):
-    end = jnp.full((3, 96), 95, jnp.int32)
-    found = blocks.pairs(end, query_block, key_block)
-    assert int(found.needed.sum()) == blocks.most_pairs(3, 96, query_block, key_block)
+def test_a_list_that_is_just_long_enough_ends_with_a_last_step():
+    found = blocks.pairs(jnp.full((3, 96), 95, jnp.int32), 16, 16)
+    work = blocks.by_query(found, 3 * 21)
+    assert int(work.steps) == 3 * 21
+    assert int(work.marks[-1]) & blocks.LAST
 
 
 def test_added_slots_see_themselves_alone():

@@ -23,8 +23,8 @@ column intervals.  float32 runs on the plain cores, as tensor cores would round 
 
 Tiles (`_TILES`) were chosen from those figures and from what the compiler says of an H100: no
 register is spilled, and tiles are asked for two turns before they are used.  The kernels here have
-not been timed on a GPU.  They need up to 161 KB of shared memory a program, and use 225 KB where
-there are as many: A100 (163 KB), H100 (227 KB).
+not been timed on a GPU.  A program takes up to 225 KB of shared memory of an H100 (which has 227)
+and 161 of an A100 (163, where the compiler keeps one tile less); cards with less can't run them.
 
 The compiler can't cut these kernels over devices by itself: call them within `jax.shard_map`, rows
 over any mesh axes and heads over one that divides the key-value heads; they need no communication.
@@ -106,9 +106,6 @@ _TILES = {
         d_key=_Tile(rows=32, keys=16, warps=8, stages=2),
     ),
 }
-# The widest forward tile needs 225 KB of shared memory, all others 161 KB or less.
-_WIDEST_NEEDS = 225 * 1024
-_MOST_KEYS_BELOW = 64
 
 
 class _Cut(NamedTuple):
@@ -528,17 +525,7 @@ def _tiles(query: Array, key: Array, value: Array) -> _Tiles:
             "queries, keys and values must be all bfloat16 or all float32 in these kernels, not "
             f"{' and '.join(dtypes)}"
         )
-    tiles = _TILES[64 if width <= 64 else 128, dtypes[0]]
-    if _shared_memory() < _WIDEST_NEEDS:
-        keys = min(tiles.forward.keys, _MOST_KEYS_BELOW)
-        tiles = tiles._replace(forward=tiles.forward._replace(keys=keys))
-    return tiles
-
-
-def _shared_memory() -> int:
-    """Bytes a program may have on the smallest GPU here; without one, those of an H100."""
-    name = "shared_memory_per_block_optin"
-    return min(getattr(device, name, 227 * 1024) for device in jax.local_devices())
+    return _TILES[64 if width <= 64 else 128, dtypes[0]]
 
 
 def _cut(tile: _Tile, query: Array, key: Array) -> _Cut:

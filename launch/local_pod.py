@@ -7,15 +7,16 @@ the command already holds is left alone), JAX_PLATFORMS=cpu and, with `--devices
 K virtual devices.  Every line of output is prefixed with the process's number.
 
 As soon as one process fails, or this program gets SIGTERM or SIGINT, everything is over within
-`--grace` seconds.  A failure: the others get SIGTERM, and SIGKILL when the grace is over.  Exit code
-75 means that the run saved its state and every process is about to end, so the others get the
-whole grace without SIGTERM.  A signal is passed on to all.  The exit code is that of the first
-process that failed, 128 + n if signal n ended it; 0 if all ended well.
+`--grace` seconds.  After a failure the others get SIGTERM, and SIGKILL when the grace is over.
+Exit code 75 means that the run has saved its state and every process is about to end: the others
+get the whole grace without SIGTERM.  A signal is passed on to all.  The exit code is that of the
+first process that failed, 128 + n if signal n ended it; 0 if all ended well.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -180,10 +181,8 @@ def supervise(processes: Sequence[subprocess.Popen[str]], grace: float, received
 def send(running: Mapping[int, subprocess.Popen[str]], number: int) -> None:
     """Sends a signal to the processes and to what they have started."""
     for process in running.values():
-        try:
+        with contextlib.suppress(ProcessLookupError):  # it ended since it was last looked at
             os.killpg(process.pid, number)
-        except ProcessLookupError:
-            pass  # it ended since it was last looked at
 
 
 def how_it_ended(code: int) -> str:

@@ -75,7 +75,8 @@ def test_each_process_gets_its_own_id_and_all_the_same_coordinator() -> None:
         assert environment["JAX_PLATFORMS"] == "cpu"
     (coordinator,) = coordinators
     host, port = coordinator.split(":")
-    assert host == "127.0.0.1" and 1024 <= int(port) <= 65535
+    assert host == "127.0.0.1"
+    assert 1024 <= int(port) <= 65535
 
 
 def test_flags_that_the_command_holds_are_left_alone() -> None:
@@ -155,7 +156,8 @@ def test_a_signal_is_passed_on_to_all_and_all_save(number: signal.Signals) -> No
     running.send_signal(number)
     out, err = running.communicate(timeout=50)
     assert running.returncode == 75
-    assert out.count("saving") == 2 and out.count("saved") == 2
+    assert out.count("saving") == 2
+    assert out.count("saved") == 2
     assert f"{number.name}: passed on to 2 processes" in err
 
 

@@ -36,6 +36,23 @@ time.sleep(60)
 """
 
 
+JAX = """
+import argparse
+import jax
+from jax.experimental import multihost_utils
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--coordinator")
+parser.add_argument("--processes", type=int)
+parser.add_argument("--process_id", type=int)
+flags = parser.parse_args()
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(flags.coordinator, flags.processes, flags.process_id)
+ids = multihost_utils.process_allgather(jax.numpy.array(10 + flags.process_id))
+print("ids", ids.tolist(), "devices", jax.local_device_count(), jax.device_count())
+"""
+
+
 def pod(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(SCRIPT), *arguments],
@@ -83,6 +100,15 @@ def test_flags_that_the_command_holds_are_left_alone() -> None:
     own = ["--coordinator=host:1", "--process_id", "7"]
     result = pod("--processes", "1", "--", sys.executable, "-c", TELL, *own)
     assert told(result)[0][0] == [*own, "--processes", "1"]
+
+
+def test_the_flags_make_one_jax_cluster_of_the_processes() -> None:
+    result = pod(
+        *("--processes", "2", "--devices-per-process", "3", "--", sys.executable, "-c", JAX),
+    )
+    assert result.returncode == 0, result.stderr
+    for index in (0, 1):
+        assert f"[{index}] ids [10, 11] devices 3 6" in result.stdout.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,8 @@ case $verb in
         ;;
     follow)
         tail -n 200 -F "$run/log" 2>/dev/null &
-        flock "$run/lock" sleep 1
+        flock "$run/lock" true
+        sleep 1 # for the last lines
         kill $!
         ;;
     wait)

@@ -103,7 +103,7 @@ def test_looking_on_the_way_changes_no_draw_before_an_end():
     options = {"stop_ids": (1,), "seed": 2, "sampling": Sampling(max_new_tokens=70)}
     plain = sample.population(model, params, prompt, 40, **options)
     looked = sample.population(
-        model, params, prompt, 40, **options, ended=lambda ids: 5 in ids or 6 in ids
+        model, params, prompt, 40, **options, ended=lambda _, ids: 5 in ids or 6 in ids
     )
     early = 0
     for before, after in zip(texts(plain), texts(looked), strict=True):
@@ -115,7 +115,7 @@ def test_looking_on_the_way_changes_no_draw_before_an_end():
             assert end < len(after) <= end + sample.LOOK_EVERY
             early += len(after) < len(before)
     assert early > 10
-    never = sample.population(model, params, prompt, 40, **options, ended=lambda ids: False)
+    never = sample.population(model, params, prompt, 40, **options, ended=lambda _, ids: False)
     assert texts(never) == texts(plain)
     np.testing.assert_array_equal(never.stopped, plain.stopped)
 
@@ -125,7 +125,7 @@ def test_a_short_answer_costs_few_steps_and_one_program():
     sampling = Sampling(temperature=0, max_new_tokens=400)
     seen = []
 
-    def ended(ids):
+    def ended(_, ids):
         seen.append(len(ids))
         return len(ids) >= 40
 

@@ -40,7 +40,7 @@ FIRST_ROOM, MORE_ROOM = 16, 4
 # Every size is a program to compile, so the sizes lie far apart.
 SHRINK, SMALLEST = 4, 16
 # Slots of a row of prompts.
-_ROW = 2048
+_ROW = 1024
 
 
 class Request(NamedTuple):
@@ -107,7 +107,8 @@ def each_population(
     tokens, and says whether the answer is over: for ends that no single token marks.  The draws
     are the same with and without it, up to where it saw an end.
 
-    On CPU the layers' weights are copied for as long as this runs (see `model.Apart`).
+    Where memory allows it, the layers' weights are copied for as long as this runs
+    (`decode.weights_for_decoding`).
 
     Raises:
         ValueError: an empty prompt, no participants, or no stop token.
@@ -199,7 +200,10 @@ def _computed(model: Llama, params: Params, prompts: Sequence[tuple[int, ...]]) 
     length = bucket(1 + max(int(line[-1]) for _, line in lines))
     forest = Forest(*(array[:, :length] for array in built.forest))
     forest = forest._replace(end=np.minimum(forest.end, length - 1))
-    forest = forests.pad_rows(forest, _power_of_two(len(parent)))
+    # A power of two, or 1.5 times that: a row of padding costs as much as any other.
+    rows = _power_of_two(len(parent))
+    rows = rows * 3 // 4 if rows * 3 // 4 >= len(parent) else rows
+    forest = forests.pad_rows(forest, rows)
     return _Window(
         decode.prefill(model)(params, forest), [row * length + line for row, line in lines]
     )

@@ -217,12 +217,7 @@ def hidden_states(
 
 
 class Apart(NamedTuple):
-    """Parameters with one tree a layer; `shared` is what stands outside of the layers.
-
-    Made inside a program, from slices of the stacked parameters, it costs nothing on GPU and TPU,
-    where a slice is read by the product itself.  On CPU such a slice is a copy, in a loop one for
-    every turn: there, make it once, outside.
-    """
+    """Parameters with one tree a layer; `shared` is what stands outside of the layers."""
 
     shared: Params
     layers: tuple[Params, ...]

@@ -254,7 +254,7 @@ class _Engine:
         steps = self.sampling.max_new_tokens
         people = np.concatenate(batch.people)
         prompt = np.repeat(np.arange(len(batch.prompts)), [len(some) for some in batch.people])
-        asked, answers = self._begun(window, batch.prompts, people, prompt)
+        asked, answers = self._begun(window, batch, people, prompt)
         while True:
             size, room = answers.tokens.shape
             written = int(answers.written)
@@ -285,8 +285,9 @@ class _Engine:
                 answers = decode.with_room(answers, room * MORE_ROOM)
 
     def _begun(
-        self, window: _Window, prompts: Sequence[int], people: np.ndarray, prompt: np.ndarray
+        self, window: _Window, batch: _Batch, people: np.ndarray, prompt: np.ndarray
     ) -> tuple[Asked, Answers]:
+        prompts = batch.prompts
         size, groups = _power_of_two(len(people)), _power_of_two(len(prompts))
         lengths = np.ones(groups, np.int32)
         lengths[: len(prompts)] = [len(window.paths[one]) for one in prompts]
@@ -299,7 +300,8 @@ class _Engine:
         keys = decode.everyones_keys(
             _padded(self.seeds[people[:, 0]], size), _padded(people[:, 1], size)
         )
-        rows = _rows(prompt, size, groups)
+        most = max(len(some) for some in batch.people)
+        rows = _rows(prompt, size, groups, _power_of_two(most))
         answers = self.programs.begin(
             {name: leaf for name, leaf in self.params.items() if name != "layers"},
             window.prompts.hidden,
@@ -316,36 +318,38 @@ def _fewer(
     asked: Asked, answers: Answers, unfinished: np.ndarray, prompt: np.ndarray
 ) -> tuple[Asked, Answers, np.ndarray]:
     """A batch of the unfinished rows alone; `prompt`: which prompt each row answers."""
-    size = _power_of_two(len(unfinished))
+    size = _shrunk(len(answers.done), len(unfinished))
     rows = _padded(unfinished, size)
     keys, tokens, suffix = decode.taken((asked.keys, answers.tokens, answers.suffix), rows)
-    left, prompt = np.unique(prompt[unfinished], return_inverse=True)
-    groups = _power_of_two(len(left))
     prefix, lengths = asked.prefix, np.asarray(asked.lengths)
-    prompts = _padded(left, groups)
+    left, renumbered = np.unique(prompt[unfinished], return_inverse=True)
+    groups = 1 if len(left) == 1 else _shrunk(len(lengths), len(left))
+    prompt = prompt[unfinished]
     if groups < len(lengths):
-        prefix = decode.taken(prefix, prompts)
-        lengths = lengths[prompts]
-    else:
-        prompt, groups = left[prompt], len(lengths)
+        prompts = _padded(left, groups)
+        prefix, lengths, prompt = decode.taken(prefix, prompts), lengths[prompts], renumbered
+    lanes = _shrunk(asked.rows.lanes.shape[1], int(np.bincount(prompt).max()))
     done = np.arange(size) >= len(unfinished)
     return (
-        Asked(prefix, jnp.asarray(lengths), _rows(prompt, size, groups), keys),
+        Asked(prefix, jnp.asarray(lengths), _rows(prompt, size, groups, lanes), keys),
         Answers(answers.written, jnp.asarray(done), tokens, suffix),
         prompt,
     )
 
 
-def _rows(prompt: np.ndarray, size: int, groups: int) -> Rows:
-    """Who answers what, for rows that stand prompt by prompt; padded to `size` rows."""
+def _rows(prompt: np.ndarray, size: int, groups: int, lanes: int) -> Rows:
+    """Who answers what, for rows that stand prompt by prompt; padded to `size` rows.
+
+    A prompt has room for so many as `lanes` says; if it is the only one, for all rows.
+    """
     counts = np.bincount(prompt, minlength=groups)
-    lanes = np.zeros((groups, size if groups == 1 else _power_of_two(counts.max())), np.int32)
+    table = np.zeros((groups, size if groups == 1 else lanes), np.int32)
     place = np.arange(len(prompt)) - (np.cumsum(counts) - counts)[prompt]
-    lanes[prompt, place] = np.arange(len(prompt))
+    table[prompt, place] = np.arange(len(prompt))
     return Rows(
         prompt=jnp.asarray(_padded(prompt, size)),
-        lanes=jnp.asarray(lanes),
-        lane=jnp.asarray(_padded(prompt * lanes.shape[1] + place, size)),
+        lanes=jnp.asarray(table),
+        lane=jnp.asarray(_padded(prompt * table.shape[1] + place, size)),
     )
 
 
@@ -355,6 +359,13 @@ def _padded(values: np.ndarray, size: int, fill: Any = 0) -> np.ndarray:
     padded = np.full((size, *values.shape[1:]), fill, dtype)
     padded[: len(values)] = values
     return padded
+
+
+def _shrunk(size: int, needed: int) -> int:
+    """The least of `size`, `size / SHRINK`, `size / SHRINK ** 2`, ... that is enough."""
+    while size // SHRINK >= needed:
+        size //= SHRINK
+    return size
 
 
 def _power_of_two(number: int) -> int:

@@ -148,7 +148,7 @@ def test_int8_moves_the_distribution_of_an_answer_by_little():
     paths = np.zeros((len(prompts), lengths.max()), np.int32)
     for row, path in enumerate(window.paths):
         paths[row, : len(path)] = path
-    rows = sample._rows(np.arange(len(prompts)), len(prompts), len(prompts))
+    rows = sample._rows(np.arange(len(prompts)), len(prompts), len(prompts), 1)
     weights = decode.weights_for_decoding(params)
 
     def logits(int8):

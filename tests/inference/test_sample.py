@@ -38,7 +38,7 @@ def many_requests():
     shared = random.integers(2, 24, 50).tolist()
     own = [random.integers(2, 24, length).tolist() for length in (1, 14, 30, 90)]
     prompts = [[*shared, *own[0]], own[1], [*shared, *own[2]], shared, [*shared, *own[3]], own[1]]
-    people = [70, 3, 9, 1, 40, 5]
+    people = [70, 23, 29, 1, 40, 25]
     return [Request(p, n, seed) for seed, (p, n) in enumerate(zip(prompts, people, strict=True))]
 
 
@@ -103,13 +103,10 @@ def test_a_participant_does_not_depend_on_the_others(monkeypatch):
     assert len(set(everyone)) > 100
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_population_does_not_depend_on_company_order_or_size_of_the_batch(
-    temperature, monkeypatch
-):
+def test_a_population_does_not_depend_on_company_order_or_size_of_the_batch(monkeypatch):
     """Answers of very different lengths, so that batches shrink on the way and get more room."""
     model, params = small_model(seed=2, vocab_size=24)
-    options = {"stop_ids": (1, 5), "sampling": Sampling(temperature, max_new_tokens=70)}
+    options = {"stop_ids": (1, 5), "sampling": Sampling(max_new_tokens=40)}
     wanted = many_requests()
     alone = [
         texts(
@@ -119,7 +116,7 @@ def test_a_population_does_not_depend_on_company_order_or_size_of_the_batch(
     ]
     lengths = [len(text) for some in alone for text in some]
     assert min(lengths) < 2
-    assert max(lengths) == 70
+    assert max(lengths) == 40
     sizes = []
     fewer = sample._fewer
 
@@ -131,11 +128,11 @@ def test_a_population_does_not_depend_on_company_order_or_size_of_the_batch(
         return found
 
     monkeypatch.setattr(sample, "_fewer", watched)
+    monkeypatch.setattr(sample, "SMALLEST", 1)
     together = sample.populations(model, params, wanted, **options)
     assert [texts(draws) for draws in together] == alone
-    if temperature:
-        assert any(after < before for before, after, _, _ in sizes)
-        assert any(after < before for _, _, before, after in sizes)
+    assert any(after < before for before, after, _, _ in sizes)
+    assert any(after < before for _, _, before, after in sizes)
     backwards = sample.populations(model, params, wanted[::-1], **options)
     assert [texts(draws) for draws in backwards[::-1]] == alone
     monkeypatch.setattr(sample, "AT_A_TIME", 32)
@@ -179,7 +176,7 @@ def test_a_mixed_workload_compiles_few_programs():
         sampling = Sampling(max_new_tokens=int(random.integers(17, 65)))
         requests = [
             Request(random.integers(2, 22, random.integers(65, 90)).tolist(), int(n), turn)
-            for n in random.integers(17, 33, random.integers(3, 5))
+            for n in random.integers(17, 33, 4)
         ]
         sample.populations(model, params, requests, stop_ids=(22,), sampling=sampling)
         programs = programs_of(model, sampling, (22,))
@@ -188,9 +185,9 @@ def test_a_mixed_workload_compiles_few_programs():
              decode.prefill(model)._cache_size()]
         )  # fmt: skip
     assert counts[-1][1:] == [1, 1]
-    # 128 rows, 32, 8 and fewer, with room for 16 tokens or 64.
-    assert counts[-1][0] <= 6
-    assert counts[-1] == counts[2]
+    # 128 rows, 32 or 8 of them, with room for 16 tokens or 64, for 4 prompts or the last of them.
+    assert counts[-1][0] <= 10
+    assert counts[-1] == counts[3]
 
 
 def compiled_decoding(model, params, people=256, room=16, prefix=256, int8=False):
@@ -202,7 +199,9 @@ def compiled_decoding(model, params, people=256, room=16, prefix=256, int8=False
         sampling, np.zeros((1, 2), np.uint32), None,
     )  # fmt: skip
     window = sample._computed(model, params, [tuple(range(2, prefix + 2))])
-    asked, answers = engine._begun(window, [0], requests, np.zeros(people, np.int64))
+    asked, answers = engine._begun(
+        window, sample._Batch([0], [requests]), requests, np.zeros(people, np.int64)
+    )
     answers = decode.with_room(answers, room)
     lowered = engine.programs.go_on.lower(
         engine.weights, asked, answers, np.int32(room), np.int32(0)

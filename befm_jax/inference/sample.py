@@ -39,8 +39,9 @@ FIRST_ROOM, MORE_ROOM = 16, 4
 # A batch goes on with fewer rows when no more than one in so many is unfinished, down to so few.
 # Every size is a program to compile, so the sizes lie far apart.
 SHRINK, SMALLEST = 4, 16
-# Slots of a row of prompts.
-_ROW = 1024
+# Slots of a row of prompts, more for a longer prompt.  Long rows share more, but where attention
+# computes all pairs of a row they cost more: 512 is the better for prompts that share little.
+_ROW = 512
 
 
 class Request(NamedTuple):

@@ -106,7 +106,7 @@ def test_a_participant_does_not_depend_on_the_others(monkeypatch):
 def test_a_population_does_not_depend_on_company_order_or_size_of_the_batch(monkeypatch):
     """Answers of very different lengths, so that batches shrink on the way and get more room."""
     model, params = small_model(seed=2, vocab_size=24)
-    options = {"stop_ids": (1, 5), "sampling": Sampling(max_new_tokens=40)}
+    options = {"stop_ids": (1, 5), "sampling": Sampling(max_new_tokens=64)}
     wanted = many_requests()
     alone = [
         texts(
@@ -116,7 +116,7 @@ def test_a_population_does_not_depend_on_company_order_or_size_of_the_batch(monk
     ]
     lengths = [len(text) for some in alone for text in some]
     assert min(lengths) < 2
-    assert max(lengths) == 40
+    assert max(lengths) > 40
     sizes = []
     fewer = sample._fewer
 

@@ -15,7 +15,7 @@ _BYTES = {"cpu": 1 << 28, "gpu": 1 << 32}
 _TIMES = 10
 
 
-def matmul_peak(device: str, dtype: str) -> float:
+def matmul_peak(device: str, dtype: Any) -> float:
     """Operations a second of the best of a few large matrix products; an addition counts too."""
     side = _SIDES[device]
     left, right = (

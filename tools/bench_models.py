@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 
 from befm_jax import export
 from befm_jax.adapters import lora, peft
+from befm_jax.errors import UserError
 from befm_jax.llama import config as llama_config
 from befm_jax.llama import hf, model, scratch
 from befm_jax.llama.config import LlamaConfig, RopeScaling
@@ -58,46 +60,71 @@ SHAPES: dict[str, LlamaConfig] = {
 }
 # Learnt pieces of the tokenizer, beside bytes, numbers and special tokens.
 PIECES = {"tiny": 600, "100m": 8000, "8b": 8000}
-# What layers compute in, and weights are held in, on each device.
+# What layers compute in, and weights are held in, by default on each device.
 DTYPES = {"cpu": "float32", "gpu": "bfloat16"}
-DEVICES = tuple(DTYPES)
 ADAPTER = "adapter"
 RANK = 16
 
 
+@dataclass(frozen=True)
+class Where:
+    """Where both sides run, on which shape, and what they compute in."""
+
+    device: str
+    shape: str
+    dtype: str
+
+    def as_settings(self) -> dict[str, str]:
+        """For the head of a table."""
+        return dataclasses.asdict(self)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where a benchmark runs, and on which shape."""
-    parser.add_argument("--device", choices=DEVICES, default="cpu", help="where both sides run")
+    """The options that `where` reads, and how often the sides take turns."""
+    parser.add_argument("--device", choices=tuple(DTYPES), default="cpu", help="where both run")
     parser.add_argument("--shape", choices=tuple(SHAPES), help="default: tiny; 8b on a GPU")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="default: float32; bfloat16 on a GPU"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="turns that each side takes")
 
 
-def shape_of(arguments: argparse.Namespace) -> str:
-    """The shape that was named, or the default of the device."""
-    return arguments.shape or ("tiny" if arguments.device == "cpu" else "8b")
+def where(arguments: argparse.Namespace) -> Where:
+    """What the options say, with the device's defaults.
+
+    Raises:
+        UserError: no such device here, or a shape that is not for it.
+    """
+    device = arguments.device
+    shape = arguments.shape or ("tiny" if device == "cpu" else "8b")
+    if device == "gpu" and not Path("/dev/nvidiactl").exists():
+        raise UserError("--device gpu: there is no NVIDIA GPU here")
+    if device == "cpu" and shape == "8b":
+        raise UserError("--shape 8b: its weights are drawn on a GPU; add --device gpu")
+    return Where(device, shape, arguments.dtype or DTYPES[device])
 
 
-def make(directory: Path, shape: str, texts: list[str], device: str) -> Tokenizer:
+def make(directory: Path, at: Where, texts: list[str]) -> Tokenizer:
     """Writes a checkpoint with a tokenizer of these texts, and returns the tokenizer.
 
     The adapter beside it, of rank 16 on all linears, has a `B` that is not zero: with zeros, as
     training starts, half of all gradients are zero and would agree whatever they are.
     """
-    tokenizer = scratch.train_tokenizer(texts, PIECES[shape])
+    tokenizer = scratch.train_tokenizer(texts, PIECES[at.shape])
     config = dataclasses.replace(
-        SHAPES[shape],
-        vocab_size=SHAPES[shape].vocab_size or tokenizer.vocab_size,
+        SHAPES[at.shape],
+        vocab_size=SHAPES[at.shape].vocab_size or tokenizer.vocab_size,
         bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.stop_ids,
     )
-    if shape == "8b":
+    if at.shape == "8b":
         directory.mkdir(parents=True, exist_ok=True)
-        fields = llama_config.to_hugging_face(config, DTYPES[device])
+        fields = llama_config.to_hugging_face(config, at.dtype)
         (directory / "config.json").write_text(json.dumps(fields), encoding="utf-8")
         tokenizer.save(directory)
     else:
         params = scratch.init_params(config, seed=0, embedding_scale=0.3)
-        dtype = jnp.dtype(DTYPES[device])
+        dtype = jnp.dtype(at.dtype)
         export.model(
             directory, config, jax.tree.map(lambda leaf: leaf.astype(dtype), params), tokenizer
         )
@@ -114,12 +141,12 @@ def has_weights(directory: Path) -> bool:
     return any(directory.glob("*.safetensors"))
 
 
-def load(directory: Path, device: str) -> tuple[LlamaConfig, Params]:
+def load(directory: Path, dtype: str) -> tuple[LlamaConfig, Params]:
     """Config and parameters: those of the files, or drawn on the device where there are none."""
     if has_weights(directory):
         return hf.load(directory)
     config = llama_config.read(directory)
-    return config, _drawn(config, jnp.dtype(DTYPES[device]))
+    return config, _drawn(config, jnp.dtype(dtype))
 
 
 def _drawn(config: LlamaConfig, dtype: Any) -> Params:

@@ -24,18 +24,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from befm_jax.data import games
 
 TORCH = {"cpu": "cpu", "gpu": "cuda"}
-DTYPES = {"cpu": torch.float32, "gpu": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Batches of like length are cut from so many batches' observations, as transformers does it.
 MEGABATCH = 50
 
 Observation = tuple[Sequence[int], Sequence[int]]
 
 
-def load(directory: str, device: str, with_weights: bool) -> Any:
+def load(directory: str, device: str, dtype: str, with_weights: bool) -> Any:
     """The model: the weights of its files, or random ones made on the device."""
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
-    settings = {"attn_implementation": "sdpa", "dtype": DTYPES[device]}
+    settings = {"attn_implementation": "sdpa", "dtype": DTYPES[dtype]}
     if with_weights:
         model: Any = AutoModelForCausalLM.from_pretrained(directory, **settings)
         return model.to(TORCH[device])
@@ -75,6 +75,7 @@ class Training:
         self,
         directory: str,
         device: str,
+        dtype: str,
         with_weights: bool,
         batch_sizes: list[int],
         checkpointing: list[bool],
@@ -84,7 +85,7 @@ class Training:
         self._directory, self._device, self._seconds = Path(directory), device, seconds
         self._with_weights = with_weights
         self._settings = list(itertools.product(batch_sizes, checkpointing))
-        base = load(directory, device, with_weights)
+        base = load(directory, device, dtype, with_weights)
         base.config.use_cache = False
         adapter = str(self._directory / "adapter")
         self._model: Any = PeftModel.from_pretrained(base, adapter, is_trainable=True)
@@ -200,10 +201,10 @@ class _Generating:
     """`generate` with `num_return_sequences`: temperature 1, nothing cut off."""
 
     def __init__(
-        self, directory: str, device: str, with_weights: bool, batch_sizes: list[int]
+        self, directory: str, device: str, dtype: str, with_weights: bool, batch_sizes: list[int]
     ) -> None:
         self._directory, self._device, self._sizes = Path(directory), device, batch_sizes
-        self._model = load(directory, device, with_weights).eval()
+        self._model = load(directory, device, dtype, with_weights).eval()
         self._with_weights = with_weights
         self._size = batch_sizes[0]
 
@@ -249,6 +250,7 @@ class Population(_Generating):
         self,
         directory: str,
         device: str,
+        dtype: str,
         with_weights: bool,
         batch_sizes: list[int],
         prompt: list[int],
@@ -256,7 +258,7 @@ class Population(_Generating):
         drawn: int,
         new_tokens: int,
     ) -> None:
-        super().__init__(directory, device, with_weights, batch_sizes)
+        super().__init__(directory, device, dtype, with_weights, batch_sizes)
         self._prompt, self._new_tokens = prompt, new_tokens
         self._participants, self._drawn = participants, drawn
 
@@ -298,13 +300,14 @@ class Answers(_Generating):
         self,
         directory: str,
         device: str,
+        dtype: str,
         with_weights: bool,
         batch_sizes: list[int],
         answers: int,
         drawn: int,
         new_tokens: int,
     ) -> None:
-        super().__init__(directory, device, with_weights, batch_sizes)
+        super().__init__(directory, device, dtype, with_weights, batch_sizes)
         self._answers, self._drawn, self._new_tokens = answers, drawn, new_tokens
         self._tokenizer: Any = AutoTokenizer.from_pretrained(directory)
         self._questions = json.loads(

@@ -49,23 +49,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantize", choices=("no", "int8"), default="no", help="int8: also with rounded weights"
     )
+    parser.add_argument(
+        "--peer-batches", type=int, nargs="+", help="batch sizes that the peer tries"
+    )
 
 
 def run(arguments: argparse.Namespace) -> Bench:
     """Makes the checkpoint, lets the sides take turns, and compares."""
-    device, shape = arguments.device, bench_models.shape_of(arguments)
-    participants = arguments.participants or PARTICIPANTS[device]
-    drawn = min(participants, arguments.peer_participants or PEER_PARTICIPANTS[shape])
-    new_tokens = arguments.new_tokens or NEW_TOKENS[device]
+    at = bench_models.where(arguments)
+    participants = arguments.participants or PARTICIPANTS[at.device]
+    drawn = min(participants, arguments.peer_participants or PEER_PARTICIPANTS[at.shape])
+    new_tokens = arguments.new_tokens or NEW_TOKENS[at.device]
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made)
         texts = bench_data.texts(bench_data.game_examples())
-        tokenizer = bench_models.make(directory, shape, texts, device)
+        tokenizer = bench_models.make(directory, at, texts)
         prompt = np.random.default_rng(0).integers(0, tokenizer.vocab_size, arguments.prompt)
         same = bench_models.has_weights(directory)
         common = {
             "directory": made,
-            "device": device,
+            "device": at.device,
+            "dtype": at.dtype,
             "prompt": prompt.tolist(),
             "participants": participants,
             "new_tokens": new_tokens,
@@ -75,9 +79,14 @@ def run(arguments: argparse.Namespace) -> Bench:
             sides["ours int8"] = Side("bench_sample.Population", common | {"quantize": "int8"})
         sides["peer"] = Side(
             "bench_peers.Population",
-            common | {"with_weights": same, "batch_sizes": BATCH_SIZES[shape], "drawn": drawn},
+            common
+            | {
+                "with_weights": same,
+                "batch_sizes": arguments.peer_batches or BATCH_SIZES[at.shape],
+                "drawn": drawn,
+            },
         )
-        found = take_turns(sides, arguments.rounds, device)
+        found = take_turns(sides, arguments.rounds, at.device)
     ratio = {
         f"{side}, {what}": found.ratio(what, side)
         for side in sides
@@ -87,10 +96,10 @@ def run(arguments: argparse.Namespace) -> Bench:
     if "ours int8" in sides:
         ratio["int8 against ours as stored, step"] = found.ratio("step", "ours int8", "ours")
     goals = [Goal("against the peer", ratio["ours, whole"].median, GOAL, "times", at_least=True)]
-    if device == "gpu":
+    if at.device == "gpu":
         share = max(one["of the bandwidth"] for one in found.runs["ours"])
         goals.append(Goal("of the measured bandwidth", share, BANDWIDTH, "%", at_least=True))
-    if same and device == "cpu":
+    if same and at.dtype == "float32":
         ours, peer = (found.prepared[side]["greedy"] for side in ("ours", "peer"))
         equal = sum(one == other for one, other in zip(ours, peer, strict=True))
         goals.append(
@@ -101,9 +110,7 @@ def run(arguments: argparse.Namespace) -> Bench:
         {
             "prompt": f"{arguments.prompt} tokens",
             "new tokens": new_tokens,
-            "shape": shape,
-            "device": device,
-            "dtype": bench_models.DTYPES[device],
+            **at.as_settings(),
             "rounds": arguments.rounds,
         },
         found.with_preparation(),
@@ -137,14 +144,15 @@ class Population:
         self,
         directory: str,
         device: str,
+        dtype: str,
         prompt: list[int],
         participants: int,
         new_tokens: int,
         quantize: str,
     ) -> None:
-        config, params = bench_models.load(Path(directory), device)
+        config, params = bench_models.load(Path(directory), dtype)
         self._params = int8.quantize(params) if quantize == "int8" else params
-        self._model = Llama(config, dtype=jnp.dtype(bench_models.DTYPES[device]))
+        self._model = Llama(config, dtype=jnp.dtype(dtype))
         self._prompt, self._device = prompt, device
         self._participants, self._new_tokens = participants, new_tokens
         self._seed = 0

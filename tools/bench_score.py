@@ -42,21 +42,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The benchmark's own options."""
     parser.add_argument("--answers", type=int, default=1000, help="sampled answers a game")
     parser.add_argument("--peer-answers", type=int, help="how many of them the peer really draws")
+    parser.add_argument(
+        "--peer-batches", type=int, nargs="+", help="batch sizes that the peer tries"
+    )
 
 
 def run(arguments: argparse.Namespace) -> Bench:
     """Makes the checkpoint, lets both sides take turns, and compares."""
-    device, shape = arguments.device, bench_models.shape_of(arguments)
-    drawn = min(arguments.answers, arguments.peer_answers or PEER_ANSWERS[shape])
+    at = bench_models.where(arguments)
+    drawn = min(arguments.answers, arguments.peer_answers or PEER_ANSWERS[at.shape])
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made)
         texts = bench_data.texts(bench_data.game_examples())
-        tokenizer = bench_models.make(directory, shape, texts, device)
+        tokenizer = bench_models.make(directory, at, texts)
         questions = {game.id: _question(game, tokenizer) for game in bench_data.seven_games()}
         longest = max(question["longest"] for question in questions.values())
         (directory / "questions.json").write_text(json.dumps(questions), encoding="utf-8")
         same = bench_models.has_weights(directory)
-        common = {"directory": made, "device": device}
+        common = {"directory": made, "dtype": at.dtype}
         found = take_turns(
             {
                 "ours": Side("bench_score.Exact", common),
@@ -64,8 +67,9 @@ def run(arguments: argparse.Namespace) -> Bench:
                     "bench_peers.Answers",
                     common
                     | {
+                        "device": at.device,
                         "with_weights": same,
-                        "batch_sizes": BATCH_SIZES[shape],
+                        "batch_sizes": arguments.peer_batches or BATCH_SIZES[at.shape],
                         "answers": arguments.answers,
                         "drawn": drawn,
                         "new_tokens": longest,
@@ -73,7 +77,7 @@ def run(arguments: argparse.Namespace) -> Bench:
                 ),
             },
             arguments.rounds,
-            device,
+            at.device,
         )
     ratio = found.ratio("whole")
     goals = [Goal("against the peer", ratio.median, GOAL, "times", at_least=True)]
@@ -85,7 +89,7 @@ def run(arguments: argparse.Namespace) -> Bench:
             for one, other in zip(ours[name], peer[name], strict=True)
         )
         checked = f"log-probabilities of answers differ by at most {difference:.1e}"
-        if device == "cpu":
+        if at.dtype == "float32":
             goals.append(Goal("difference of log-probabilities", difference, EQUAL, ""))
     else:
         checked = "answers not compared: each side drew its own weights on the device"
@@ -93,9 +97,7 @@ def run(arguments: argparse.Namespace) -> Bench:
         f"score: exact distributions against {arguments.answers:,} sampled answers a game",
         {
             "games": len(questions),
-            "shape": shape,
-            "device": device,
-            "dtype": bench_models.DTYPES[device],
+            **at.as_settings(),
             "rounds": arguments.rounds,
         },
         found.with_preparation(),
@@ -122,10 +124,10 @@ def _question(game: Game, tokenizer: Tokenizer) -> dict[str, Any]:
 class Exact:
     """This project's side."""
 
-    def __init__(self, directory: str, device: str) -> None:
+    def __init__(self, directory: str, dtype: str) -> None:
         path = Path(directory)
-        config, params = bench_models.load(path, device)
-        model = Llama(config, dtype=jnp.dtype(bench_models.DTYPES[device]))
+        config, params = bench_models.load(path, dtype)
+        model = Llama(config, dtype=jnp.dtype(dtype))
         tokenizer = Tokenizer.load(path)
         self._simulator = Simulator(model, params, tokenizer, {}, Located(path, directory))
         self._questions = json.loads((path / "questions.json").read_text(encoding="utf-8"))

@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from bench_data import Data
+from bench_models import Where
 from bench_report import Bench, Goal, Ratio
 from bench_sides import Found, Side, take_turns
 from safetensors.numpy import load_file
@@ -77,37 +78,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shared", type=File, default=bench_data.SHARED, help="folder of the tables"
     )
+    parser.add_argument(
+        "--peer-batches", type=int, nargs="+", help="batch sizes that the peer tries"
+    )
 
 
 def run(arguments: argparse.Namespace) -> Bench:
     """Makes checkpoint and examples, lets both sides take turns, and compares."""
-    device, shape = arguments.device, bench_models.shape_of(arguments)
-    name = arguments.data or ("moblab" if device == "cpu" else PACKED)
-    sample = arguments.sample or SAMPLES[shape][name]
+    at = bench_models.where(arguments)
+    name = arguments.data or ("moblab" if at.device == "cpu" else PACKED)
+    sample = arguments.sample or SAMPLES[at.shape][name]
     slots = arguments.slots or SLOTS[name]
     with tempfile.TemporaryDirectory() as made:
         directory = File(made)
-        said = _write(directory, name, sample, slots, shape, device, arguments.shared)
+        said = _write(directory, name, sample, slots, at, arguments.shared)
         same = bench_models.has_weights(directory)
-        common = {"directory": made, "device": device, "seconds": arguments.seconds}
+        common = {
+            "directory": made,
+            "device": at.device,
+            "dtype": at.dtype,
+            "seconds": arguments.seconds,
+        }
         found = take_turns(
             {
                 "ours": Side(
-                    "bench_train.Forests", common | {"slots": slots, "settings": OURS[device]}
+                    "bench_train.Forests", common | {"slots": slots, "settings": OURS[at.device]}
                 ),
                 "peer": Side(
                     "bench_peers.Training",
                     common
                     | {
                         "with_weights": same,
-                        "batch_sizes": BATCH_SIZES[shape],
-                        "checkpointing": CHECKPOINTING[device],
+                        "batch_sizes": arguments.peer_batches or BATCH_SIZES[at.shape],
+                        "checkpointing": CHECKPOINTING[at.device],
                         "learning_rate": LEARNING_RATE,
                     },
                 ),
             },
             arguments.rounds,
-            device,
+            at.device,
         )
         difference = _difference(directory) if same else None
     for runs in found.runs.values():
@@ -119,37 +128,37 @@ def run(arguments: argparse.Namespace) -> Bench:
     )
     return Bench(
         f"train on {name}: forests against PEFT and transformers",
-        {
-            "shape": shape,
-            "device": device,
-            "dtype": bench_models.DTYPES[device],
+        at.as_settings()
+        | {
             "rank": bench_models.RANK,
             "slots a row": slots,
             "rounds": arguments.rounds,
         },
         found.with_preparation(),
         {"observations a second": ratio},
-        _goals(found, name, device, ratio, difference),
-        [f"data: {said}", *found.said(), *_utilisation_in_words(found), _checked(difference)],
+        _goals(found, name, at, ratio, difference),
+        [f"data: {said}", *found.said(), *_utilisation_in_words(found), *_checked(difference, at)],
     )
 
 
 def _goals(
-    found: Found, name: str, device: str, ratio: Ratio, difference: float | None
+    found: Found, name: str, at: Where, ratio: Ratio, difference: float | None
 ) -> list[Goal]:
     goals = [Goal("against the peer", ratio.median, GOALS[name], "times", at_least=True)]
-    if difference is not None and bench_models.DTYPES[device] == "float32":
+    if difference is not None and at.dtype == "float32":
         goals.append(Goal("relative difference of the gradients", difference, EQUAL, ""))
-    if device == "gpu" and name == PACKED:
+    if at.device == "gpu" and name == PACKED:
         share = max(one["utilisation"] for one in found.runs["ours"])
         goals.append(Goal("of the matrix-product peak", share, UTILISATION, "%", at_least=True))
     return goals
 
 
-def _checked(difference: float | None) -> str:
+def _checked(difference: float | None, at: Where) -> list[str]:
     if difference is None:
-        return "gradients not compared: each side drew its own weights on the device"
-    return f"gradients of {CHECKED} observations differ by {difference:.1e} of their norm"
+        return ["gradients not compared: each side drew its own weights on the device"]
+    if at.dtype == "float32":
+        return []
+    return [f"gradients of {CHECKED} observations differ by {difference:.1e} of their norm"]
 
 
 def _utilisation_in_words(found: Found) -> list[str]:
@@ -158,12 +167,10 @@ def _utilisation_in_words(found: Found) -> list[str]:
     return [f"ours, of the matrix-product peak of {peak:,.2f} tera-operations a second: {each}"]
 
 
-def _write(
-    directory: File, name: str, sample: int, slots: int, shape: str, device: str, shared: File
-) -> str:
+def _write(directory: File, name: str, sample: int, slots: int, at: Where, shared: File) -> str:
     """Writes checkpoint, adapter, `paths.json` and `checked.json`; says what the data are."""
     if name == PACKED:
-        bench_models.make(directory, shape, bench_data.texts(bench_data.game_examples()), device)
+        bench_models.make(directory, at, bench_data.texts(bench_data.game_examples()))
         vocabulary = json.loads((directory / "config.json").read_text())["vocab_size"]
         rows = np.random.default_rng(0).integers(0, vocabulary, (sample, slots)).tolist()
         paths = [Path((row[0],), tuple(row[1:])) for row in rows]
@@ -171,23 +178,23 @@ def _write(
     else:
         data: Data = bench_data.READERS[name](shared, sample, 0)
         texts = bench_data.texts(data.examples)
-        tokenizer = bench_models.make(directory, shape, texts, device)
+        tokenizer = bench_models.make(directory, at, texts)
         paths = encode(data.examples, tokenizer)
         checked = encode(bench_data.one_by_one(data.examples, CHECKED, 0), tokenizer)
-        paths, left_out = [one for one in paths if _fits(one, slots)], len(paths)
-        checked = [one for one in checked if _fits(one, slots)]
-        if not checked:
-            raise UserError(f"--slots {slots}: too short for what is learnt from")
         said = data.said
-        if left_out - len(paths):
-            said += f"; left out on both sides, longer than a row: {left_out - len(paths)}"
-    (directory / "paths.json").write_text(json.dumps(paths), encoding="utf-8")
+    kept = [path for path in paths if _fits(path, slots)]
+    checked = [path for path in checked if _fits(path, slots)]
+    if not (kept and checked):
+        raise UserError(f"--slots {slots}: too short for what is learnt from")
+    if len(kept) < len(paths):
+        said += f"; left out on both sides, longer than a row: {len(paths) - len(kept)}"
+    (directory / "paths.json").write_text(json.dumps(kept), encoding="utf-8")
     (directory / "checked.json").write_text(json.dumps(checked), encoding="utf-8")
     return said
 
 
 def _fits(path: Path, slots: int) -> bool:
-    return len(path.prompt) + len(path.answer) <= slots
+    return bool(path.answer) and len(path.prompt) + len(path.answer) <= slots
 
 
 def _difference(directory: File) -> float:
@@ -208,19 +215,21 @@ class Forests:
         self,
         directory: str,
         device: str,
+        dtype: str,
         slots: int,
         settings: list[list[Any]],
         seconds: float,
     ) -> None:
         self._directory, self._device = File(directory), device
+        self._dtype = jnp.dtype(dtype)
         self._slots, self._settings, self._seconds = slots, settings, seconds
-        self._config, self._params = bench_models.load(self._directory, device)
+        self._config, self._params = bench_models.load(self._directory, dtype)
         self._optimizer = optimizers.adamw(LEARNING_RATE)
 
     def prepare(self) -> dict[str, Any]:
         """Writes the gradient of the checked observations; lays out, compiles, picks a setting."""
         since = time.perf_counter()
-        self._peak = bench_limits.matmul_peak(self._device, bench_models.DTYPES[self._device])
+        self._peak = bench_limits.matmul_peak(self._device, self._dtype)
         found: dict[str, Any] = {"peak": self._peak}
         if bench_models.has_weights(self._directory):
             found["loss"] = self._write_gradient()
@@ -263,10 +272,6 @@ class Forests:
         self._state = steps.init_state(adapter, self._optimizer, seed=0)
         self._steps(0.0)
         return time.perf_counter() - since
-
-    @property
-    def _dtype(self) -> Any:
-        return jnp.dtype(bench_models.DTYPES[self._device])
 
     def _steps(self, seconds: float) -> dict[str, Any]:
         taken, since = 0, time.perf_counter()

@@ -60,11 +60,11 @@ class Reads(NamedTuple):
     A token's log-probability is read at its parent, so the vocabulary projection runs on `slots`
     alone, each parent once however many children it has.
 
-    `slots` [B, P] int32: the distinct parents of weighted slots (padded with slot 0);
+    `slots` [B, N] int32: the distinct parents of weighted slots, ascending, then slot 0;
     `column` [B, N] int32: for a weighted slot, which column of `slots` is its parent (else 0).
     """
 
-    slots: Int32[np.ndarray, "B P"]
+    slots: Int32[np.ndarray, "B N"]
     column: Int32[np.ndarray, "B N"]
 
 
@@ -183,35 +183,20 @@ def mask(forest: Forest) -> Bool[np.ndarray, "B N N"]:
     return (key <= query) & (query <= forest.end[:, None, :])
 
 
-def reads(forest: Forest, width: int | None = None) -> Reads:
-    """The slots at which weighted tokens are predicted (`Reads`), padded to `width` a row.
-
-    `width` defaults to the most that any row needs, rounded up to 64 times a power of four (few
-    shapes, few compilations) but never beyond `N`.
+def reads(forest: Forest) -> Reads:
+    """The slots at which weighted tokens are predicted.
 
     Raises:
-        ValueError: a row needs more than `width`, or a root carries weight (nothing predicts it).
+        ValueError: a root carries weight (nothing predicts it).
     """
     weighted = forest.weight > 0
     if np.any(weighted & (forest.parent < 0)):
         raise ValueError("a weighted token without a parent: nothing predicts it")
-    rows, slots = forest.tokens.shape
-    found = [
-        np.unique(forest.parent[row][weighted[row]], return_inverse=True) for row in range(rows)
-    ]
-    needed = max((len(parents) for parents, _ in found), default=0)
-    if width is None:
-        width = 64
-        while width < needed:
-            width *= 4
-        width = min(slots, width)
-    if needed > width:
-        raise ValueError(f"a row reads at {needed} slots, more than the width of {width}")
-    at = np.zeros((rows, width), np.int32)
-    column = np.zeros((rows, slots), np.int32)
-    for row, (parents, inverse) in enumerate(found):
+    at, column = np.zeros_like(forest.parent), np.zeros_like(forest.parent)
+    for row, learnt in enumerate(weighted):
+        parents, inverse = np.unique(forest.parent[row, learnt], return_inverse=True)
         at[row, : len(parents)] = parents
-        column[row, weighted[row]] = inverse
+        column[row, learnt] = inverse
     return Reads(at, column)
 
 

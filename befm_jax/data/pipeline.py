@@ -75,12 +75,14 @@ class ForestBatches:
 
     `slots` is the row length, `rows` the rows that are computed together: a step with more rows
     has several micro-batches.  Where steps differ, the number of micro-batches (or of rows, if
-    one is enough) is rounded up to a power of two, so that few shapes are ever compiled.
+    one is enough) is rounded up to a power of two, so that few shapes are ever compiled.  A
+    micro-batch always has a multiple of `parts` rows, for as many devices to share.
 
     `fingerprint` is a hash of all that is learnt: token ids and weights.
 
     Raises:
         DataError: nothing is left to learn from at this row length; says why.
+        ValueError: `rows` is no multiple of `parts`.
     """
 
     def __init__(
@@ -92,7 +94,10 @@ class ForestBatches:
         epochs: int,
         observations_per_step: int = 0,
         seed: int = 0,
+        parts: int = 1,
     ) -> None:
+        if rows % parts:
+            raise ValueError(f"{rows} rows can't be shared evenly by {parts}")
         whole = forests.build(paths, slots, seed=seed)
         self.report = whole.report
         if not whole.report.observations:
@@ -101,7 +106,7 @@ class ForestBatches:
         self._paths = [
             path for path, place in zip(paths, whole.places, strict=True) if place is not None
         ]
-        self._slots, self._rows, self._seed = slots, rows, seed
+        self._slots, self._rows, self._seed, self._parts = slots, rows, seed, parts
         self._per_step = observations_per_step
         self._whole = whole
         counts = [
@@ -140,6 +145,7 @@ class ForestBatches:
         if self._per_step:
             micro = _power_of_two(micro)
             rows = self._rows if micro > 1 else min(self._rows, _power_of_two(rows))
+        rows = math.ceil(rows / self._parts) * self._parts
         padded = forests.pad_rows(forest, micro * rows)
         reads = forests.reads(padded)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from befm_jax.llama.attention import attend
+from befm_jax.llama.attention import forest_attention
 
 
 class KeysValues(NamedTuple):
@@ -41,8 +41,8 @@ class Prefill(flax.struct.PyTreeNode):
     ) -> tuple[Float[Array, "1 P H h"], KeysValues]:
         """Mixed values, and what later tokens will look back on."""
         del state
-        causal = jnp.tril(jnp.ones((query.shape[1],) * 2, bool))
-        return attend(query, key, value, causal[None]), KeysValues(key, value)
+        end = jnp.full(query.shape[:2], query.shape[1] - 1)
+        return forest_attention(query, key, value, end), KeysValues(key, value)
 
 
 class Decode(flax.struct.PyTreeNode):

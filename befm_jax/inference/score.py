@@ -14,15 +14,14 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float64
+from jaxtyping import Bool, Float64
 
 from befm_jax.data import forest as forests
 from befm_jax.data.forest import Forest, Path, Reads
 from befm_jax.errors import UserError
-from befm_jax.llama.attention import ForestAttention
-from befm_jax.llama.model import Llama, Params, hidden_states, vocabulary_logits
+from befm_jax.inference.edges import EdgeScores, edge_scores
+from befm_jax.llama.model import Llama, Params
 
 # Tokens that a model reads before the last one that it is asked for.  That last one is only
 # predicted, but has a slot too: a row is longer by the step that lengths are rounded up to.
@@ -34,17 +33,6 @@ class RowTooShortError(UserError):
     """A prompt and answer that do not fit in the longest row that is scored."""
 
 
-class EdgeScores(NamedTuple):
-    """What a model makes of every weighted slot of a forest, given the slot's ancestors.
-
-    `log_probs` [B, N] float32: `log p(token | ancestors)`, 0 elsewhere; `greedy` [B, N]: whether
-    no token is likelier there (of equals, the lowest id counts), False elsewhere.
-    """
-
-    log_probs: Float[Array, "B N"]
-    greedy: Bool[Array, "B N"]
-
-
 class Scores(NamedTuple):
     """What a model makes of a group of answers.
 
@@ -54,33 +42,6 @@ class Scores(NamedTuple):
 
     log_probs: Float64[np.ndarray, " A"]
     greedy: Bool[np.ndarray, " A"]
-
-
-def edge_scores(model: Llama, params: Params, forest: Forest, reads: Reads) -> EdgeScores:
-    """Scores of every weighted slot.
-
-    The vocabulary projection runs once per distinct parent of a weighted slot, nowhere else.
-    """
-    attention = ForestAttention(jnp.asarray(forest.end))
-    hidden, _ = hidden_states(model, params, forest.tokens, forest.depth, attention)
-    at_parents = jnp.take_along_axis(hidden, jnp.asarray(reads.slots)[:, :, None], axis=1)
-    logits = vocabulary_logits(model, params, at_parents)
-    row = jnp.arange(forest.tokens.shape[0])[:, None]
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    log_probs = logits[row, reads.column, forest.tokens] - normaliser[row, reads.column]
-    likeliest = jnp.argmax(logits, axis=-1)[row, reads.column]
-    learnt = jnp.asarray(forest.weight > 0)
-    return EdgeScores(jnp.where(learnt, log_probs, 0.0), learnt & (likeliest == forest.tokens))
-
-
-def edge_log_probs(
-    model: Llama, params: Params, forest: Forest, reads: Reads
-) -> Float[Array, "B N"]:
-    """`log p(token | ancestors)` of every weighted slot (0 elsewhere), float32.
-
-    In a compiled function, such as the training step, the other score is never computed.
-    """
-    return edge_scores(model, params, forest, reads).log_probs
 
 
 @dataclass(frozen=True)

@@ -1,58 +1,74 @@
-"""Attention over token forests, and the softmax product that every strategy shares."""
+"""Attention over token forests: one rule, and the kernel that the hardware does it best with.
+
+Slot `i` sees slot `j` exactly when `j <= i <= end[j]`: itself and its ancestors.  Causal masks,
+unrelated texts packed in one row and trees are all of that form.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
+
+from befm_jax.llama import attention_cpu
+from befm_jax.llama.linear import Layout
+
+_Residuals = tuple[Array, ...]
 
 
-def attend(
-    query: Float[Array, "B T H h"],
-    key: Float[Array, "B S K h"],
-    value: Float[Array, "B S K h"],
-    visible: Bool[Array, "B T S"],
-) -> Float[Array, "B T H h"]:
-    """Grouped-query attention; softmax in float32, result in the dtype of `query`.
+@jax.custom_vjp
+def forest_attention(
+    query: Float[Array, "B N H h"],
+    key: Float[Array, "B N K h"],
+    value: Float[Array, "B N K h"],
+    end: Int[Array, "B N"],
+) -> Float[Array, "B N H h"]:
+    """Grouped-query attention of rotated heads; softmax in float32, result in `query`'s dtype.
 
-    Query heads of a group are laid behind each other as rows of one product, so keys and values
-    are never repeated.  Every query must see at least one key.
+    Each kernel skips the blocks that none of their queries can see, and no `[N, N]` array exists.
+    Which one runs is decided where the program is compiled for a platform; one for which there is
+    none is an error, for nothing else knows the mask.
     """
-    batch, queries, heads, width = query.shape
-    groups = heads // key.shape[2]
-    precision = jax.lax.Precision.HIGHEST if query.dtype == jnp.float32 else None
-    grouped = query.reshape(batch, queries, -1, groups, width).transpose(0, 2, 3, 1, 4)
-    scores = jnp.einsum(
-        "bkgth,bskh->bkgts",
-        grouped * width**-0.5,
-        key,
-        precision=precision,
-        preferred_element_type=jnp.float32,
+    return _forward(query, key, value, end)[0]
+
+
+def _forward(query: Array, key: Array, value: Array, end: Array) -> tuple[Array, Array]:
+    found: tuple[Array, Array] = jax.lax.platform_dependent(
+        query, key, value, end, cpu=attention_cpu.forward
     )
-    scores = jnp.where(visible[:, None, None, :, :], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-    mixed = jnp.einsum("bkgts,bskh->bkgth", weights, value, precision=precision)
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, width)
+    return found
 
 
-def visible_in_forest(end: Int[Array, "B N"]) -> Bool[Array, "B N N"]:
-    """Slot `i` sees slot `j` exactly when `j <= i <= end[j]`: itself and its ancestors."""
-    slot = jnp.arange(end.shape[1], dtype=end.dtype)
-    query, key = slot[None, :, None], slot[None, None, :]
-    return (key <= query) & (query <= end[:, None, :])
+def _forward_keeping(
+    query: Array, key: Array, value: Array, end: Array
+) -> tuple[Array, _Residuals]:
+    mixed, log_sum_exp = _forward(query, key, value, end)
+    return mixed, (query, key, value, end, mixed, log_sum_exp)
+
+
+def _backward(kept: _Residuals, gradient: Array) -> tuple[Array, Array, Array, None]:
+    slopes: tuple[Array, Array, Array] = jax.lax.platform_dependent(
+        *kept, gradient, cpu=attention_cpu.backward
+    )
+    return (*slopes, None)
+
+
+forest_attention.defvjp(_forward_keeping, _backward)
 
 
 class ForestAttention(flax.struct.PyTreeNode):
     """Attention within the rows of a forest; carries no state from call to call.
 
     An attention strategy is called in every layer as `strategy(query, key, value, state)`, with
-    rotated queries and keys, and returns the mixed values and the layer's new state.
+    rotated queries and keys, and returns the mixed values and the layer's new state.  `layout`
+    says how rows and heads are cut over devices.
     """
 
     end: Int[Array, "B N"]
+    layout: Layout | None = flax.struct.field(pytree_node=False, default=None)
 
     def __call__(
         self,
@@ -62,4 +78,10 @@ class ForestAttention(flax.struct.PyTreeNode):
         state: Any = None,
     ) -> tuple[Float[Array, "B N H h"], Any]:
         """Mixed values, and `state` as it came."""
-        return attend(query, key, value, visible_in_forest(self.end)), state
+        attend: Callable[..., Any] = forest_attention
+        if self.layout is not None:
+            # Rows and heads need nothing of one another, which no compiler sees in a kernel.
+            heads = ("rows", "slots", "each_head", None)
+            taken = (heads, heads, heads, ("rows", "slots"))
+            attend = self.layout.on_each_device(forest_attention, taken, heads)
+        return attend(query, key, value, self.end), state

@@ -1,8 +1,9 @@
-"""The one matrix product of the model."""
+"""The one matrix product of the model, and the one word on where arrays stand."""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -36,3 +37,20 @@ def dot(x: Float[Array, "... D"], kernel: Float[Array, "F D"] | Kernel) -> Float
     return jax.lax.dot_general(
         x, kernel.astype(x.dtype), (((x.ndim - 1,), (1,)), ((), ())), precision=precision
     )
+
+
+class Layout(Protocol):
+    """How arrays are cut over devices (`befm_jax.parallel.Layout`), by the names of their axes."""
+
+    def constrain(self, x: Array, *names: str | None) -> Array:
+        """`x`, cut along its axes."""
+
+    def on_each_device(
+        self, function: Callable[..., Any], taken: Sequence[Sequence[str | None]], given: Any
+    ) -> Callable[..., Any]:
+        """`function` on every device's own parts."""
+
+
+def placed(layout: Layout | None, x: Array, *names: str | None) -> Array:
+    """`x`, cut over the devices of a layout; on one device as it is."""
+    return x if layout is None else layout.constrain(x, *names)

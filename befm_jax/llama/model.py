@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int
 
 from befm_jax.llama import rope
 from befm_jax.llama.config import LlamaConfig
-from befm_jax.llama.linear import dot
+from befm_jax.llama.linear import Layout, dot, placed
 
 Attention = Callable[..., tuple[Array, Any]]
 Params = dict[str, Any]
@@ -70,6 +70,7 @@ class SelfAttention(nn.Module):
     """Projections and rotary positions; who sees whom is the strategy's business."""
 
     config: LlamaConfig
+    layout: Layout | None = None
 
     @nn.compact
     def __call__(
@@ -81,7 +82,8 @@ class SelfAttention(nn.Module):
 
         def heads(name: str, count: int) -> Array:
             y = Linear(count * config.head_dim, config.attention_bias, name=name)(x)
-            return y.reshape(batch, length, count, config.head_dim)
+            y = y.reshape(batch, length, count, config.head_dim)
+            return placed(self.layout, y, "rows", "slots", "each_head", None)
 
         query = heads("q_proj", config.num_attention_heads)
         key = heads("k_proj", config.num_key_value_heads)
@@ -99,13 +101,18 @@ class MLP(nn.Module):
     """SwiGLU feed-forward (Shazeer, arXiv 2002.05202)."""
 
     config: LlamaConfig
+    layout: Layout | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """`down(silu(gate(x)) * up(x))`."""
         width, bias = self.config.intermediate_size, self.config.mlp_bias
-        gate = Linear(width, bias, name="gate_proj")(x)
-        up = Linear(width, bias, name="up_proj")(x)
+
+        def widened(name: str) -> Array:
+            y = Linear(width, bias, name=name)(x)
+            return placed(self.layout, y, "rows", "slots", "each_feed_forward")
+
+        gate, up = widened("gate_proj"), widened("up_proj")
         return Linear(x.shape[-1], bias, name="down_proj")(nn.silu(gate) * up)
 
 
@@ -113,6 +120,7 @@ class Layer(nn.Module):
     """One pre-norm transformer layer."""
 
     config: LlamaConfig
+    layout: Layout | None = None
 
     @nn.compact
     def __call__(
@@ -121,10 +129,12 @@ class Layer(nn.Module):
         """The layer's output and its attention's new state."""
         epsilon = self.config.rms_norm_eps
         normal = RMSNorm(epsilon, name="input_layernorm")(x)
-        mixed, state = SelfAttention(self.config, name="self_attn")(normal, turn, attention, state)
-        x = x + mixed
+        attend = SelfAttention(self.config, self.layout, name="self_attn")
+        mixed, state = attend(normal, turn, attention, state)
+        x = placed(self.layout, x + mixed, "rows", "slots", "features")
         normal = RMSNorm(epsilon, name="post_attention_layernorm")(x)
-        return x + MLP(self.config, name="mlp")(normal), state
+        x = x + MLP(self.config, self.layout, name="mlp")(normal)
+        return placed(self.layout, x, "rows", "slots", "features"), state
 
 
 class Embedding(nn.Module):
@@ -150,12 +160,13 @@ class Llama(nn.Module):
     """A Llama model as pure functions of its parameters.
 
     `dtype` is what the layers compute in; `remat` recomputes each layer in the backward pass
-    instead of keeping its activations.
+    instead of keeping its activations; `layout` cuts what is computed over devices.
     """
 
     config: LlamaConfig
     dtype: Any = jnp.float32
     remat: bool = False
+    layout: Layout | None = None
 
     def setup(self) -> None:
         """Declares the parts under Hugging Face's names."""
@@ -170,7 +181,7 @@ class Llama(nn.Module):
             length=config.num_hidden_layers,
         )
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = scanned(config)
+        self.layers = scanned(config, self.layout)
         self.norm = RMSNorm(config.rms_norm_eps)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.vocab_size)
@@ -184,6 +195,7 @@ class Llama(nn.Module):
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Final hidden states, normalised, and the attention's state stacked over layers."""
         x = self.embed_tokens(tokens).astype(self.dtype)
+        x = placed(self.layout, x, "rows", "slots", "features")
         turn = rope.tables(positions, self.config)
         x, state = self.layers(x, turn, attention, state)
         return self.norm(x), state
@@ -192,6 +204,8 @@ class Llama(nn.Module):
         """Vocabulary logits of hidden states, float32."""
         tied = self.config.tie_word_embeddings
         logits = self.embed_tokens.project(hidden) if tied else self.lm_head(hidden)
+        between = (None,) * (logits.ndim - 2)
+        logits = placed(self.layout, logits, "rows", *between, "each_word")
         return logits.astype(jnp.float32)
 
     def __call__(
@@ -257,14 +271,13 @@ def logical_axes(path: tuple[str, ...]) -> tuple[str, ...]:
 
 def shapes(config: LlamaConfig) -> Params:
     """The parameter tree as `jax.ShapeDtypeStruct`s (float32), without allocating anything."""
-    from befm_jax.llama.attention import ForestAttention
-
     one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
 
+    def unmixed(query: Array, key: Array, value: Array, state: Any) -> tuple[Array, Any]:
+        return query, state
+
     def init(tokens: Array) -> Params:
-        variables: Any = Llama(config).init(
-            jax.random.key(0), tokens, tokens, ForestAttention(tokens)
-        )
+        variables: Any = Llama(config).init(jax.random.key(0), tokens, tokens, unmixed)
         return dict(variables["params"])
 
     tree: Params = jax.eval_shape(init, one)

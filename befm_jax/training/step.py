@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from befm_jax.adapters import lora
 from befm_jax.data.forest import Forest, Reads
 from befm_jax.data.pipeline import Batch
-from befm_jax.inference.score import edge_log_probs
+from befm_jax.inference.edges import log_likelihood
 from befm_jax.llama.model import Llama, Params
 
 # (frozen base, what is trained, key) -> the parameters that the model runs on
@@ -39,11 +39,6 @@ class Metrics(NamedTuple):
 
     loss: Float[Array, ""]
     gradient_norm: Float[Array, ""]
-
-
-def loss_sum(model: Llama, params: Params, forest: Forest, reads: Reads) -> Float[Array, ""]:
-    """`-sum(weight * log p)` over the forest, to be divided by the weight of the whole batch."""
-    return -jnp.sum(forest.weight * edge_log_probs(model, params, forest, reads))
 
 
 def train_adapter(base: Params, adapter: lora.Adapter, key: Array) -> Params:
@@ -73,7 +68,7 @@ def value_and_gradient(
 
     def micro_loss(trained: Any, forest: Forest, reads: Reads, number: Array) -> Array:
         params = combine(base, trained, jax.random.fold_in(key, number))
-        return loss_sum(model, params, forest, reads)
+        return -log_likelihood(model, params, forest, reads)
 
     def accumulate(carry: tuple[Array, Any], micro: tuple[Forest, Reads, Array]) -> Any:
         loss, gradient = jax.value_and_grad(micro_loss)(trained, *micro)

@@ -145,11 +145,8 @@ def test_an_impossible_weight_is_an_error(weight):
         forests.build([Path((1,), (2,), weight)], 8)
 
 
-def test_reads_refuse_a_weighted_root_and_a_width_that_is_too_small():
+def test_reads_refuse_a_weighted_root():
     forest = forests.empty(1, 4)
     forest.weight[0, 0] = 1
     with pytest.raises(ValueError, match="without a parent"):
         forests.reads(forest)
-    built = forests.build([Path((1,), (2, 3, 4))], 8)
-    with pytest.raises(ValueError, match="width"):
-        forests.reads(built.forest, width=2)

@@ -1,6 +1,5 @@
 """Exact scores against one-by-one log-likelihoods, and bits that do not move with company."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -172,18 +171,6 @@ def test_of_equally_likely_tokens_the_lowest_id_is_greedy():
     assert len(set(found.log_probs)) == 1
     assert found.greedy.tolist() == [True, *[False] * (len(equals) - 1)]
     assert int(torch.argmax(torch.tensor(found.log_probs))) == 0
-
-
-def test_training_does_not_pay_for_the_greedy_score():
-    model, params = small_model()
-    forest = forests.build(random_paths(0), 64).forest
-    reads = forests.reads(forest)
-
-    def operations(function):
-        compiled = jax.jit(lambda params: function(model, params, forest, reads)).lower(params)
-        return compiled.compile().cost_analysis()["flops"]
-
-    assert operations(score.edge_log_probs) < operations(score.edge_scores)
 
 
 def test_repeating_a_call_repeats_every_bit():

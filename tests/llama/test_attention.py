@@ -1,0 +1,152 @@
+"""Forest attention, as it runs on this machine, against every pair of slots masked."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain_attention import plain_attention, visible
+from small import random_paths, real_paths
+
+from befm_jax.data import forest as forests
+from befm_jax.llama import attention_cpu
+from befm_jax.llama.attention import forest_attention
+
+
+def heads_of(rows, slots, heads=4, key_heads=2, width=16, dtype=jnp.float32, seed=0):
+    """Random queries, keys, values and a gradient of what comes out."""
+    random = np.random.default_rng(seed)
+    shapes = [(rows, slots, count, width) for count in (heads, key_heads, key_heads, heads)]
+    return [jnp.asarray(random.standard_normal(shape), dtype) for shape in shapes]
+
+
+def both(query, key, value, gradient, end):
+    """Values and gradients of the kernel and of the definition."""
+    found = []
+    for attention in (forest_attention, plain_attention):
+
+        @jax.jit
+        def run(query, key, value, attention=attention):
+            mixed, pull = jax.vjp(lambda *heads: attention(*heads, end), query, key, value)
+            return mixed, pull(gradient.astype(mixed.dtype))
+
+        found.append(jax.tree.leaves(run(query, key, value)))
+    return found
+
+
+def assert_close(ours, theirs, relative):
+    """Largest difference, relative to the largest entry or to the inputs' size of about one."""
+    for one, other in zip(ours, theirs, strict=True):
+        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        assert np.abs(one - other).max() <= relative * max(1.0, np.abs(other).max())
+
+
+def packed(slots, lengths):
+    """`end` of texts behind each other, the rest padding."""
+    end = np.arange(slots)
+    start = 0
+    for length in lengths:
+        end[start : start + length] = start + length - 1
+        start += length
+    return end[None]
+
+
+def tree(seed, slots):
+    """`end` of a random depth-first tree: each slot hangs on the path to the one before it."""
+    random = np.random.default_rng(seed)
+    end, line = np.arange(slots), []
+    for slot in range(slots):
+        del line[len(line) - random.geometric(0.5) + 1 :]
+        line.append(slot)
+        end[line] = slot
+    return end[None]
+
+
+CASES = {
+    "one slot": np.array([[0]]),
+    "less than a block": packed(70, [30, 30]),
+    "a causal row of one block": packed(128, [128]),
+    "a causal row": packed(300, [300]),
+    "texts that end within blocks": packed(520, [100, 200, 150, 40]),
+    "padding of whole blocks": packed(640, [90]),
+    "a wide fan": np.concatenate([np.full((1, 100), 639), np.arange(100, 640)[None]], axis=1),
+    "random trees": np.concatenate([tree(seed, 400) for seed in range(3)]),
+    "real game trees": forests.build(real_paths(observations=4000), 640).forest.end,
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_are_those_of_every_pair_masked(case):
+    end = jnp.asarray(CASES[case])
+    assert_close(*both(*heads_of(*end.shape), end), 2e-6)
+
+
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (6, 2), (8, 1)])
+def test_query_heads_meet_the_keys_of_their_group(heads, key_heads):
+    end = jnp.asarray(CASES["a causal row"])
+    assert_close(*both(*heads_of(1, 300, heads, key_heads), end), 2e-6)
+
+
+def test_bfloat16_heads_are_mixed_with_a_softmax_in_float32():
+    end = jnp.asarray(CASES["texts that end within blocks"])
+    query, key, value, gradient = heads_of(*end.shape, dtype=jnp.bfloat16)
+    ours, theirs = both(query, key, value, gradient, end)
+    assert ours[0].dtype == jnp.bfloat16
+    assert_close(ours, theirs, 2e-2)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 10**6), st.integers(1, 3))
+def test_any_try_is_mixed_as_its_paths_are_apart(seed, rows):
+    """The forests that training lays out, against each path as a causal sequence of its own."""
+    built = forests.build(random_paths(seed, count=8 * rows), 48 * rows)
+    end, parent = built.forest.end, built.forest.parent
+    query, key, value, _ = heads_of(*end.shape, seed=seed)
+    mixed = forest_attention(query, key, value, jnp.asarray(end))
+    for row, last in set(built.places) - {None}:
+        line = [last]
+        while parent[row, line[-1]] >= 0:
+            line.append(int(parent[row, line[-1]]))
+        line = line[::-1]
+        alone = plain_attention(
+            query[row : row + 1, line],
+            key[row : row + 1, line],
+            value[row : row + 1, line],
+            jnp.full((1, len(line)), len(line) - 1),
+        )
+        np.testing.assert_allclose(mixed[row, last], alone[0, -1], rtol=1e-5, atol=2e-6)
+
+
+def test_no_array_of_every_pair_of_slots_exists():
+    slots = 4096
+    query, key, value, gradient = heads_of(1, slots, 2, 1)
+    end = jnp.asarray(packed(slots, [slots]))
+
+    def run(query, key, value):
+        mixed, pull = jax.vjp(lambda *heads: forest_attention(*heads, end), query, key, value)
+        return mixed, pull(gradient)
+
+    program = jax.jit(run).lower(query, key, value).compile()
+    of_every_pair = slots * slots * 4
+    assert program.memory_analysis().temp_size_in_bytes < of_every_pair / 2
+
+
+@pytest.mark.parametrize("case", ["a wide fan", "texts that end within blocks", "random trees"])
+def test_blocks_that_are_walked_are_those_with_a_visible_pair(case):
+    size = attention_cpu.BLOCK
+    end = CASES[case][:1, : CASES[case].shape[1] // size * size]
+    walk = attention_cpu._walk(jnp.asarray(end).reshape(-1, size))
+    pairs = np.asarray(visible(jnp.asarray(end)))[0]
+    blocks = pairs.reshape(len(walk.met), size, -1, size).any(axis=(1, 3))
+    for number, seen in enumerate(blocks):
+        walked = np.asarray(walk.order[number, : walk.met[number]])
+        assert walked.tolist() == np.flatnonzero(seen).tolist()
+    assert blocks.mean() < 1
+
+
+def test_a_platform_without_a_kernel_is_refused():
+    query, key, value, _ = heads_of(1, 8)
+    run = jax.jit(forest_attention).trace(query, key, value, jnp.arange(8)[None])
+    with pytest.raises(NotImplementedError, match="rocm"):
+        run.lower(lowering_platforms=("rocm",))

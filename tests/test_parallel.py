@@ -1,0 +1,99 @@
+"""The step over a mesh against the step on one device; what is cut over what."""
+
+import dataclasses
+
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+from small import random_paths, small_model
+
+from befm_jax import parallel
+from befm_jax.adapters import lora
+from befm_jax.data.pipeline import ForestBatches
+from befm_jax.llama import int8
+from befm_jax.parallel import Layout
+from befm_jax.training import step as steps
+
+# Of shapes that divide by eight.
+FIELDS = {
+    "vocab_size": 96, "hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 8,
+    "head_dim": 8,
+}  # fmt: skip
+# Every mesh of eight in one slice (slices, data, fsdp, tensor), and some in two.
+SHAPES = [
+    (1, data, fsdp, 8 // (data * fsdp))
+    for data in (1, 2, 4, 8)
+    for fsdp in (1, 2, 4, 8)
+    if data * fsdp <= 8
+] + [(2, 1, 4, 1), (2, 1, 2, 2)]
+
+
+def mesh_of(shape):
+    slices, data, fsdp, tensor = shape
+    return parallel.make_mesh(data, fsdp, tensor, slices)
+
+
+def placed(params, mesh, config):
+    """Parameters on a mesh; an int8 kernel's scale is cut as its outputs are."""
+    shardings = parallel.parameter_shardings(config, mesh)
+    flat = flax.traverse_util.flatten_dict(params)
+    for path, leaf in flat.items():
+        sharding = shardings[path]
+        if isinstance(leaf, int8.Int8Kernel):
+            rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*sharding.spec[:-1]))
+            flat[path] = int8.Int8Kernel(
+                jax.device_put(leaf.values, sharding), jax.device_put(leaf.scale, rows)
+            )
+        else:
+            flat[path] = jax.device_put(leaf, sharding)
+    return flax.traverse_util.unflatten_dict(flat)
+
+
+@pytest.fixture(scope="module")
+def case():
+    """A model, its adapter, a batch of two micro-batches of eight rows."""
+    model, params = small_model(4, **FIELDS)
+    adapter = lora.init(jax.random.key(0), params, rank=2)
+    for number, weight in enumerate(adapter.weights.values()):
+        weight["b"] = 0.05 * jax.random.normal(jax.random.key(number), weight["b"].shape)
+    batches = ForestBatches(random_paths(5, 160, 96), slots=40, rows=8, epochs=1, parts=8)
+    batch = batches[0][0]
+    assert batch.forest.tokens.shape[:2] >= (2, 8)
+    return model, params, adapter, batch
+
+
+def gradient(model, base, adapter, batch):
+    run = jax.jit(
+        lambda base, adapter, batch: steps.value_and_gradient(
+            model, steps.train_adapter, base, adapter, batch, jax.random.key(0)
+        )
+    )
+    return run(base, adapter, batch)
+
+
+@pytest.fixture(scope="module")
+def alone(case):
+    """Loss and gradient on one device, by the kind of base."""
+    model, params, adapter, batch = case
+    return {
+        kind: gradient(model, base, adapter, batch)
+        for kind, base in (("plain", params), ("int8", int8.quantize(params)))
+    }
+
+
+@pytest.mark.parametrize("kind", ["plain", "int8"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_loss_and_gradient_over_a_mesh_are_those_of_one_device(case, alone, shape, kind):
+    model, params, adapter, batch = case
+    mesh = mesh_of(shape)
+    base = placed(int8.quantize(params) if kind == "int8" else params, mesh, model.config)
+    cut = jax.device_put(adapter, parallel.adapter_shardings(adapter, mesh))
+    spread = jax.device_put(batch, parallel.batch_sharding(mesh))
+    over = dataclasses.replace(model, layout=Layout(mesh))
+    loss, slopes = gradient(over, base, cut, spread)
+    expected_loss, expected = alone[kind]
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
+    for one, other in zip(jax.tree.leaves(slopes), jax.tree.leaves(expected), strict=True):
+        one, other = np.asarray(one), np.asarray(other)
+        assert np.abs(one - other).max() <= 1e-5 * max(np.abs(other).max(), 1e-6)

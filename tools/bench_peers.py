@@ -83,7 +83,7 @@ class Training:
         seconds: float,
     ) -> None:
         self._directory, self._device, self._seconds = Path(directory), device, seconds
-        self._with_weights = with_weights
+        self._with_weights, self._checkpointing = with_weights, False
         self._settings = list(itertools.product(batch_sizes, checkpointing))
         base = load(directory, device, dtype, with_weights)
         base.config.use_cache = False
@@ -91,7 +91,9 @@ class Training:
         self._model: Any = PeftModel.from_pretrained(base, adapter, is_trainable=True)
         self._model.train()
         self._trained = [one for one in self._model.parameters() if one.requires_grad]
-        self._optimizer = torch.optim.AdamW(self._trained, lr=learning_rate, weight_decay=0.0)
+        self._optimizer = torch.optim.AdamW(
+            self._trained, lr=learning_rate, weight_decay=0.0, fused=True
+        )
         paths = json.loads((self._directory / "paths.json").read_text(encoding="utf-8"))
         self._observations: list[Observation] = [
             (prompt, answer) for prompt, answer, weight in paths for _ in range(int(weight))
@@ -119,8 +121,9 @@ class Training:
         if checkpointing:
             self._model.enable_input_require_grads()
             self._model.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
+        elif self._checkpointing:
             self._model.gradient_checkpointing_disable()
+        self._checkpointing = checkpointing
         self._batches = self._drawn(size)
 
     def _rate(self, setting: tuple[int, bool]) -> float:
@@ -194,7 +197,7 @@ class Training:
         }
         save_file(gradient, self._directory / "peer_gradient.safetensors")
         self._optimizer.zero_grad()
-        return float(loss)
+        return float(loss.detach())
 
 
 class _Generating:

@@ -97,6 +97,7 @@ def context() -> dict[str, Any]:
         "machine": {
             "processor": _processor(),
             "cores": os.cpu_count(),
+            "accelerators": _accelerators(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         },
     }
@@ -107,6 +108,16 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.machine()
+
+
+def _accelerators() -> list[str]:
+    """The models of NVIDIA GPUs, as their driver names them."""
+    return [
+        line.split(":", 1)[1].strip()
+        for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if line.startswith("Model")
+    ]
 
 
 if __name__ == "__main__":

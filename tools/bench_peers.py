@@ -250,18 +250,9 @@ class Population(_Generating):
     """Many answers to one prompt, each of exactly so many tokens."""
 
     def __init__(
-        self,
-        directory: str,
-        device: str,
-        dtype: str,
-        with_weights: bool,
-        batch_sizes: list[int],
-        prompt: list[int],
-        participants: int,
-        drawn: int,
-        new_tokens: int,
+        self, prompt: list[int], participants: int, drawn: int, new_tokens: int, **given: Any
     ) -> None:
-        super().__init__(directory, device, dtype, with_weights, batch_sizes)
+        super().__init__(**given)
         self._prompt, self._new_tokens = prompt, new_tokens
         self._participants, self._drawn = participants, drawn
 
@@ -299,20 +290,10 @@ class Population(_Generating):
 class Answers(_Generating):
     """Answers to several games, sampled and parsed."""
 
-    def __init__(
-        self,
-        directory: str,
-        device: str,
-        dtype: str,
-        with_weights: bool,
-        batch_sizes: list[int],
-        answers: int,
-        drawn: int,
-        new_tokens: int,
-    ) -> None:
-        super().__init__(directory, device, dtype, with_weights, batch_sizes)
+    def __init__(self, answers: int, drawn: int, new_tokens: int, **given: Any) -> None:
+        super().__init__(**given)
         self._answers, self._drawn, self._new_tokens = answers, drawn, new_tokens
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(directory)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(self._directory)
         self._questions = json.loads(
             (self._directory / "questions.json").read_text(encoding="utf-8")
         )

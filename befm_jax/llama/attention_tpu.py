@@ -143,17 +143,9 @@ def backward(
     found = blocks.pairs(ends[:, 0], shape.block, shape.block)
     by_query = (
         _by_group(gradient.astype(query.dtype), shape),
+        _by_group(mixed, shape),
         # Queries of padding: any finite figure does, their gradient is zero.
         _by_group_figures(log_sum_exp * LOG2_E, shape),
-        _by_group_figures(
-            jnp.einsum(
-                "bnhw,bnhw->bhn",
-                gradient.astype(jnp.float32),
-                mixed.astype(jnp.float32),
-                precision=jax.lax.Precision.HIGHEST,
-            ),
-            shape,
-        ),
     )
     grouped, keys, values = _by_group(query, shape), _by_head(key, shape), _by_head(value, shape)
     spans = [
@@ -188,7 +180,7 @@ def backward(
                     _keys(shape),
                     _key_ends(shape),
                     _queries(shape),
-                    _figures(shape),
+                    _queries(shape),
                     _figures(shape),
                 ),
                 outputs=(
@@ -196,7 +188,10 @@ def backward(
                     _whole_row(shape, last - first),
                     _whole_row(shape, last - first),
                 ),
-                scratch=(pltpu.VMEM((shape.groups, shape.block, shape.width), jnp.float32),),
+                scratch=(
+                    pltpu.VMEM((shape.groups, shape.block, shape.width), jnp.float32),
+                    pltpu.VMEM((shape.groups, shape.block), jnp.float32),
+                ),
             ),
         )(
             *work[:4],
@@ -378,6 +373,11 @@ def _across(column: Array, width: int) -> Array:
     return jnp.tile(column, (1, pl.cdiv(width, LANES)))[:, :width]
 
 
+def _row(column: Array) -> Array:
+    """A column, one lane wide or repeated over the lanes, as a row `[1, S]`."""
+    return jnp.broadcast_to(column, (column.shape[0], LANES)).T[:1]
+
+
 def _either_way(whole: Array, step: Callable[[bool], None]) -> None:
     """`step(False)`, without the mask, where a block is wholly visible; else `step(True)`."""
     pl.when(whole)(functools.partial(step, False))
@@ -440,7 +440,7 @@ def _forward_kernel(
             summed = jnp.sum(total[group], axis=1, keepdims=True)
             mixed[group] = (sums[group] / summed).astype(mixed.dtype)
             figure = (greatest[group] + jnp.log2(summed)) / LOG2_E
-            log_sum_exp[pl.ds(group, 1), :] = figure.T[:1]
+            log_sum_exp[pl.ds(group, 1), :] = _row(figure)
 
 
 def _backward_kernel(
@@ -453,12 +453,13 @@ def _backward_kernel(
     v: Any,
     end: Any,
     d_mixed: Any,
+    mixed: Any,
     log_total: Any,
-    through: Any,
     d_query: Any,
     d_key: Any,
     d_value: Any,
     sums: Any,
+    through: Any,
     *,
     scale: float,
     first_block: int,
@@ -474,6 +475,9 @@ def _backward_kernel(
     @pl.when(mark & blocks.FIRST != 0)
     def start() -> None:
         sums[...] = jnp.zeros_like(sums)
+        for group in range(groups):
+            products = d_mixed[group].astype(jnp.float32) * mixed[group].astype(jnp.float32)
+            through[pl.ds(group, 1), :] = _row(jnp.sum(products, axis=1, keepdims=True))
 
     # The first query block that sees a key block is its own.
     @pl.when(query_block[step] == key_block[step] + first_block)

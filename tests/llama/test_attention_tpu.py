@@ -87,14 +87,14 @@ def _assert_close(computed, truth, tolerance):
 @pytest.mark.parametrize("case", ENDS)
 def test_values_and_gradients_are_those_of_the_rule_in_float32(case):
     inputs = _inputs(ENDS[case]())
-    _assert_close(_computed(*inputs), _truth(*inputs), 3e-6)
+    _assert_close(_computed(*inputs), _truth(*inputs), 1e-5)
 
 
 @pytest.mark.parametrize(("heads", "key_heads", "width"), [(8, 2, 128), (3, 3, 80), (2, 1, 160)])
 def test_any_group_and_head_width(heads, key_heads, width):
     end = ENDS["random tries, 300 slots"]()[:1]
     inputs = _inputs(end, heads=heads, key_heads=key_heads, width=width)
-    _assert_close(_computed(*inputs), _truth(*inputs), 3e-6)
+    _assert_close(_computed(*inputs), _truth(*inputs), 1e-5)
 
 
 def test_bfloat16_is_as_close_as_its_rounding_and_keeps_its_dtype():
@@ -143,7 +143,7 @@ def test_no_memory_is_read_before_it_is_written():
         partial(attention_tpu.forward, block=128, interpret=on_tpu),
         partial(attention_tpu.backward, block=128, interpret=on_tpu),
     )
-    _assert_close(computed, _truth(*inputs), 3e-6)
+    _assert_close(computed, _truth(*inputs), 1e-5)
 
 
 def test_what_it_cannot_compute_is_refused():

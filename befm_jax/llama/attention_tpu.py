@@ -20,15 +20,16 @@ stay in VMEM until the row is done, 16 bytes a slot and a channel with double bu
 added up.
 
 **What limits it.**  No TPU was at hand: nothing here has been timed.  The block sizes were chosen
-by argument and by the instruction schedules of the programs compiled for v5e, v5p and v6e (32 query
-heads, 8 key heads, width 128, bfloat16): with blocks of 512 the matrix unit is busy in 96 to 98 %
-of the bundles on v5e and v5p, forward and backward, the exponentials in 32 %; blocks of 256 cost
-1.4 times as much for the same area (64 % busy; softmax bookkeeping and pipeline latency grow
-against the products), and blocks of 1,024 gain 10 % on v6e at most, skip less and need more VMEM
-than the default.  On v6e the 256 x 256 matrix unit is half empty at width 128, whatever the kernel,
-and the schedule keeps it busy in 62 % of the forward bundles, the vector unit in 68 %, and in 93 %
-of the backward ones.  HBM does not limit: a forward step reads 256 KiB of keys and values for 537
-million operations, 2,048 a byte (backward 5,120), where the machines balance at 170 to 560.
+by argument and by the instruction schedules of the programs compiled for real chips (32 query
+heads, 8 key heads, width 128, bfloat16).  With blocks of 512 the matrix unit is busy in 96 % of the
+bundles of a forward step on v5e and v5p, and in 98 % backward on v5e; the exponentials' unit in 32
+and 12 %.  Blocks of 256 cost 1.4 times as much for the same area (matrix unit 64 %: softmax
+bookkeeping and the latency of its pipeline grow against the products); blocks of 1,024 take 10 %
+fewer bundles on v6e, but skip less, and more VMEM than v5e's compiler grants by itself.  On v6e the
+256 x 256 matrix unit is half empty at width 128, whatever the kernel; it is busy in 62 % of the
+forward bundles (vector unit 68 %) and 93 % of the backward ones.  HBM does not limit: a forward
+step reads 256 KiB of keys and values for 537 million operations, 2,048 a byte (backward 5,120),
+where these chips balance at 170 to 560; without groups it is a quarter of that.
 
 Neither `jax.experimental.pallas.ops.tpu.splash_attention` nor tokamax serves this case: a mask that
 is data must be given to splash attention whole, as a boolean `[heads, N, N]`, one for all rows, and

@@ -58,11 +58,7 @@ class Int8Kernel:
         return self.values.shape
 
     def project(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
-        """`x` times the transposed weight, scaled after the product; in the dtype of `x`.
-
-        The scale is applied in float32: rounded to bfloat16 it would move a whole channel by as
-        much as the weights' rounding moves an entry.
-        """
+        """`x` times the transposed weight, scaled after the product in float32; dtype of `x`."""
         y = _product(x.reshape(-1, x.shape[-1]), self.values)
         y = (y.astype(jnp.float32) * self.scale[None, :]).astype(x.dtype)
         return y.reshape(*x.shape[:-1], -1)

@@ -10,12 +10,13 @@ A weight is widened in the product, never before it.  Read in the optimised prog
 0.10.2) at the shape of Llama 3.1 8B, LoRA step of 2,048 slots and decoding of 256 participants:
 
 - TPU (v5e, v5p): the conversion is part of every product's fusion; no wide copy in either.
-- GPU (H100): likewise; only in the backward pass the query, key and value projections, which XLA
-  merges into one product, are widened for it, one layer's 50 MB at a time.
+- GPU (H100, without autotuning): likewise; only in the backward pass are the weights of the query,
+  key and value projections, which XLA merges into one product, widened before it, a layer's 50 MB
+  at a time.
 - CPU: XLA's products take arrays alone, so that a plain conversion writes the wide weight to
-  memory and reads it back, at every token.  Here it is widened block by block instead, each small
-  enough for a core's cache: as quick as float32 weights, and at one row thirty times as quick as
-  the conversion of a whole [14336, 4096].
+  memory and reads it back, at every token.  Here it is widened some rows at a time, few enough for
+  a cache.  A [14336, 4096] takes 1.2 times as long as in float32 at one row and 0.8 times at 16,
+  where the plain conversion takes 14 and 3.5 times; from 256 rows on the two are equal (1.4 times).
 
 The backward pass widens anew.  Left to differentiation, the wide weights of all layers would be
 kept for it wherever layers are not recomputed: all that the rounding had saved.

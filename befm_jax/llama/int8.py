@@ -6,8 +6,9 @@
 Only weights are rounded: products are taken in the dtype of the activations.  Embeddings, the
 vocabulary projection and the norms stay as they are.
 
-A weight is widened in the product, never before it.  Read in the optimised programs of XLA (jax
-0.10.2) at the shape of Llama 3.1 8B, LoRA step of 2,048 slots and decoding of 256 participants:
+A weight is widened in the product, not before it.  Read in the optimised programs of XLA (jax
+0.10.2) at the shape of Llama 3.1 8B, a LoRA step of 2,048 slots (v5e: 512) and decoding of 256
+participants:
 
 - TPU (v5e, v5p): the conversion is part of every product's fusion; no wide copy in either.
 - GPU (H100, without autotuning): likewise; only in the backward pass are the weights of the query,

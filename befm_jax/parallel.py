@@ -18,6 +18,7 @@ from typing import Any
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
@@ -25,7 +26,7 @@ from jaxtyping import Array
 
 from befm_jax.adapters.lora import Adapter
 from befm_jax.errors import UserError
-from befm_jax.llama import model
+from befm_jax.llama import int8, model
 from befm_jax.llama.config import LlamaConfig
 
 AXES = ("slice", "data", "fsdp", "tensor")
@@ -185,6 +186,30 @@ def adapter_shardings(adapter: Adapter, mesh: Mesh) -> Adapter:
             "b": layout.sharding(layers, outputs, "rank"),
         }
     return Adapter(found, adapter.spec)
+
+
+def abstract_parameters(
+    config: LlamaConfig, mesh: Mesh | None, dtype: Any, quantize: bool = False
+) -> model.Params:
+    """Parameters as `jax.ShapeDtypeStruct`s that say where each part stands; nothing is made.
+
+    Raises:
+        ShardingError: the model can't be cut over the mesh.
+    """
+    shardings = parameter_shardings(config, mesh)
+    flat = flax.traverse_util.flatten_dict(model.shapes(config))
+    for path, leaf in flat.items():
+        sharding = shardings[path]
+        flat[path] = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+        if quantize and int8.is_quantized(path):
+            by_row = sharding
+            if isinstance(sharding, NamedSharding):
+                by_row = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:-1]))
+            values: Any = jax.ShapeDtypeStruct(leaf.shape, jnp.int8, sharding=sharding)
+            scale: Any = jax.ShapeDtypeStruct(leaf.shape[:-1], jnp.float32, sharding=by_row)
+            flat[path] = int8.Int8Kernel(values, scale)
+    tree: model.Params = flax.traverse_util.unflatten_dict(flat)
+    return tree
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,12 +1,15 @@
 """Accelerators: what a plan and a utilisation are held against.
 
-Figures are the makers' own, for one chip: dense bf16 operations, memory, and the bandwidth of the
-network between chips, all links, one direction.
+The makers' own figures, of one chip, read in November 2026:
 
-- TPU: cloud.google.com/tpu/docs, the pages v5e, v5p and v6e ("ICI bandwidth" there is of both
-  directions, or in bits: half of it, or an eighth of half); DCN from the same pages.
-- GPU: NVIDIA's data sheets of H100 SXM, H200 SXM and A100 80GB SXM (sparsity left out; NVLink is
-  of both directions there: half of it).
+- TPU: docs.cloud.google.com/tpu/docs, pages v5e, v5p and v6e.  Their "bidirectional ICI bandwidth
+  per chip" (400, 1200 and 800 GB/s) counts both directions of all links: half of it is here.  Data
+  centre network: 50 Gbit/s a chip of v5p; 2 x 100 and 4 x 200 Gbit/s a host of eight chips of v5e
+  and v6e, shared out.  Memory is what their compiler (libtpu 0.0.42) lets a program take.
+- GPU: NVIDIA's data sheets of A100 80GB SXM, H100 SXM and H200 SXM, dense bf16 (half of what they
+  say "with sparsity"), half of the NVLink figure, which counts both directions.  Memory is what the
+  driver reports, as in the target configs of openxla/xla.  Between hosts: one adapter a GPU of 200
+  (A100) or 400 Gbit/s, as in DGX systems.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ from dataclasses import dataclass
 class Chip:
     """One accelerator chip.
 
-    `operations`: bf16 multiply-adds a second, an addition counted too.  `memory`: bytes.
-    `bandwidth`: bytes a second from memory.  `network`: bytes a second that it sends to its
-    neighbours over all links.  `between_slices`: bytes a second to other slices or hosts.
+    `operations`: bf16 operations a second; a multiplication and an addition are two.  `memory`:
+    bytes that a program can have.  `bandwidth`: bytes a second from memory.  `network`: bytes a
+    second that it can send to its neighbours, over all links.  `between_slices`: bytes a second
+    to other slices, or of a GPU to other hosts.
     """
 
     name: str
@@ -37,12 +41,12 @@ _GIB = float(1 << 30)
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", 197e12, 16 * _GIB, 819 * _GB, 100 * _GB, 3.125 * _GB),
-        Chip("v5p", 459e12, 95 * _GIB, 2765 * _GB, 300 * _GB, 6.25 * _GB),
-        Chip("v6e", 918e12, 32 * _GIB, 1640 * _GB, 224 * _GB, 12.5 * _GB),
-        Chip("a100", 312e12, 80 * _GIB, 2039 * _GB, 300 * _GB, 25 * _GB),
-        Chip("h100", 989e12, 80 * _GIB, 3350 * _GB, 450 * _GB, 50 * _GB),
-        Chip("h200", 989e12, 141 * _GB, 4800 * _GB, 450 * _GB, 50 * _GB),
+        Chip("v5e", 197e12, 15.75 * _GIB, 819 * _GB, 200 * _GB, 3.125 * _GB),
+        Chip("v5p", 459e12, 95.74 * _GIB, 2765 * _GB, 600 * _GB, 6.25 * _GB),
+        Chip("v6e", 918e12, 31.25 * _GIB, 1638 * _GB, 400 * _GB, 12.5 * _GB),
+        Chip("a100", 312e12, 85_100_068_864, 2039 * _GB, 300 * _GB, 25 * _GB),
+        Chip("h100", 989e12, 84_942_979_072, 3350 * _GB, 450 * _GB, 50 * _GB),
+        Chip("h200", 989e12, 151_397_597_184, 4800 * _GB, 450 * _GB, 50 * _GB),
     )
 }
 # How JAX calls them (`Device.device_kind`).

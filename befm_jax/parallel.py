@@ -5,8 +5,10 @@ of a batch), `fsdp` (rows of a batch; parameters are cut and gathered layer by l
 (heads and feed-forward width; parameters stay cut).
 
 Parameters are cut along the rows in which they are stored wherever that can be: a process then
-reads one run of bytes a layer.  Only the inputs of `o_proj` and `down_proj`, which `tensor` cuts,
-are columns; of those the disk gives whole pages (4 kB), whatever the width that is wanted.
+reads one run of bytes a layer.  Two kinds are cut along columns, of which the disk gives whole pages
+(4 kB), whatever the width that is wanted: the inputs of `o_proj` and `down_proj`, which `tensor`
+cuts, and embeddings.  Those are looked up without being gathered: every device looks up its own
+columns for the rows of all, and what goes through the network are activations of one layer.
 """
 
 from __future__ import annotations
@@ -35,9 +37,11 @@ RULES: Mapping[str, tuple[str, ...]] = {
     # Parameters (`llama.model.logical_axes`) and adapters.
     "layers": (),
     "norm": (),
+    "words": (),
     "width": (),
     "rank": (),
     "vocabulary": ("tensor", "fsdp"),
+    "embedding_width": ("tensor", "fsdp"),
     "heads": ("tensor", "fsdp"),
     "key_value_heads": ("tensor", "fsdp"),
     "feed_forward": ("tensor", "fsdp"),
@@ -47,6 +51,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     # What is computed: forests, hidden states, heads, caches, logits.
     "micro_batches": (),
     "rows": ("slice", "data", "fsdp"),
+    "rows_to_embed": ("slice", "data"),
     "slots": (),
     "features": (),
     "each_head": ("tensor",),

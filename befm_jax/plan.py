@@ -2,198 +2,216 @@
 
     python -m befm_jax.plan --config configs/70b_tpu.py
     python -m befm_jax.plan --config configs/70b_tpu.py --topology v5e:16x16 --json plan.json
-    python -m befm_jax.plan --config configs/8b_tpu.py --search
+    python -m befm_jax.plan --config configs/70b_tpu.py --mesh fsdp=64 --mesh data=4,fsdp=16
+    python -m befm_jax.plan --config configs/8b_tpu.py --search 3 --sampler
 
 The real training step is compiled for the topology by the compiler that the pod would use, which
 says what memory it needs.  Operations are counted from the model's shape, traffic between chips is
 read from the compiled program; held against the chip's figures they give the shortest time that a
-step can take, and what limits it.  GPUs are estimated by formula, and the plan says so.
-Exits with 1 where the run does not fit.
+step can take, and what limits it.  Where that compiler is not installed, GPUs are estimated by
+formula, and the plan says so.  Exits with 1 where nothing fits.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-import math
 import os
-import re
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
-from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from befm_jax import cli, config, hlo, json_files, operations, parallel, topology
-from befm_jax.adapters import lora
+from befm_jax import cli, config, json_files
 from befm_jax.config import Config, ConfigError
-from befm_jax.data.forest import Forest, Reads
-from befm_jax.data.pipeline import Batch
-from befm_jax.llama import config as llama_config
-from befm_jax.llama.config import LlamaConfig
-from befm_jax.llama.model import Llama
-from befm_jax.llama.published import PUBLISHED
-from befm_jax.parallel import Layout, ShardingError
-from befm_jax.topology import Topology
-from befm_jax.training import optimizer as optimizers
-from befm_jax.training import step as steps
+from befm_jax.planning import topology
+from befm_jax.planning.topology import Topology, TopologyError
+
+if TYPE_CHECKING:
+    from befm_jax.planning.plans import Plan, Sizes
 
 FLAGS = flags.FLAGS
-_EXCEEDED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
-_UNITS = {"K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
 
 
-@dataclass(frozen=True)
-class PerChip:
-    """Bytes a chip: what it holds all the time, the most that it needs at once, what it has.
+def main() -> None:
+    """Plans what the flags say, prints it, writes the JSON."""
+    import jax
 
-    `activations` is what the peak has beyond the rest: hidden states, gathered weights, gradients.
-    """
-
-    parameters: int
-    trained: int
-    activations: int
-    peak_bytes: int
-    capacity_bytes: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run of a config needs on a topology, cut over one mesh.
-
-    `estimate`: memory by formula instead of the compiler's word.  `seconds`: of a step, by what
-    would limit it if nothing else did: `compute` (at the chip's peak), `memory` (weights read),
-    `network` (bytes between chips).  `bound` is the longest, `step_seconds_floor` its time.
-    """
-
-    topology: str
-    mesh: dict[str, int]
-    fits: bool
-    estimate: bool
-    per_chip: PerChip
-    operations: dict[str, float]
-    collective_bytes: dict[str, float]
-    seconds: dict[str, float]
-    bound: str
-    step_seconds_floor: float
-    step_seconds: float
-    utilisation: float
-    steps: int
-    hours: float
-    tokens_per_second: float
-    observations_per_second: float
-    compile_seconds: float
-
-    def describe(self) -> str:
-        """The plan for a reader."""
-        chip, gb = self.per_chip, 1e9
-        mesh = " x ".join(f"{name} {size}" for name, size in self.mesh.items() if size > 1)
-        verdict = (
-            f"fits: {chip.peak_bytes / gb:.1f} of {chip.capacity_bytes / gb:.1f} GB a chip"
-            if self.fits
-            else f"does NOT fit: {chip.peak_bytes / gb:.1f} GB a chip, of "
-            f"{chip.capacity_bytes / gb:.1f} GB: "
-            f"{(chip.peak_bytes - chip.capacity_bytes) / gb:.1f} GB too much"
-        )
-        how = "estimated by formula" if self.estimate else f"compiled in {self.compile_seconds:.0f} s"
-        sent = ", ".join(f"{name} {size / gb:.2f}" for name, size in self.collective_bytes.items())
-        times = ", ".join(f"{name} {each:.3f}" for name, each in self.seconds.items())
-        return "\n".join(
-            [
-                f"{self.topology}, mesh {mesh or 'of one device'}: {verdict} ({how})",
-                f"  a chip holds: parameters {chip.parameters / gb:.2f} GB, adapter and optimiser "
-                f"{chip.trained / gb:.3f} GB, activations at the peak {chip.activations / gb:.2f} GB",
-                f"  a step: {self.operations['needed'] / 1e12:,.1f} T operations needed, "
-                f"{self.operations['done'] / 1e12:,.1f} T done; sent by a chip, GB: "
-                f"{sent or 'nothing'}",
-                f"  seconds a step at the least: {times}: bound by {self.bound}",
-                f"  at {self.utilisation:.0%} of the peak: {self.step_seconds:.2f} s a step, "
-                f"{self.tokens_per_second:,.0f} tokens and {self.observations_per_second:,.1f} "
-                f"observations a second; {self.steps:,} steps in {self.hours:.1f} hours",
-            ]
-        )
+    # What is compiled for devices that are not here can't be read back.
+    jax.config.update("jax_enable_compilation_cache", False)
+    settings: Config = FLAGS.config
+    config.validate(settings)
+    wanted = FLAGS.topology or settings.mesh.topology
+    if not wanted:
+        raise ConfigError("mesh.topology is empty: say what to plan for, --topology v5p:4x4x4")
+    on = topology.parse(wanted)
+    plans = made(settings, on, asked(settings, on))
+    for plan in plans:
+        print(described(plan))
+    if FLAGS.json:
+        best, *others = [plan.as_dict() for plan in plans]
+        json_files.write_object(Path(FLAGS.json), best | {"others": others})
+    if not plans[0].fits:
+        sys.exit(1)
 
 
-def make(
-    settings: Config,
-    on: Topology,
-    sizes: dict[str, int],
-    *,
-    micro_batches: int = 1,
-    utilisation: float = 0.4,
-    observations: float = 0.0,
-) -> Plan:
-    """Plans one run of a config on a topology, cut by `sizes` (slices, data, fsdp, tensor).
-
-    A step is `micro_batches` of `data.rows` full rows; `observations` are those of the whole data.
+def asked(settings: Config, on: Topology) -> list[Sizes]:
+    """The meshes to plan: those of the flags, the config's, or what a search finds promising.
 
     Raises:
-        ShardingError: the model or the rows can't be cut so.
-        TopologyError: the compiler for it can't be had.
+        ConfigError: a mesh of another form or size, or nothing that could be searched.
     """
-    shape = shape_of(settings)
-    rows = settings.data.rows
-    shared = sizes["slices"] * sizes["data"] * sizes["fsdp"]
-    if rows % shared:
-        raise ShardingError(
-            f"data.rows is {rows}, which {shared} devices (slices x data x fsdp) can't share evenly"
+    from befm_jax.planning import plans, workload
+
+    if FLAGS.search:
+        found = list(plans.meshes(settings, on, workload.shape_of(settings)))
+        if not found:
+            raise ConfigError(
+                f"no mesh of {on} divides both the model and data.rows ({settings.data.rows})"
+            )
+        by_formula = [
+            plans.make(settings, on, sizes, **_figures(), compile_it=False) for sizes in found
+        ]
+        promising = [plan.mesh for plan in plans.ranked(by_formula)][: FLAGS.search]
+        print(f"{len(found)} meshes by formula; the {len(promising)} most promising follow")
+        return promising
+    if FLAGS.mesh:
+        return [read_mesh(text, on) for text in FLAGS.mesh]
+    mesh = settings.mesh
+    # Another topology than the config's: what is said of that one is not of this.
+    if FLAGS.topology and FLAGS.topology != mesh.topology:
+        return [read_mesh(f"tensor={mesh.tensor}", on)]
+    return [read_mesh(f"data={mesh.data},fsdp={mesh.fsdp},tensor={mesh.tensor}", on)]
+
+
+def read_mesh(text: str, on: Topology) -> Sizes:
+    """`data=4,fsdp=16,tensor=1` as sizes; what is not said is 1, fsdp what is left.
+
+    Raises:
+        ConfigError: an unknown axis, no number, or a product that is not the number of chips.
+    """
+    sizes = {"data": 1, "fsdp": 0, "tensor": 1}
+    for entry in config.names(text):
+        name, _, size = entry.partition("=")
+        if name not in sizes or not size.isdecimal():
+            raise ConfigError(f"--mesh {text}: {entry!r} is not of the form data=4 (fsdp, tensor)")
+        sizes[name] = int(size)
+    chips = on.chips // on.slices
+    if not sizes["fsdp"]:
+        sizes["fsdp"] = max(1, chips // max(1, sizes["data"] * sizes["tensor"]))
+    if sizes["data"] * sizes["fsdp"] * sizes["tensor"] != chips:
+        raise ConfigError(f"--mesh {text}: the sizes must multiply to the {chips} chips of {on}")
+    return {"slices": on.slices, **sizes}
+
+
+def made(settings: Config, on: Topology, meshes: list[Sizes]) -> list[Plan]:
+    """The plans of some meshes, best first; GPUs by formula where they can't be compiled for."""
+    from befm_jax.planning import plans
+
+    try:
+        on.devices()
+        compiles = True
+    except TopologyError as error:
+        if on.is_tpu:
+            raise
+        print(f"note: estimated by formula: {error}", file=sys.stderr)
+        compiles = False
+    return plans.ranked(
+        [
+            plans.make(
+                settings, on, sizes, **_figures(), sampler=FLAGS.sampler, compile_it=compiles
+            )
+            for sizes in meshes
+        ]
+    )
+
+
+def described(plan: Plan) -> str:
+    """A plan for a reader."""
+    chip, work, gb = plan.per_chip, plan.workload, 1e9
+    how = "estimated by formula" if plan.estimate else f"compiled in {plan.compile_seconds:.0f} s"
+    sent = [f"{kind} {size / gb:.2f}" for kind, size in plan.collective_bytes.items()]
+    times = ", ".join(f"{name} {each:.3f}" for name, each in plan.seconds.items() if each)
+    lines = [
+        f"{plan.topology}, mesh {_mesh(plan.mesh)}: "
+        f"{_verdict(plan.fits, chip.peak_bytes, chip.capacity_bytes)} ({how})",
+        f"  a chip holds: parameters {chip.parameters / gb:.2f} GB, adapter and optimiser "
+        f"{chip.trained / gb:.2f} GB, activations at the peak {chip.activations / gb:.2f} GB",
+        f"  a step: {work.micro_batches} x {work.rows} rows of {work.slots} slots, "
+        f"{work.used:,.0f} of {work.computed:,} slots used by {work.observations:,.0f} observations",
+        f"  from {work.source}",
+        f"  {plan.operations['needed'] / 1e12:,.0f} T operations needed, "
+        f"{plan.operations['done'] / 1e12:,.0f} T done; {plan.bytes_read / gb:,.0f} GB of weights "
+        f"read by a chip; sent by a chip, GB: {', '.join(sent) or 'nothing'}",
+        f"  seconds a step at the least: {times}: bound by {plan.bound}",
+        f"  with {plan.utilisation:.0%} of the peak: {plan.step_seconds:.2f} s a step, "
+        f"{plan.tokens_per_second:,.0f} tokens and {plan.observations_per_second:,.1f} "
+        f"observations a second; {work.steps:,} steps in {plan.hours:.2f} hours",
+    ]
+    if plan.sampler:
+        one = plan.sampler
+        lines.append(
+            f"  sampling, {one.participants:,} participants at a time over a mesh "
+            f"{_mesh(one.mesh)}: {_verdict(one.fits, one.peak_bytes, one.capacity_bytes)}; at most "
+            f"{one.tokens_per_second:,.0f} tokens a second, bound by {one.bound}"
         )
-    if on.is_tpu:
-        mesh = parallel.make_mesh(**sizes, devices=on.devices())
-        memory, sent, seconds = _compiled(settings, shape, mesh, micro_batches)
-    else:
-        mesh = _stand_ins(sizes)
-        memory, sent, seconds = _estimated(settings, shape, mesh), {}, 0.0
-    parameters, trained = _held(settings, shape, mesh)
-    slots = micro_batches * rows * settings.data.slots
-    counted = operations.training(
-        shape,
-        slots=slots,
-        pairs=slots * (settings.data.slots + 1) / 2,
-        reads=slots,
-        rank=settings.lora.rank if settings.trained == "adapter" else 0,
-        targets=config.names(settings.lora.targets),
-        remat=settings.model.remat,
+    return "\n".join(lines)
+
+
+def _verdict(fits: bool, peak: int, capacity: int) -> str:
+    if fits:
+        return f"fits: {peak / 1e9:.1f} of {capacity / 1e9:.1f} GB a chip"
+    return (
+        f"does NOT fit: {peak / 1e9:.1f} GB a chip, of {capacity / 1e9:.1f} GB: "
+        f"{(peak - capacity) / 1e9:.1f} GB too much"
     )
-    limits = {
-        "compute": counted.done / on.chips / on.chip.operations,
-        "memory": _weights_read(settings, parameters, sizes, micro_batches) / on.chip.bandwidth,
-        "network": sum(sent.values())
-        / (on.chip.between_slices if sizes["slices"] > 1 and not on.is_tpu else on.chip.network),
+
+
+def _mesh(sizes: Sizes) -> str:
+    return " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "of one"
+
+
+def _figures() -> dict:
+    """What the flags say of time and data, for `plans.make`."""
+    told = (FLAGS.observations, FLAGS.slots_per_observation)
+    if (told[0] is None) != (told[1] is None):
+        raise ConfigError("--observations and --slots_per_observation go together")
+    return {
+        "utilisation": FLAGS.utilisation,
+        "observations": None if told[0] is None else told,
     }
-    bound = max(limits, key=lambda name: limits[name])
-    step_seconds = max(limits["compute"] / utilisation, limits["memory"], limits["network"])
-    per_step = settings.data.observations_per_step or observations
-    number = settings.optimizer.epochs * (
-        math.ceil(observations / per_step) if observations and per_step else 1
+
+
+def define_flags() -> None:
+    """Defines the command line."""
+    config_flags.DEFINE_config_file("config", None, "a file with get_config(), such as configs/*")
+    flags.DEFINE_string(
+        "topology", None, "v5p:4x4x4, 2*v5e:16x16 (two slices), h100:8; else the config's"
     )
-    capacity = int(on.chip.memory)
-    return Plan(
-        topology=str(on),
-        mesh=sizes,
-        fits=memory <= capacity,
-        estimate=not on.is_tpu,
-        per_chip=PerChip(
-            parameters, trained, max(0, memory - parameters - trained), memory, capacity
-        ),
-        operations={"needed": counted.needed, "done": counted.done, **asdict(counted)},
-        collective_bytes=sent,
-        seconds=limits,
-        bound=bound,
-        step_seconds_floor=limits[bound],
-        step_seconds=step_seconds,
-        utilisation=utilisation,
-        steps=number,
-        hours=number * step_seconds / 3600,
-        tokens_per_second=slots / step_seconds,
-        observations_per_second=per_step / step_seconds,
-        compile_seconds=seconds,
+    flags.DEFINE_multi_string(
+        "mesh", None, "data=4,fsdp=16,tensor=1; repeated, several are ranked; else the config's"
     )
+    flags.DEFINE_integer(
+        "search", 0, "rank all meshes by formula, and plan this many of the best", lower_bound=0
+    )
+    flags.DEFINE_bool("sampler", False, "plan the drawing of answers too")
+    flags.DEFINE_float(
+        "utilisation", 0.4, "share of the peak that products reach, for hours", 0.01, 1.0
+    )
+    flags.DEFINE_float("observations", None, "plan for so many instead of the config's data", 1)
+    flags.DEFINE_float("slots_per_observation", None, "slots that each of them takes", 1)
+    flags.DEFINE_string("json", None, "write the plan (the best, and the others) to this file")
+    flags.mark_flag_as_required("config")
+
+
+def _in_its_own_environment() -> None:
+    """Starts over where a variable that JAX and the compilers read as they load is not set."""
+    if any(os.environ.get(name) != value for name, value in topology.ENVIRONMENT.items()):
+        os.environ.update(topology.ENVIRONMENT)
+        os.execv(sys.executable, [sys.executable, "-m", "befm_jax.plan", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    _in_its_own_environment()
+    define_flags()
+    cli.run(main, __doc__ or "")

@@ -99,7 +99,7 @@ def population(
     length = jnp.int32(len(prompt))
     stops = tuple(sorted(set(stop_ids)))
     prefix, first_logits = _prefill(model)(params, padded, length)
-    begin, go_on = _decode(model, sampling, stops)
+    begin, go_on = programs(model, sampling, stops)
     key = jax.random.key(seed)
     steps = sampling.max_new_tokens
     look = steps if ended is None else LOOK_EVERY
@@ -170,7 +170,7 @@ class _Answers(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def _decode(
+def programs(
     model: Llama, sampling: Sampling, stop_ids: tuple[int, ...]
 ) -> tuple[Callable[..., _Answers], Callable[..., _Answers]]:
     """How answers begin, and the decoding loop up to a limit of tokens.

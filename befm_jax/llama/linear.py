@@ -45,6 +45,9 @@ class Layout(Protocol):
     def constrain(self, x: Array, *names: str | None) -> Array:
         """`x`, cut along its axes."""
 
+    def parts(self, name: str) -> int:
+        """Into how many parts an axis is cut."""
+
     def on_each_device(
         self, function: Callable[..., Any], taken: Sequence[Sequence[str | None]], given: Any
     ) -> Callable[..., Any]:

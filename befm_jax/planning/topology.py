@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
 from collections.abc import Mapping
@@ -11,14 +12,46 @@ from typing import Any
 from befm_jax.chips import CHIPS, Chip
 from befm_jax.errors import UserError
 
-# Set before JAX is imported: TPU programs are compiled by libtpu with no TPU to ask.
+# Set before JAX is imported: programs are compiled for devices that are not asked anything, even
+# where some are here and at work.
 ENVIRONMENT: Mapping[str, str] = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 _FORM = re.compile(r"(?:(\d+)\*)?([a-z]\d+[a-z]*):(\d+(?:x\d+)*)")
 _TPU_DIMENSIONS = {"v5e": 2, "v6e": 2, "v5p": 3}
+
+
+# What XLA asks of a card when there is one: some fields of openxla/xla's (Apache-2.0) target configs
+# of A100 80GB SXM, H100 SXM and H200 SXM.
+_TARGET = """
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  threads_per_core_limit: 2048 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+  block_dim_limit_z: 65535 registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  device_memory_size: {memory:.0f} {figures}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 }}
+device_description_str: "{name}"
+"""
+_HOPPER = """
+  shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448 core_count: 132
+  fpus_per_core: 128 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  cuda_compute_capability {{ major: 9 }} memory_bandwidth: {bandwidth}
+"""
+_CARDS = {
+    "a100": (
+        "NVIDIA A100-SXM4-80GB",
+        "shared_memory_per_core: 167936 shared_memory_per_block_optin: 166912 core_count: 108 "
+        "fpus_per_core: 64 l2_cache_size: 41943040 clock_rate_ghz: 1.41 "
+        "cuda_compute_capability { major: 8 } memory_bandwidth: 2039040000000",
+    ),
+    "h100": ("NVIDIA H100 80GB HBM3", _HOPPER.format(bandwidth=3352320000000)),
+    "h200": ("NVIDIA H200", _HOPPER.format(bandwidth=4800000000000)),
+}
 
 
 class TopologyError(UserError):
@@ -55,20 +88,26 @@ class Topology:
         """
         from jax.experimental import topologies
 
-        if not self.is_tpu:
-            raise TopologyError(
-                f"{self}: GPU programs are not compiled here; a plan for GPUs is an estimate"
-            )
         shape = "x".join(map(str, self.shape))
-        options: dict[str, Any] = {"num_slices": self.slices} if self.slices > 1 else {}
         try:
-            found = topologies.get_topology_desc(
-                platform="tpu", topology_name=f"{self.chip.name}:{shape}", **options
-            )
+            if self.is_tpu:
+                options: dict[str, Any] = {"num_slices": self.slices} if self.slices > 1 else {}
+                found = topologies.get_topology_desc(
+                    platform="tpu", topology_name=f"{self.chip.name}:{shape}", **options
+                )
+            else:
+                importlib.import_module("jax_plugins.xla_cuda12")
+                found = topologies.get_topology_desc(
+                    platform="cuda",
+                    topology_name=self.chip.name,
+                    topology=f"1x{self.slices}x{shape}",
+                    target_config=_target(self.chip),
+                )
         except Exception as error:  # whatever the plug-in raises
+            wanted = "tpu" if self.is_tpu else "gpu"
             raise TopologyError(
-                f"{self}: the TPU compiler can't be had for it ({str(error).splitlines()[0]}); "
-                "pip install 'befm_jax[tpu]' brings it"
+                f"{self}: the compiler for it can't be had ({str(error).splitlines()[0]}); "
+                f"pip install 'befm_jax[{wanted}]' brings it"
             ) from error
         return list(found.devices)
 
@@ -91,3 +130,8 @@ def parse(text: str) -> Topology:
     if len(shape) != dimensions or min(*shape, slices) < 1:
         raise TopologyError(f"topology {text!r}: {name} takes a shape of {dimensions} sizes above 0")
     return Topology(slices, CHIPS[name], shape)
+
+
+def _target(chip: Chip) -> str:
+    name, figures = _CARDS[chip.name]
+    return _TARGET.format(memory=chip.memory, figures=figures, name=name)

@@ -43,6 +43,19 @@ class Work(NamedTuple):
     steps: Int32[Array, ""]
 
 
+class KeyLists(NamedTuple):
+    """For every query block the numbers of the key blocks that it needs, those without mask first.
+
+    `keys` [B, I, J] int32: wholly visible key blocks, then those visible in part, then the rest,
+    ascending in each; `whole` [B, I] int32: how many come first; `needed` [B, I] int32: how many
+    before the rest.
+    """
+
+    keys: Int32[Array, "B I J"]
+    whole: Int32[Array, "B I"]
+    needed: Int32[Array, "B I"]
+
+
 def pad_end(end: Int32[Array, "B N"], slots: int) -> Int32[Array, "B M"]:
     """`end` for rows of `slots` slots: those added see themselves alone, and nobody else does."""
     rows, have = end.shape
@@ -96,4 +109,17 @@ def by_query(found: Pairs, most: int) -> Work:
         key=at % key_blocks,
         marks=marks.astype(jnp.int32),
         steps=steps,
+    )
+
+
+def whole_first(found: Pairs) -> KeyLists:
+    """A list for each query block, for kernels whose programs walk one query block each."""
+    count = found.needed.shape[2]
+    rank = jnp.where(found.whole, 0, jnp.where(found.needed, 1, 2))
+    # One sort of numbers that hold both the rank and the block is cheaper than sorting pairs.
+    block = jnp.arange(count, dtype=jnp.int32)[None, None, :]
+    return KeyLists(
+        keys=jnp.sort(rank * count + block, axis=2) % count,
+        whole=jnp.sum(found.whole, axis=2, dtype=jnp.int32),
+        needed=jnp.sum(found.needed, axis=2, dtype=jnp.int32),
     )

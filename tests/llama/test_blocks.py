@@ -46,6 +46,21 @@ def test_work_lists_every_needed_pair_once_in_order_with_its_marks(case, query_b
         assert bool(marks & blocks.WHOLE) == cut[row, query, key].all()
 
 
+@pytest.mark.parametrize(("query_block", "key_block"), [(16, 16), (16, 32), (32, 16)])
+@pytest.mark.parametrize("case", CASES)
+def test_key_lists_hold_whole_blocks_then_partial_ones(case, query_block, key_block):
+    rows = CASES[case]()
+    cut = _cut(forest.mask(rows), query_block, key_block)
+    lists = blocks.whole_first(blocks.pairs(jnp.asarray(rows.end), query_block, key_block))
+    for row, outer in np.ndindex(*lists.whole.shape):
+        whole, needed = int(lists.whole[row, outer]), int(lists.needed[row, outer])
+        keys = lists.keys[row, outer]
+        seen, seen_whole = cut[row, outer].any((1, 2)), cut[row, outer].all((1, 2))
+        np.testing.assert_array_equal(keys[:whole], np.flatnonzero(seen_whole))
+        np.testing.assert_array_equal(keys[whole:needed], np.flatnonzero(seen & ~seen_whole))
+        np.testing.assert_array_equal(keys[needed:], np.flatnonzero(~seen))
+
+
 def test_a_list_that_is_just_long_enough_ends_with_a_last_step():
     found = blocks.pairs(jnp.full((3, 96), 95, jnp.int32), 16, 16)
     work = blocks.by_query(found, 3 * 21)

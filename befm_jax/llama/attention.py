@@ -13,7 +13,7 @@ import flax.struct
 import jax
 from jaxtyping import Array, Float, Int
 
-from befm_jax.llama import attention_cpu, attention_tpu
+from befm_jax.llama import attention_cpu, attention_gpu, attention_tpu
 from befm_jax.llama.linear import Layout
 
 _Residuals = tuple[Array, ...]
@@ -37,7 +37,13 @@ def forest_attention(
 
 def _forward(query: Array, key: Array, value: Array, end: Array) -> tuple[Array, Array]:
     found: tuple[Array, Array] = jax.lax.platform_dependent(
-        query, key, value, end, cpu=attention_cpu.forward, tpu=attention_tpu.forward
+        query,
+        key,
+        value,
+        end,
+        cpu=attention_cpu.forward,
+        cuda=attention_gpu.forward,
+        tpu=attention_tpu.forward,
     )
     return found
 
@@ -51,7 +57,11 @@ def _forward_keeping(
 
 def _backward(kept: _Residuals, gradient: Array) -> tuple[Array, Array, Array, None]:
     slopes: tuple[Array, Array, Array] = jax.lax.platform_dependent(
-        *kept, gradient, cpu=attention_cpu.backward, tpu=attention_tpu.backward
+        *kept,
+        gradient,
+        cpu=attention_cpu.backward,
+        cuda=attention_gpu.backward,
+        tpu=attention_tpu.backward,
     )
     return (*slopes, None)
 

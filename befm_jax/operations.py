@@ -8,7 +8,7 @@ on any accelerator the rest is a matter of memory.  What is counted is what the 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from befm_jax.llama.config import LINEARS, LlamaConfig
 
@@ -32,9 +32,6 @@ class Operations:
     def done(self) -> float:
         """All that the hardware does."""
         return self.needed + self.recomputed
-
-    def __mul__(self, times: float) -> Operations:
-        return Operations(*(getattr(self, one.name) * times for one in fields(self)))
 
 
 def linear_shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
@@ -72,7 +69,11 @@ def training(
     """
     shapes, layers = linear_shapes(config), config.num_hidden_layers
     weights = layers * sum(out * into for out, into in shapes.values())
+    targets = set(targets)
     thin = layers * rank * sum(sum(shapes[name]) for name in targets)
+    # A layer's last product gives its output, which the backward pass does not need again.
+    out, into = shapes["down_proj"]
+    last = 2 * layers * slots * out * (into + rank * ("down_proj" in targets))
     forward = Operations(
         linears=2 * weights * slots,
         adapter=2 * thin * slots,
@@ -87,7 +88,7 @@ def training(
         # The backward pass makes the scores again, and four products from them.
         attention=forward.attention * (1 + 2.5),
         vocabulary=trained * forward.vocabulary,
-        recomputed=forward.needed - forward.vocabulary if remat else 0.0,
+        recomputed=forward.needed - forward.vocabulary - last if remat else 0.0,
     )
 
 

@@ -20,7 +20,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-_FORM = re.compile(r"(?:(\d+)\*)?([a-z]\d+[a-z]*):(\d+(?:x\d+)*)")
+_FORM = re.compile(r"(?:(\d+)\*)?([a-z]+\d+[a-z]*):(\d+(?:x\d+)*)")
 _TPU_DIMENSIONS = {"v5e": 2, "v6e": 2, "v5p": 3}
 
 
@@ -126,10 +126,15 @@ def parse(text: str) -> Topology:
     slices, name, shape = int(found[1] or 1), found[2], tuple(map(int, found[3].split("x")))
     if name not in CHIPS:
         raise TopologyError(f"topology {text!r}: no chip {name!r}; known: {', '.join(CHIPS)}")
-    dimensions = _TPU_DIMENSIONS.get(name, 1)
-    if len(shape) != dimensions or min(*shape, slices) < 1:
-        raise TopologyError(f"topology {text!r}: {name} takes a shape of {dimensions} sizes above 0")
+    wanted = dimensions(CHIPS[name])
+    if len(shape) != wanted or min(*shape, slices) < 1:
+        raise TopologyError(f"topology {text!r}: {name} takes a shape of {wanted} sizes above 0")
     return Topology(slices, CHIPS[name], shape)
+
+
+def dimensions(chip: Chip) -> int:
+    """How many sizes the shape of a topology of these chips has."""
+    return _TPU_DIMENSIONS.get(chip.name, 1)
 
 
 def _target(chip: Chip) -> str:

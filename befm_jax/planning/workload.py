@@ -154,7 +154,7 @@ def _shared(settings: Config, parts: int) -> None:
 
 def _encoder(settings: Config, shape: LlamaConfig) -> tuple[Encoder, str]:
     directory = Path(settings.model.path)
-    if settings.model.path and directory.is_dir():
+    if settings.model.path and any(directory.glob("tokenizer*")):
         from befm_jax.simulator import fitting_tokenizer
 
         return fitting_tokenizer(directory, shape), "by its tokenizer"

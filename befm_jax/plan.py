@@ -58,6 +58,8 @@ def main() -> None:
 def asked(settings: Config, on: Topology) -> list[Sizes]:
     """The meshes to plan: those of the flags, the config's, or what a search finds promising.
 
+    The config's mesh goes for another topology too where it has as many chips.
+
     Raises:
         ConfigError: a mesh of another form or size, or nothing that could be searched.
     """
@@ -78,10 +80,16 @@ def asked(settings: Config, on: Topology) -> list[Sizes]:
     if FLAGS.mesh:
         return [read_mesh(text, on) for text in FLAGS.mesh]
     mesh = settings.mesh
-    # Another topology than the config's: what is said of that one is not of this.
-    if FLAGS.topology and FLAGS.topology != mesh.topology:
+    text = f"data={mesh.data},fsdp={mesh.fsdp},tensor={mesh.tensor}"
+    if not FLAGS.topology or FLAGS.topology == mesh.topology:
+        if mesh.slices != on.slices:
+            raise ConfigError(f"mesh.slices is {mesh.slices}, and {on} has {on.slices}")
+        return [read_mesh(text, on)]
+    try:
+        return [read_mesh(text, on)]
+    except ConfigError:
+        # Of another size than the config's: all that it says of this one is `tensor`.
         return [read_mesh(f"tensor={mesh.tensor}", on)]
-    return [read_mesh(f"data={mesh.data},fsdp={mesh.fsdp},tensor={mesh.tensor}", on)]
 
 
 def read_mesh(text: str, on: Topology) -> Sizes:

@@ -1,11 +1,21 @@
-"""draft"""
-from befm_jax.config import Config, Data, Mesh, Model
+"""Llama-3.1-70B-Instruct on people's choices, on 64 chips of TPU v5p (a v5p-128 slice, 4x4x4).
+
+    python -m befm_jax.plan --config configs/70b_tpu.py
+    python -m befm_jax.train --config configs/70b_tpu.py --config.data.examples=surveys.jsonl
+
+DOCSTRING
+"""
+
+from befm_jax.config import Config, Data, Lora, Mesh, Model, Optimizer
 
 
 def get_config() -> Config:
+    """A row a chip; each sixteen chips hold the weights once, four times in all."""
     return Config(
         workdir="runs/70b",
         mesh=Mesh(data=4, fsdp=16, topology="v5p:4x4x4"),
-        model=Model(path="meta-llama/Llama-3.1-70B-Instruct"),
+        model=Model(path="meta-llama/Llama-3.1-70B-Instruct", dtype="bfloat16"),
         data=Data(slots=2048, rows=64, observations_per_step=512),
+        lora=Lora(rank=8, alpha=16.0),
+        optimizer=Optimizer(epochs=3, learning_rate=1e-4, warmup_fraction=0.1),
     )

@@ -237,10 +237,16 @@ def meshes(settings: Config, on: Topology, shape: LlamaConfig) -> Iterator[Sizes
 
 
 def ranked(plans: Sequence[Plan]) -> list[Plan]:
-    """Those that fit before those that do not, the quickest first; of equals the smallest."""
-    return sorted(
-        plans, key=lambda plan: (not plan.fits, plan.step_seconds, plan.per_chip.peak_bytes)
-    )
+    """Those that fit before those that do not, the quickest first.
+
+    Of equals that which leaves the network most time, and then the smallest.
+    """
+
+    def order(plan: Plan) -> tuple[float, ...]:
+        waiting = plan.seconds["network"] + plan.seconds["between_slices"]
+        return (not plan.fits, plan.step_seconds, waiting, plan.per_chip.peak_bytes)
+
+    return sorted(plans, key=order)
 
 
 def _weights_read(

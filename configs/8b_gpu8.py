@@ -1,0 +1,21 @@
+"""Llama-3.1-8B-Instruct on people's choices: the recipe of the Be.FM paper on a machine of eight 80 GB GPUs.
+
+    python -m befm_jax.plan --config configs/8b_gpu8.py
+    XLA_PYTHON_CLIENT_MEM_FRACTION=.92 python -m befm_jax.train --config configs/8b_gpu8.py
+
+DOCSTRING
+"""
+
+from befm_jax.config import Config, Data, Lora, Mesh, Model, Optimizer
+
+
+def get_config() -> Config:
+    """Two rows a GPU; each holds the weights, and only the adapter's gradients are sent."""
+    return Config(
+        workdir="runs/8b_gpu8",
+        mesh=Mesh(data=8, fsdp=1, topology="h100:8"),
+        model=Model(path="meta-llama/Llama-3.1-8B-Instruct", dtype="bfloat16"),
+        data=Data(slots=2048, rows=16, observations_per_step=256),
+        lora=Lora(rank=8, alpha=16.0),
+        optimizer=Optimizer(epochs=3, learning_rate=1e-4, warmup_fraction=0.1),
+    )

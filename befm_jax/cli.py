@@ -10,11 +10,11 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from befm_jax.config import DTYPES, QUANTIZE, check_arguments
+from befm_jax.config import CACHES, DTYPES, QUANTIZE, check_arguments
 from befm_jax.errors import UserError
 
 # Flags that say how answers are drawn, and mean nothing where they are scored.
-SAMPLING = ("participants", "temperature", "top_k", "top_p", "max_new_tokens")
+SAMPLING = ("participants", "temperature", "top_k", "top_p", "max_new_tokens", "cache")
 
 
 def run(main: Callable[[], None], documentation: str) -> None:
@@ -68,6 +68,9 @@ def define_model_flags() -> None:
     flags.DEFINE_integer("top_k", 0, "keep the k likeliest tokens; 0: off", lower_bound=0)
     flags.DEFINE_float("top_p", 1.0, "keep the likeliest tokens up to this probability; 1: off")
     flags.DEFINE_integer("max_new_tokens", 16, "longest answer, in tokens", lower_bound=1)
+    flags.DEFINE_enum(
+        "cache", "full", CACHES, "what sampling keeps keys and values in: --dtype's type, or int8"
+    )
 
 
 def note_unused_flags(names: Iterable[str], why: str) -> None:

@@ -22,6 +22,7 @@ from befm_jax.llama.config import LINEARS
 
 DTYPES = ("float32", "bfloat16")
 QUANTIZE = ("no", "int8")
+CACHES = ("full", "int8")
 TRAINED = ("adapter", "all")
 SPLITS = ("test", "validation")
 

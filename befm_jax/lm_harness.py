@@ -18,7 +18,7 @@ import math
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,11 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from befm_jax import cli, simulator
-from befm_jax.config import DTYPES, QUANTIZE
+from befm_jax.config import CACHES, DTYPES, QUANTIZE
 from befm_jax.data import forest
 from befm_jax.errors import UserError
 from befm_jax.inference import sample, score
-from befm_jax.inference.sample import Sampling
+from befm_jax.inference.sample import Request, Sampling
 
 # The harness's own logger, so that LMEVAL_LOG_LEVEL counts here too.
 logger = logging.getLogger("lm_eval.befm_jax")
@@ -85,9 +85,9 @@ class BefmLM(TemplateLM):
     - At most `score.LONGEST_CONTEXT` tokens are read, fewer where the model has fewer positions.
     - A continuation without tokens, or one that does not fit, is an error with a message.
 
-    The options of one question share its prompt in one token tree.  With `batch_size=1` nothing
-    that is scored beside a question can change a bit of its log-likelihoods.  Generation goes
-    prompt by prompt whatever the batch size; the repeats of one question are drawn together.
+    The options of one question share its prompt in one token tree, and the repeats of one question
+    are drawn together.  With `batch_size=1` nothing that stands beside a question can change a bit
+    of its log-likelihoods, or of the logits that its answer is drawn from.
 
     Args:
         pretrained: a training run's directory, a Hugging Face directory or a hub id.
@@ -95,8 +95,10 @@ class BefmLM(TemplateLM):
         dtype: "float32", "bfloat16" or "auto" (the default: as the run did, or as stored).
         quantize: "no" or "int8": what the base is rounded to (by default as the run did).
         force_template: take an adapter that was trained with another chat template.
-        batch_size: rows of log-likelihoods computed together, or "auto" (`max_batch_size`).
-            Memory does not grow with it beyond what the longest row takes.
+        cache: "full" or "int8": what generation keeps keys and values in.
+        batch_size: rows of log-likelihoods computed together, and questions answered together, or
+            "auto" (`max_batch_size`).  Memory for log-likelihoods does not grow with it beyond
+            what the longest row takes; for answers it does.
         max_batch_size: what "auto" stands for.
         max_length: tokens that are read before the last one; longer contexts lose their
             beginning, which is counted and said.
@@ -117,6 +119,7 @@ class BefmLM(TemplateLM):
         dtype: str | None = None,
         quantize: str | None = None,
         force_template: bool = False,
+        cache: str = "full",
         batch_size: int | str = 1,
         max_batch_size: int = MAX_BATCH_SIZE,
         max_length: int | None = None,
@@ -130,8 +133,8 @@ class BefmLM(TemplateLM):
         if unknown:
             raise UserError(
                 f"model_args: befm_jax takes no {', '.join(sorted(unknown))}; it takes pretrained, "
-                "adapter, dtype, quantize, force_template, batch_size, max_batch_size, max_length, "
-                "device, add_bos_token, prefix_token_id, seed"
+                "adapter, dtype, quantize, force_template, cache, batch_size, max_batch_size, "
+                "max_length, device, add_bos_token, prefix_token_id, seed"
             )
         if pretrained is None:
             raise UserError("model_args: pretrained is missing: which model is to be run")
@@ -143,6 +146,8 @@ class BefmLM(TemplateLM):
             )
         if force_template not in (True, False):
             raise UserError(f"model_args: force_template is True or False, not {force_template!r}")
+        if cache not in CACHES:
+            raise UserError(f"model_args: cache is one of {', '.join(CACHES)}, not {cache!r}")
         _check_device(device)
         automatic = str(batch_size).partition(":")[0] == "auto"
         self.batch_size = _whole(
@@ -174,6 +179,7 @@ class BefmLM(TemplateLM):
         self._add_bos_token = add_bos_token
         self._prefix_token_id = prefix_token_id
         self._seed = seed
+        self._cache = cache
         self._cut: dict[str, dict[str, int]] = {}
         self._first_prompt: dict[str, Any] | None = None
         self._said: set[str] = set()
@@ -240,6 +246,7 @@ class BefmLM(TemplateLM):
             "model_origin": self.simulator.origin,
             "model_device": simulator.device_in_words(),
             "model_max_length": self.max_length,
+            "model_cache": self._cache,
             "contexts_cut": self._cut,
             "first_prompt": self._first_prompt,
         }
@@ -318,13 +325,11 @@ class BefmLM(TemplateLM):
         self._note_first(prompts.values())
         found = [""] * len(requests)
         with tqdm(total=len(requests), desc="generate_until", disable=disable_tqdm) as bar:
-            for key in sorted(prompts, key=lambda key: -len(prompts[key])):
-                numbers = numbers_of[key]
-                texts = self._continuations(key[0], key[1], prompts[key], len(numbers))
-                for number, text in zip(numbers, texts, strict=True):
+            for key, texts in self._continuations(prompts, numbers_of):
+                for number, text in zip(numbers_of[key], texts, strict=True):
                     found[number] = text
                     self.cache_hook.add_partial("generate_until", requests[number].args, text)
-                bar.update(len(numbers))
+                bar.update(len(texts))
         self._say_what_was_cut("generate_until")
         return found
 
@@ -390,9 +395,10 @@ class BefmLM(TemplateLM):
                 int(given.get("top_k", 0)),
                 float(given.get("top_p", 1.0)),
                 max_new_tokens=limit,
+                cache=self._cache,
             )
             drawn = given.get("do_sample", sampling.temperature > 0)
-            greedy = Sampling(temperature=0.0, max_new_tokens=limit)
+            greedy = replace(sampling, temperature=0.0, top_k=0, top_p=1.0)
             if not isinstance(drawn, bool):
                 raise ValueError(f"do_sample is True or False, not {drawn!r}")
             if drawn and sampling.temperature == 0:
@@ -420,28 +426,53 @@ class BefmLM(TemplateLM):
         return ids[-room:] or [self.prefix_token_id]
 
     def _continuations(
-        self, context: str, generation: Generation, prompt: Sequence[int], count: int
-    ) -> list[str]:
-        """`count` texts: draws of their own, or the one greedy text as often as it is wanted."""
-        drawn = count if generation.sampling.temperature > 0 else 1
+        self,
+        prompts: Mapping[tuple[str, Generation], Sequence[int]],
+        numbers_of: Mapping[tuple[str, Generation], Sequence[int]],
+    ) -> Iterator[tuple[tuple[str, Generation], list[str]]]:
+        """The texts of every context: draws of their own, or the greedy one as often as wanted.
+
+        Contexts whose answers are drawn alike go together, `batch_size` at a time.
+        """
+        alike: dict[Sampling, list[tuple[str, Generation]]] = {}
+        for key in prompts:
+            alike.setdefault(key[1].sampling, []).append(key)
+        for sampling, keys in alike.items():
+
+            def ended(
+                number: int, ids: Sequence[int], keys: list[tuple[str, Generation]] = keys
+            ) -> bool:
+                return self._has_ended(ids, keys[number][1].until)
+
+            # A stop string can straddle tokens, so it is looked for in the text, and after every
+            # few tokens: most tasks allow 256 tokens or more and end after a line.
+            populations = sample.each_population(
+                self.simulator.model,
+                self.simulator.params,
+                [
+                    Request(
+                        prompts[key],
+                        len(numbers_of[key]) if sampling.temperature > 0 else 1,
+                        self._seed_of(key[0]),
+                    )
+                    for key in keys
+                ],
+                stop_ids=self.simulator.tokenizer.stop_ids,
+                sampling=sampling,
+                ended=ended,
+                prompts=self.batch_size,
+            )
+            for number, draws in populations:
+                key = keys[number]
+                texts = [
+                    self._text(row[:length].tolist(), key[1].until)
+                    for row, length in zip(draws.tokens, draws.lengths, strict=True)
+                ]
+                yield key, texts * (len(numbers_of[key]) // len(texts))
+
+    def _seed_of(self, context: str) -> int:
         named = hashlib.sha256(f"{self._seed}:{context}".encode()).digest()
-        # A stop string can straddle tokens, so it is looked for in the text, and after every few
-        # tokens: most tasks allow 256 tokens or more and end after a line.
-        draws = sample.population(
-            self.simulator.model,
-            self.simulator.params,
-            prompt,
-            drawn,
-            stop_ids=self.simulator.tokenizer.stop_ids,
-            seed=int.from_bytes(named[:4], "big"),
-            sampling=generation.sampling,
-            ended=lambda ids: self._has_ended(ids, generation.until),
-        )
-        texts = [
-            self._text(row[:length].tolist(), generation.until)
-            for row, length in zip(draws.tokens, draws.lengths, strict=True)
-        ]
-        return texts * (count // drawn)
+        return int.from_bytes(named[:4], "big")
 
     def _has_ended(self, ids: Sequence[int], until: Sequence[str]) -> bool:
         """Whether one of the stop strings, which may name special tokens, stands in the text."""

@@ -45,7 +45,9 @@ def simulator_from_flags() -> Simulator:
 def sampling_from_flags() -> Sampling:
     """Raises UserError where a sampling flag is out of range."""
     try:
-        return Sampling(FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.max_new_tokens)
+        return Sampling(
+            FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.max_new_tokens, FLAGS.cache
+        )
     except ValueError as error:
         raise UserError(f"--{error}") from error
 
@@ -54,10 +56,9 @@ def simulate_all(
     simulator: Simulator, chosen: list[Game], participants: int, seed: int, sampling: Sampling
 ) -> dict[str, Simulation]:
     """A population for each game, with a progress bar."""
-    return {
-        game.id: simulator.simulate(game, participants, seed, sampling)
-        for game in tqdm(chosen, desc="simulate", unit="game")
-    }
+    each = simulator.simulate_each(chosen, participants, seed, sampling)
+    found = {one.game: one for one in tqdm(each, desc="simulate", unit="game", total=len(chosen))}
+    return {game.id: found[game.id] for game in chosen}
 
 
 def exact_all(simulator: Simulator, chosen: list[Game]) -> dict[str, Answers]:

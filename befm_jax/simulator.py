@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from befm_jax.data.games import Game
 from befm_jax.errors import UserError
 from befm_jax.evals.answers import Answers
 from befm_jax.inference import sample, score
-from befm_jax.inference.sample import Sampling
+from befm_jax.inference.sample import Draws, Request, Sampling
 from befm_jax.llama import config as llama_config
 from befm_jax.llama import generation_config, hf
 from befm_jax.llama.config import LlamaConfig
@@ -80,17 +80,30 @@ class Simulator:
         The same seed gives the same participants; different games draw independently of each
         other.  Raises DataError for an unknown game, ValueError for `n` below 1.
         """
-        game = _game(game)
-        named = hashlib.sha256(f"{seed}:{game.id}".encode()).digest()
-        draws = sample.population(
+        return next(self.simulate_each([game], n, seed, sampling))
+
+    def simulate_each(
+        self, asked: Sequence[str | Game], n: int, seed: int = 0, sampling: Sampling | None = None
+    ) -> Iterator[Simulation]:
+        """`simulate` for several games, whose prompts are computed together.
+
+        Yields each when it is done, not in the order asked.
+        """
+        chosen = [_game(game) for game in asked]
+        requests = [
+            Request(self.tokenizer.prompt(*game.prompt()), n, _seed(seed, game)) for game in chosen
+        ]
+        populations = sample.each_population(
             self.model,
             self.params,
-            self.tokenizer.prompt(*game.prompt()),
-            n,
+            requests,
             stop_ids=self.tokenizer.stop_ids,
-            seed=int.from_bytes(named[:4], "big"),
             sampling=sampling,
         )
+        for number, draws in populations:
+            yield self._simulation(chosen[number], draws)
+
+    def _simulation(self, game: Game, draws: Draws) -> Simulation:
         rows = [
             tuple(row[:length].tolist())
             for row, length in zip(draws.tokens, draws.lengths, strict=True)
@@ -207,3 +220,8 @@ def device_in_words() -> str:
 
 def _game(game: str | Game) -> Game:
     return games.get(game) if isinstance(game, str) else game
+
+
+def _seed(seed: int, game: Game) -> int:
+    """A seed for each game, so that a participant's draws in one say nothing of another."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{game.id}".encode()).digest()[:4], "big")

@@ -90,7 +90,7 @@ def test_simulate_writes_one_row_a_participant_and_says_how(choices):
     how = json.loads(choices.with_name("choices.csv.json").read_text())
     assert how["answers"] == {
         "mode": "sampled", "participants": 40, "seed": 0,
-        "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 16,
+        "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 16, "cache": "full",
     }  # fmt: skip
 
 

@@ -342,13 +342,14 @@ def test_stop_strings_that_straddle_tokens_are_found(ours, theirs):
 
 def test_a_short_answer_does_not_cost_all_the_steps_that_are_allowed(ours, monkeypatch):
     kept = []
-    population = sample.population
+    each_population = sample.each_population
 
     def watched(*arguments, **options):
-        kept.append(population(*arguments, **options))
-        return kept[-1]
+        for number, draws in each_population(*arguments, **options):
+            kept.append(draws)
+            yield number, draws
 
-    monkeypatch.setattr(sample, "population", watched)
+    monkeypatch.setattr(sample, "each_population", watched)
     wanted = [(question, {}) for question in QUESTIONS]
     texts = ours.generate_until(requests("generate_until", wanted), disable_tqdm=True)
     whole, context = max(zip(texts, QUESTIONS, strict=True), key=lambda pair: len(pair[0]))
@@ -357,6 +358,27 @@ def test_a_short_answer_does_not_cost_all_the_steps_that_are_allowed(ours, monke
     filler = ours.simulator.tokenizer.stop_ids[0]
     assert kept[0].tokens.shape[1] == lm_harness.MAX_GEN_TOKS
     assert (kept[0].tokens[0, sample.LOOK_EVERY :] == filler).all()
+
+
+@pytest.mark.parametrize("cache", ["full", "int8"])
+def test_texts_written_together_are_those_written_one_by_one(cache, checkpoint, ours, theirs):
+    """Greedy and drawn, with ends and limits of their own, some of them asked several times."""
+    kinds = [
+        {"max_gen_toks": 40},
+        {"max_gen_toks": 40, "until": ["5", "the"]},
+        {"max_gen_toks": 20, "temperature": 1.0},
+    ]
+    wanted = [(question, kind) for kind in kinds for question in QUESTIONS]
+    wanted += [wanted[-1]] * 3
+    together = BefmLM(str(checkpoint), max_length=MAX_LENGTH, batch_size=5, cache=cache)
+    alone = BefmLM(str(checkpoint), max_length=MAX_LENGTH, cache=cache)
+    found = together.generate_until(requests("generate_until", wanted), disable_tqdm=True)
+    assert found == alone.generate_until(requests("generate_until", wanted), disable_tqdm=True)
+    assert together.get_model_info()["model_cache"] == cache
+    if cache == "full":
+        greedy = [(context, dict(kind)) for context, kind in wanted[: 2 * len(QUESTIONS)]]
+        expected = theirs.generate_until(requests("generate_until", greedy), disable_tqdm=True)
+        assert found[: len(greedy)] == expected
 
 
 def test_draws_differ_between_repeats_and_do_not_depend_on_company(checkpoint, ours):
@@ -412,6 +434,7 @@ def test_draws_that_nobody_asked_for_are_said(ours, said):
     [
         ({"peft": "somewhere"}, "takes no peft; it takes pretrained, adapter"),
         ({"dtype": "float16"}, "dtype is one of auto, float32, bfloat16"),
+        ({"cache": "int4"}, "cache is one of full, int8, not .int4."),
         ({"batch_size": 0}, "batch_size is a whole number of at least 1"),
         ({"batch_size": "many"}, "batch_size .* not 'many'"),
         ({"max_length": 100_000}, "max_length is at most 8192"),

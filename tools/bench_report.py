@@ -42,7 +42,8 @@ class Goal:
         sign = ">=" if self.at_least else "<="
         verdict = "ok" if self.holds else "MISSED"
         return (
-            f"{self.name}: {self.figure:,.2f} {self.unit} (goal {sign} {self.bound:,.2f}) {verdict}"
+            f"{self.name}: {_number(self.figure)}{self.unit and ' ' + self.unit} "
+            f"(goal {sign} {_number(self.bound)}) {verdict}"
         )
 
 
@@ -91,6 +92,11 @@ class Bench:
                 f"({ratio.min:.2f} to {ratio.max:.2f})"
             )
         return "\n".join([*lines, *map(str, self.goals), *self.notes])
+
+
+def _number(value: float) -> str:
+    """Two digits behind the point, or for what is tiny its power of ten."""
+    return f"{value:.1e}" if 0 < abs(value) < 0.01 else f"{value:,.2f}"
 
 
 def _cell(value: Any) -> str:

@@ -1,7 +1,14 @@
-"""Keys and values kept between tokens: a prefix stored once, a suffix for every participant."""
+"""Keys and values kept between tokens: a prefix once for each prompt, a suffix for everyone.
+
+Keys stand with their features before their slots, values the other way round.  Both products of a
+token with its own suffix then run along the last axis of what is stored, and are bound by reading
+it: measured on two CPU cores, 1,024 participants, two to five times faster than the same products
+with slots first.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -9,97 +16,229 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from befm_jax.llama.attention import forest_attention
+from befm_jax.llama.attention import ForestAttention
+
+_LARGEST = 127.0
 
 
 class KeysValues(NamedTuple):
-    """Rotated keys and values, `[(L,) B, S, K, h]` each."""
+    """Rotated keys `[B, K, h, S]` and values `[B, K, S, h]` of one layer.
 
-    keys: Float[Array, "B S K h"]
-    values: Float[Array, "B S K h"]
+    With scales `[B, K, S]` (float32, one a token and head) both are int8, and stand for their
+    product with the scale; without, they are in the dtype of the model.
+    """
+
+    keys: Array
+    values: Array
+    key_scales: Float[Array, "B K S"] | None = None
+    value_scales: Float[Array, "B K S"] | None = None
 
 
 class Cache(NamedTuple):
-    """What a population remembers: the shared `prefix` (batch 1) and everyone's `suffix`."""
+    """What one layer remembers: the `prefix` of `G` prompts and the `suffix` of `N` participants.
+
+    A write gives back the suffix alone: the prefixes stay where they are.
+    """
 
     prefix: KeysValues
     suffix: KeysValues
 
 
 class Prefill(flax.struct.PyTreeNode):
-    """Causal attention over one padded prompt; its state is the prompt's keys and values.
+    """Attention within a forest of prompts; its state is the forest's keys and values."""
 
-    Padding stands behind the prompt, where no real token sees it.
-    """
+    forest: ForestAttention
 
     def __call__(
         self,
-        query: Float[Array, "1 P H h"],
-        key: Float[Array, "1 P K h"],
-        value: Float[Array, "1 P K h"],
+        query: Float[Array, "B N H h"],
+        key: Float[Array, "B N K h"],
+        value: Float[Array, "B N K h"],
         state: Any = None,
-    ) -> tuple[Float[Array, "1 P H h"], KeysValues]:
+    ) -> tuple[Float[Array, "B N H h"], tuple[Array, Array]]:
         """Mixed values, and what later tokens will look back on."""
-        del state
-        end = jnp.full(query.shape[:2], query.shape[1] - 1)
-        return forest_attention(query, key, value, end), KeysValues(key, value)
+        mixed, _ = self.forest(query, key, value, state)
+        return mixed, (key, value)
+
+
+class Rows(NamedTuple):
+    """Which row of a batch answers which prompt.
+
+    `prompt` [N]: the number of a row's prompt in the batch; `lanes` [G, P]: the rows that answer a
+    prompt, filled up with row 0; `lane` [N]: where in the flattened `lanes` a row stands.
+    """
+
+    prompt: Int[Array, " N"]
+    lanes: Int[Array, "G P"]
+    lane: Int[Array, " N"]
 
 
 class Decode(flax.struct.PyTreeNode):
-    """One new token for each of `B` participants who share a prefix.
+    """One new token for each of `N` participants, who answer one of `G` prompts each.
 
-    The prefix's keys and values stand in memory once: all participants' queries meet them in one
-    product, as if they were more queries of one row.  Each participant's own suffix follows, and
-    one softmax runs over both.
+    The keys and values of a prompt stand in memory once: the queries of all who answer it meet
+    them in one product, as if they were more queries of one row.  Everyone's own suffix is read
+    apart from that, and what the two softmaxes give is merged by their sums (the log-sum-exp of
+    flash decoding): no array holds the scores of both.
 
-    `prefix_length`: how much of the padded prefix is real.  `written`: how many suffix tokens
-    were written before this one.
+    `lengths`: how much of each padded prefix is real.  `written`: how many suffix tokens were
+    written before this one.
     """
 
-    prefix_length: Int[Array, ""]
+    rows: Rows
+    lengths: Int[Array, " G"]
     written: Int[Array, ""]
 
     def __call__(
         self,
-        query: Float[Array, "B 1 H h"],
-        key: Float[Array, "B 1 K h"],
-        value: Float[Array, "B 1 K h"],
+        query: Float[Array, "N 1 H h"],
+        key: Float[Array, "N 1 K h"],
+        value: Float[Array, "N 1 K h"],
         state: Cache,
-    ) -> tuple[Float[Array, "B 1 H h"], KeysValues]:
-        """Mixed values, and the suffix with this token written; the prefix stays where it is."""
-        at = (0, self.written, 0, 0)
-        suffix = KeysValues(
-            jax.lax.dynamic_update_slice(state.suffix.keys, key, at),
-            jax.lax.dynamic_update_slice(state.suffix.values, value, at),
-        )
-        participants, _, heads, width = query.shape
-        groups = heads // key.shape[2]
+    ) -> tuple[Float[Array, "N 1 H h"], KeysValues]:
+        """Mixed values, and the suffix with this token written."""
+        people, _, heads, width = query.shape
+        grouped = (query * width**-0.5).reshape(people, key.shape[2], -1, width)
+        suffix = write(state.suffix, key, value, self.written)
+        on_prefix = self._on_prefix(grouped, state.prefix)
+        on_suffix = self._on_suffix(grouped, suffix)
+        highest = jnp.maximum(on_prefix.highest, on_suffix.highest)
+        one, other = on_prefix.rescaled(highest), on_suffix.rescaled(highest)
+        mixed = (one.mixed + other.mixed) / (one.total + other.total)[..., None]
+        return mixed.astype(query.dtype).reshape(people, 1, heads, width), suffix
+
+    def _on_prefix(self, query: Float[Array, "N K g h"], prefix: KeysValues) -> _Share:
+        _, kinds, groups, width = query.shape
+        prompts, lanes = self.rows.lanes.shape
+        # With one prompt the rows are its lanes.
+        apart = query if prompts == 1 else query[self.rows.lanes.reshape(-1)]
+        apart = apart.reshape(prompts, lanes, kinds, groups, width).transpose(0, 2, 1, 3, 4)
+        apart = apart.reshape(prompts, kinds, lanes * groups, width)
         precision = jax.lax.Precision.HIGHEST if query.dtype == jnp.float32 else None
-        grouped = (query * width**-0.5).reshape(participants, -1, groups, width)
-
-        def scores(layout: str, keys: Array) -> Array:
-            return jnp.einsum(
-                layout, grouped, keys, precision=precision, preferred_element_type=jnp.float32
-            )
-
-        on_prefix = scores("bkgh,skh->bkgs", state.prefix.keys[0])
-        on_suffix = scores("bkgh,btkh->bkgt", suffix.keys)
-        prefix_slots, suffix_slots = on_prefix.shape[-1], on_suffix.shape[-1]
-        real = jnp.concatenate(
-            [
-                jnp.arange(prefix_slots) < self.prefix_length,
-                jnp.arange(suffix_slots) <= self.written,
-            ]
-        )
-        both = jnp.concatenate([on_prefix, on_suffix], axis=-1)
-        both = jnp.where(real[None, None, None, :], both, -jnp.inf)
-        weights = jax.nn.softmax(both, axis=-1).astype(query.dtype)
-        mixed = jnp.einsum(
-            "bkgs,skh->bkgh",
-            weights[..., :prefix_slots],
-            state.prefix.values[0],
+        scores = jnp.einsum(
+            "bkmh,bkhs->bkms",
+            apart,
+            prefix.keys.astype(query.dtype),
             precision=precision,
-        ) + jnp.einsum(
-            "bkgt,btkh->bkgh", weights[..., prefix_slots:], suffix.values, precision=precision
+            preferred_element_type=jnp.float32,
         )
-        return mixed.reshape(participants, 1, heads, width), suffix
+        if prefix.key_scales is not None:
+            scores = scores * prefix.key_scales[:, :, None]
+        real = jnp.arange(scores.shape[-1])[None] < self.lengths[:, None]
+        share = _Share.of(jnp.where(real[:, None, None], scores, -jnp.inf))
+        weights = share.mixed
+        if prefix.value_scales is not None:
+            weights = weights * prefix.value_scales[:, :, None]
+        mixed = jnp.einsum(
+            "bkms,bksh->bkmh",
+            weights.astype(query.dtype),
+            prefix.values.astype(query.dtype),
+            precision=precision,
+            preferred_element_type=jnp.float32,
+        )
+
+        def back(x: Array) -> Array:
+            x = x.reshape(prompts, kinds, lanes, groups, -1).transpose(0, 2, 1, 3, 4)
+            x = x.reshape(prompts * lanes, kinds, groups, -1)
+            return x if prompts == 1 else x[self.rows.lane]
+
+        highest, total = back(share.highest)[..., 0], back(share.total)[..., 0]
+        return _Share(highest, total, back(mixed))
+
+    def _on_suffix(self, query: Float[Array, "N K g h"], suffix: KeysValues) -> _Share:
+        # Products and sums rather than matrix products: every participant has keys of their own,
+        # and what is stored is read once, in whatever type, with no copy in another.
+        wide = query.astype(jnp.float32)
+        scores = jnp.sum(wide[..., None] * suffix.keys[:, :, None], axis=3)
+        if suffix.key_scales is not None:
+            scores = scores * suffix.key_scales[:, :, None]
+        real = jnp.arange(scores.shape[-1]) <= self.written
+        share = _Share.of(jnp.where(real[None, None, None], scores, -jnp.inf))
+        weights = share.mixed
+        if suffix.value_scales is not None:
+            weights = weights * suffix.value_scales[:, :, None]
+        mixed = jnp.sum(weights[..., None] * suffix.values[:, :, None], axis=3)
+        return share._replace(mixed=mixed)
+
+
+class _Share(NamedTuple):
+    """Softmax over a part of the keys, not yet divided by its sum.
+
+    `highest` [...]: the highest score; `total` [...]: the sum of `exp(score - highest)`; `mixed`
+    [..., x]: those terms themselves, or the values mixed by them.
+    """
+
+    highest: Array
+    total: Array
+    mixed: Array
+
+    @classmethod
+    def of(cls, scores: Float[Array, "... S"]) -> _Share:
+        highest = jnp.max(scores, axis=-1)
+        terms = jnp.exp(scores - highest[..., None])
+        return cls(highest, jnp.sum(terms, axis=-1), terms)
+
+    def rescaled(self, highest: Array) -> _Share:
+        """The same with another score in the place of the highest."""
+        factor = jnp.exp(self.highest - highest)
+        return _Share(highest, self.total * factor, self.mixed * factor[..., None])
+
+
+def stored(
+    key: Float[Array, "B S K h"], value: Float[Array, "B S K h"], *, int8: bool = False
+) -> KeysValues:
+    """Keys and values in the layout that is kept, rounded to int8 if wanted."""
+    key, value = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
+    if not int8:
+        return KeysValues(key, value)
+    (key, key_scales), (value, value_scales) = _rounded(key, 2), _rounded(value, 3)
+    return KeysValues(key, value, key_scales, value_scales)
+
+
+def room(shape: tuple[int, int, int, int], dtype: Any, *, int8: bool = False) -> KeysValues:
+    """An empty suffix of one layer; `shape`: participants, key-value heads, width, slots."""
+    people, heads, width, slots = shape
+    empty = jnp.zeros((people, slots, heads, width), dtype)
+    return stored(empty, empty, int8=int8)
+
+
+def longer(kept: KeysValues, slots: int) -> KeysValues:
+    """The same with room for so many slots."""
+
+    def pad(array: Array, axis: int) -> Array:
+        more = [(0, slots - n if at == axis else 0) for at, n in enumerate(array.shape)]
+        return jnp.pad(array, more)
+
+    return _each(pad, kept)
+
+
+def write(
+    kept: KeysValues, key: Float[Array, "B 1 K h"], value: Float[Array, "B 1 K h"], at: Array
+) -> KeysValues:
+    """The same with one more slot filled, in place where the caller's array may be overwritten."""
+    new = stored(key, value, int8=kept.key_scales is not None)
+
+    def put(array: Array, more: Array, axis: int) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(array, more, at, axis)
+
+    return _each(put, kept, new)
+
+
+def _each(function: Callable[..., Array], *kept: KeysValues) -> KeysValues:
+    """`function(*arrays, axis of the slots)` for each array of a cache."""
+    keys, values, key_scales, value_scales = zip(*kept, strict=True)
+    scaled = kept[0].key_scales is not None
+    return KeysValues(
+        function(*keys, 3),
+        function(*values, 2),
+        function(*key_scales, 2) if scaled else None,
+        function(*value_scales, 2) if scaled else None,
+    )
+
+
+def _rounded(wide: Array, features: int) -> tuple[Array, Float[Array, "B K S"]]:
+    """255 even steps between minus and plus the largest feature of a token and head."""
+    wide = wide.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(wide), axis=features, keepdims=True)
+    scale = jnp.where(largest > 0, largest / _LARGEST, 1.0)
+    return jnp.round(wide / scale).astype(jnp.int8), jnp.squeeze(scale, features)

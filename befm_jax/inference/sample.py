@@ -1,59 +1,55 @@
-"""A population from one prompt: one prefill, then everyone answers side by side.
+"""Populations: every prompt is computed once, then all who answer it write side by side.
 
-Every participant draws with a key of their own, made from the seed and their number: an answer
-does not depend on who else is asked, nor (but for float rounding) on how many at a time.
+Every participant draws with a key of their own, made from the seed of their request and their
+number: an answer does not depend on who else is asked, nor (but for float rounding) on how many
+at a time, nor on when others were done.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int32
+from jaxtyping import Array, Bool, Int32
 
-from befm_jax.inference.kv_cache import Cache, Decode, KeysValues, Prefill
+from befm_jax.data import forest as forests
+from befm_jax.data.forest import Forest, Path
+from befm_jax.inference import decode
+from befm_jax.inference.decode import Answers, Asked, Programs, Prompts
+from befm_jax.inference.kv_cache import Rows
+from befm_jax.inference.next_token import Sampling, next_token
 from befm_jax.inference.score import bucket
-from befm_jax.llama.model import Llama, Params, hidden_states, vocabulary_logits
+from befm_jax.llama.model import Apart, Llama, Params
 
 # Participants who are decoded together.
 AT_A_TIME = 1024
+# Prompts that are computed together, and whose participants are.
+PROMPTS_AT_A_TIME = 64
+# Tokens of the prompts that are computed together; a longer prompt is alone.
+PROMPT_TOKENS_AT_A_TIME = 16_384
 # Tokens that are drawn between two looks of a caller's `ended`.
 LOOK_EVERY = 16
+# Slots that a suffix begins with, and how many times more it gets when they are full.
+FIRST_ROOM, MORE_ROOM = 16, 4
+# A batch goes on with fewer rows when no more than one in so many is unfinished, down to so few.
+# Every size is a program to compile, so the sizes lie far apart.
+SHRINK, SMALLEST = 4, 16
+# Slots of a row of prompts, more for a longer prompt.  Long rows share more, but where attention
+# computes all pairs of a row they cost more: 512 is the better for prompts that share little.
+_ROW = 512
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn.
+class Request(NamedTuple):
+    """A prompt as token ids, how many answer it, and the seed of their draws."""
 
-    The default draws from the model's own distribution.  A `temperature` below 1, `top_k` or
-    `top_p` narrow a population and so measure themselves; 0 is greedy.  They are never taken from
-    a model's `generation_config.json`, and every output says what they were.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    max_new_tokens: int = 16
-
-    def __post_init__(self) -> None:
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise ValueError(f"temperature must be 0 or more, not {self.temperature}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (off) or more, not {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
-
-    def as_dict(self) -> dict[str, Any]:
-        """The settings by name, for output files."""
-        return asdict(self)
+    prompt: Sequence[int]
+    participants: int = 1
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,155 +72,317 @@ def population(
     prompt: Sequence[int],
     participants: int,
     *,
-    stop_ids: Sequence[int],
     seed: int = 0,
-    sampling: Sampling | None = None,
-    ended: Callable[[Sequence[int]], bool] | None = None,
+    **options: Any,
 ) -> Draws:
-    """`participants` answers to one prompt, whose keys and values are computed once.
+    """`participants` answers to one prompt; options and errors are those of `each_population`."""
+    request = Request(prompt, participants, seed)
+    return populations(model, params, [request], **options)[0]
 
-    `ended` is shown the tokens of an answer so far, every `LOOK_EVERY` tokens, and says whether
-    the answer is over: for ends that no single token marks.  The draws are the same with and
-    without it, up to where it saw an end.
+
+def populations(
+    model: Llama, params: Params, requests: Sequence[Request], **options: Any
+) -> list[Draws]:
+    """The draws of every request, in order; options and errors are those of `each_population`."""
+    found = dict(each_population(model, params, requests, **options))
+    return [found[number] for number in range(len(requests))]
+
+
+def each_population(
+    model: Llama,
+    params: Params,
+    requests: Sequence[Request],
+    *,
+    stop_ids: Sequence[int],
+    sampling: Sampling | None = None,
+    ended: Callable[[int, Sequence[int]], bool] | None = None,
+    prompts: int = PROMPTS_AT_A_TIME,
+) -> Iterator[tuple[int, Draws]]:
+    """Draws answers; yields a request's number and its draws when all its participants are done.
+
+    Prompts that are computed together, no more at a time than `prompts` says, are one token
+    forest: what they share at their beginning is computed once.  Those who answer them are decoded
+    together, up to `AT_A_TIME`.
+
+    `ended` is shown the number of a request and the tokens of an answer so far, every `LOOK_EVERY`
+    tokens, and says whether the answer is over: for ends that no single token marks.  The draws
+    are the same with and without it, up to where it saw an end.
+
+    Where memory allows it, the layers' weights are copied for as long as this runs
+    (`decode.weights_for_decoding`).
 
     Raises:
         ValueError: an empty prompt, no participants, or no stop token.
     """
-    if not prompt or participants < 1 or not stop_ids:
+    if not stop_ids or any(not one.prompt or one.participants < 1 for one in requests):
         raise ValueError("a prompt, at least one participant and at least one stop id are needed")
     sampling = sampling or Sampling()
-    padded = np.zeros((1, bucket(len(prompt))), np.int32)
-    padded[0, : len(prompt)] = prompt
-    together = min(AT_A_TIME, 1 << (participants - 1).bit_length())
-    length = jnp.int32(len(prompt))
-    stops = tuple(sorted(set(stop_ids)))
-    prefix, first_logits = _prefill(model)(params, padded, length)
-    begin, go_on = programs(model, sampling, stops)
-    key = jax.random.key(seed)
-    steps = sampling.max_new_tokens
-    look = steps if ended is None else LOOK_EVERY
-    found = []
-    for start in range(0, participants, together):
-        numbers = jnp.arange(start, start + together)
-        state = begin(prefix, first_logits, key, numbers)
-        for limit in range(look, steps + look, look):
-            state = go_on(params, prefix, length, key, numbers, state, jnp.int32(min(limit, steps)))
-            if ended is None or limit >= steps or bool(state.done.all()):
-                break
-            done, so_far = np.array(state.done), np.asarray(state.tokens)[:, :limit]
-            done[~done] = [ended(row.tolist()) for row in so_far[~done]]
-            state = state._replace(done=jnp.asarray(done))
-        found.append(np.asarray(state.tokens))
-    tokens = np.concatenate(found)[:participants]
+    stops, steps = tuple(sorted(set(stop_ids))), sampling.max_new_tokens
+    # Programs of another length are the same.
+    programs = _programs(model, replace(sampling, max_new_tokens=1), stops)
+    engine = _Engine(
+        params,
+        decode.weights_for_decoding(params),
+        programs,
+        sampling,
+        np.stack([jax.random.key_data(jax.random.key(one.seed)) for one in requests]),
+        ended,
+    )
+    tokens = [np.full((one.participants, steps), stops[0], np.int32) for one in requests]
+    to_come = [one.participants for one in requests]
+    numbers_of: dict[tuple[int, ...], list[int]] = {}
+    for number, request in enumerate(requests):
+        numbers_of.setdefault(tuple(request.prompt), []).append(number)
+    for window in _windows(sorted(numbers_of), prompts):
+        people = [
+            np.asarray(
+                [
+                    (number, participant)
+                    for number in numbers_of[prompt]
+                    for participant in range(requests[number].participants)
+                ]
+            )
+            for prompt in window
+        ]
+        computed = _computed(model, params, window)
+        for batch in _batches(people, [len(prompt) for prompt in window]):
+            for (number, participant), answer in engine.answers(computed, batch):
+                tokens[number][participant, : len(answer)] = answer
+                to_come[number] -= 1
+                if not to_come[number]:
+                    yield number, _draws(tokens[number], stops)
+
+
+class _Window(NamedTuple):
+    """Prompts, computed as one forest.
+
+    `paths`: for each prompt, its slots, counted through all rows of the forest.
+    """
+
+    prompts: Prompts
+    paths: list[np.ndarray]
+
+
+class _Batch(NamedTuple):
+    """Some of a window's prompts, and the `(request, participant)` [n, 2] who answer each."""
+
+    prompts: list[int]
+    people: list[np.ndarray]
+
+
+def _windows(prompts: Sequence[tuple[int, ...]], at_a_time: int) -> Iterator[list[tuple[int, ...]]]:
+    """Cuts sorted prompts, of which neighbours share most, into those computed together."""
+    window: list[tuple[int, ...]] = []
+    tokens = 0
+    for prompt in prompts:
+        tokens += bucket(len(prompt))
+        if window and (len(window) == at_a_time or tokens > PROMPT_TOKENS_AT_A_TIME):
+            yield window
+            window, tokens = [], bucket(len(prompt))
+        window.append(prompt)
+    if window:
+        yield window
+
+
+def _computed(model: Llama, params: Params, prompts: Sequence[tuple[int, ...]]) -> _Window:
+    """Lays prompts out as a forest and computes it."""
+    # A path of a forest ends in an answer: any token does, and is cut off where nothing follows.
+    slots = max(_ROW, bucket(max(map(len, prompts)) + 1))
+    built = forests.build([Path(prompt, (0,)) for prompt in prompts], slots)
+    parent = built.forest.parent
+    lines = []
+    for prompt, place in zip(prompts, built.places, strict=True):
+        assert place is not None, "every prompt fits in a row"
+        row, slot = place
+        line = np.empty(len(prompt), np.int32)
+        for depth in reversed(range(len(prompt))):
+            slot = line[depth] = parent[row, slot]
+        lines.append((row, line))
+    length = bucket(1 + max(int(line[-1]) for _, line in lines))
+    forest = Forest(*(array[:, :length] for array in built.forest))
+    forest = forest._replace(end=np.minimum(forest.end, length - 1))
+    # A power of two, or 1.5 times that: a row of padding costs as much as any other.
+    rows = _power_of_two(len(parent))
+    rows = rows * 3 // 4 if rows * 3 // 4 >= len(parent) else rows
+    forest = forests.pad_rows(forest, rows)
+    return _Window(
+        decode.prefill(model)(params, forest), [row * length + line for row, line in lines]
+    )
+
+
+def _batches(people: Sequence[np.ndarray], lengths: Sequence[int]) -> Iterator[_Batch]:
+    """Cuts those who answer a window's prompts into batches of at most `AT_A_TIME`.
+
+    In a batch every prompt has room for as many as answer the first, so prompts that far fewer
+    answer stand in another.
+    """
+    rest = []
+    for prompt, everyone in enumerate(people):
+        whole = len(everyone) // AT_A_TIME * AT_A_TIME
+        for start in range(0, whole, AT_A_TIME):
+            yield _Batch([prompt], [everyone[start : start + AT_A_TIME]])
+        if whole < len(everyone):
+            rest.append((prompt, everyone[whole:]))
+    rest.sort(key=lambda one: (-len(one[1]), lengths[one[0]]))
+    batch = _Batch([], [])
+    for prompt, some in rest:
+        if batch.prompts:
+            most = len(batch.people[0])
+            in_all = sum(map(len, batch.people)) + len(some)
+            lanes = _power_of_two(most) * _power_of_two(len(batch.prompts) + 1)
+            if in_all > AT_A_TIME or lanes > 2 * AT_A_TIME or most > 4 * len(some):
+                yield batch
+                batch = _Batch([], [])
+        batch.prompts.append(prompt)
+        batch.people.append(some)
+    if batch.prompts:
+        yield batch
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """What all batches of a call share; `seeds` [requests, ...]: the data of their random keys."""
+
+    params: Params
+    weights: Params | Apart
+    programs: Programs
+    sampling: Sampling
+    seeds: np.ndarray
+    ended: Callable[[int, Sequence[int]], bool] | None
+
+    def answers(self, window: _Window, batch: _Batch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Decodes a batch; yields `(request, participant)` and their tokens as they are done."""
+        steps = self.sampling.max_new_tokens
+        people = np.concatenate(batch.people)
+        prompt = np.repeat(np.arange(len(batch.prompts)), [len(some) for some in batch.people])
+        asked, answers = self._begun(window, batch, people, prompt)
+        while True:
+            size, room = answers.tokens.shape
+            written = int(answers.written)
+            limit = min(steps, room)
+            if self.ended is not None:
+                limit = min(limit, (written // LOOK_EVERY + 1) * LOOK_EVERY)
+            few = size // SHRINK if size > SMALLEST else 0
+            answers = self.programs.go_on(
+                self.weights, asked, answers, np.int32(limit), np.int32(few)
+            )
+            written = int(answers.written)
+            done = np.array(answers.done)[: len(people)]
+            tokens = np.asarray(answers.tokens)[: len(people), :written]
+            if self.ended is not None and written % LOOK_EVERY == 0 and written < steps:
+                for row in np.flatnonzero(~done):
+                    done[row] = self.ended(int(people[row, 0]), tokens[row].tolist())
+            if written == steps or done.all():
+                yield from zip(people, tokens, strict=True)
+                return
+            unfinished = np.flatnonzero(~done)
+            if len(unfinished) <= few:
+                yield from zip(people[done], tokens[done], strict=True)
+                asked, answers, prompt = _fewer(asked, answers, unfinished, prompt)
+                people = people[unfinished]
+            else:
+                answers = answers._replace(done=jnp.asarray(_padded(done, size, True)))
+            if written == room:
+                answers = decode.with_room(answers, room * MORE_ROOM)
+
+    def _begun(
+        self, window: _Window, batch: _Batch, people: np.ndarray, prompt: np.ndarray
+    ) -> tuple[Asked, Answers]:
+        prompts = batch.prompts
+        size, groups = _power_of_two(len(people)), _power_of_two(len(prompts))
+        lengths = np.ones(groups, np.int32)
+        lengths[: len(prompts)] = [len(window.paths[one]) for one in prompts]
+        paths = np.zeros((groups, bucket(int(lengths.max()))), np.int32)
+        for at, one in enumerate(prompts):
+            paths[at, : lengths[at]] = window.paths[one]
+        prefix = decode.prefixes(
+            window.prompts.keys_values, paths, int8=self.sampling.cache == "int8"
+        )
+        keys = decode.everyones_keys(
+            _padded(self.seeds[people[:, 0]], size), _padded(people[:, 1], size)
+        )
+        most = max(len(some) for some in batch.people)
+        rows = _rows(prompt, size, groups, _power_of_two(most))
+        answers = self.programs.begin(
+            {name: leaf for name, leaf in self.params.items() if name != "layers"},
+            window.prompts.hidden,
+            np.take_along_axis(paths, lengths[:, None] - 1, axis=1)[:, 0],
+            keys,
+            rows.prompt,
+            np.arange(size) < len(people),
+            FIRST_ROOM,
+        )
+        return Asked(prefix, jnp.asarray(lengths), rows, keys), answers
+
+
+def _fewer(
+    asked: Asked, answers: Answers, unfinished: np.ndarray, prompt: np.ndarray
+) -> tuple[Asked, Answers, np.ndarray]:
+    """A batch of the unfinished rows alone; `prompt`: which prompt each row answers."""
+    size = _shrunk(len(answers.done), len(unfinished))
+    rows = _padded(unfinished, size)
+    keys, tokens, suffix = decode.taken((asked.keys, answers.tokens, answers.suffix), rows)
+    prefix, lengths = asked.prefix, np.asarray(asked.lengths)
+    left, renumbered = np.unique(prompt[unfinished], return_inverse=True)
+    groups = 1 if len(left) == 1 else _shrunk(len(lengths), len(left))
+    prompt = prompt[unfinished]
+    if groups < len(lengths):
+        prompts = _padded(left, groups)
+        prefix, lengths, prompt = decode.taken(prefix, prompts), lengths[prompts], renumbered
+    lanes = _shrunk(asked.rows.lanes.shape[1], int(np.bincount(prompt).max()))
+    done = np.arange(size) >= len(unfinished)
+    return (
+        Asked(prefix, jnp.asarray(lengths), _rows(prompt, size, groups, lanes), keys),
+        Answers(answers.written, jnp.asarray(done), tokens, suffix),
+        prompt,
+    )
+
+
+def _rows(prompt: np.ndarray, size: int, groups: int, lanes: int) -> Rows:
+    """Who answers what, for rows that stand prompt by prompt; padded to `size` rows.
+
+    A prompt has room for so many as `lanes` says; if it is the only one, for all rows.
+    """
+    counts = np.bincount(prompt, minlength=groups)
+    table = np.zeros((groups, size if groups == 1 else lanes), np.int32)
+    place = np.arange(len(prompt)) - (np.cumsum(counts) - counts)[prompt]
+    table[prompt, place] = np.arange(len(prompt))
+    return Rows(
+        prompt=jnp.asarray(_padded(prompt, size)),
+        lanes=jnp.asarray(table),
+        lane=jnp.asarray(_padded(prompt * table.shape[1] + place, size)),
+    )
+
+
+def _padded(values: np.ndarray, size: int, fill: Any = 0) -> np.ndarray:
+    """The same in 32 bits (or as booleans), with `fill` behind it, up to a size."""
+    dtype = values.dtype if values.dtype.itemsize < 8 else np.int32
+    padded = np.full((size, *values.shape[1:]), fill, dtype)
+    padded[: len(values)] = values
+    return padded
+
+
+def _shrunk(size: int, needed: int) -> int:
+    """The least of `size`, `size / SHRINK`, `size / SHRINK ** 2`, ... that is enough."""
+    while size // SHRINK >= needed:
+        size //= SHRINK
+    return size
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (int(number) - 1).bit_length()
+
+
+def _draws(tokens: Int32[np.ndarray, "n T"], stops: tuple[int, ...]) -> Draws:
     stop = np.isin(tokens, stops)
     stopped = np.any(stop, axis=1)
     lengths = np.where(stopped, stop.argmax(axis=1), tokens.shape[1]).astype(np.int32)
     return Draws(tokens, lengths, stopped)
 
 
-def next_token(logits: Float[Array, "n V"], keys: Array, sampling: Sampling) -> Int[Array, " n"]:
-    """One token a row: greedy at temperature 0, else a draw from what top-k and top-p leave.
-
-    Top-k keeps the k likeliest tokens (and any that tie with the last of them); top-p then keeps
-    the likeliest whose preceding probability is below p, so never fewer than one.
-    """
-    if sampling.temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    scaled = logits / sampling.temperature
-    if sampling.top_k and sampling.top_k < logits.shape[-1]:
-        last = jax.lax.top_k(scaled, sampling.top_k)[0][:, -1:]
-        scaled = jnp.where(scaled < last, -jnp.inf, scaled)
-    if sampling.top_p < 1:
-        ordered = jnp.flip(jnp.sort(scaled, axis=-1), axis=-1)
-        probabilities = jax.nn.softmax(ordered, axis=-1)
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        kept = jnp.where(before < sampling.top_p, ordered, jnp.inf)
-        scaled = jnp.where(scaled < jnp.min(kept, axis=-1, keepdims=True), -jnp.inf, scaled)
-    return jax.vmap(jax.random.categorical)(keys, scaled).astype(jnp.int32)
-
-
 @lru_cache(maxsize=8)
-def _prefill(model: Llama) -> Callable[..., tuple[KeysValues, Array]]:
-    def prefill(params: Params, tokens: Array, length: Array) -> tuple[KeysValues, Array]:
-        positions = jnp.arange(tokens.shape[1])[None]
-        hidden, state = hidden_states(model, params, tokens, positions, Prefill())
-        last = jax.lax.dynamic_slice_in_dim(hidden[0], length - 1, 1)
-        return state, vocabulary_logits(model, params, last)
+def _programs(model: Llama, sampling: Sampling, stop_ids: tuple[int, ...]) -> Programs:
+    def draw(logits: Array, keys: Array) -> Array:
+        return next_token(logits, keys, sampling)
 
-    return jax.jit(prefill)
-
-
-class _Answers(NamedTuple):
-    """Where `n` answers stand: what the decoding loop carries, and what it goes on from.
-
-    `written`: tokens drawn so far, the same for all; `done` [n]; `tokens` [n, T], stop tokens
-    where nothing is drawn (yet); `last` [n]: the token whose keys and values come next; `suffix`:
-    the keys and values of the tokens before it.
-    """
-
-    written: Array
-    done: Array
-    tokens: Array
-    last: Array
-    suffix: KeysValues
-
-
-@lru_cache(maxsize=8)
-def programs(
-    model: Llama, sampling: Sampling, stop_ids: tuple[int, ...]
-) -> tuple[Callable[..., _Answers], Callable[..., _Answers]]:
-    """How answers begin, and the decoding loop up to a limit of tokens.
-
-    `(prefix, logits, key, numbers) -> answers` and
-    `(params, prefix, length, key, numbers, answers, limit) -> answers`.  The limit is no part of
-    the program, so that a caller can look at the answers on the way and go on from there.
-    """
-    steps = sampling.max_new_tokens
-    stops = np.asarray(stop_ids, np.int32)
-
-    def everyones(key: Array, numbers: Array) -> Array:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
-
-    def draw(keys: Array, logits: Array, written: Array) -> Array:
-        return next_token(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, written), sampling)
-
-    def begin(prefix: KeysValues, logits: Array, key: Array, numbers: Array) -> _Answers:
-        people = numbers.shape[0]
-        layers, _, _, heads, width = prefix.keys.shape
-        room = jnp.zeros((layers, people, steps, heads, width), prefix.keys.dtype)
-        logits = jnp.broadcast_to(logits, (people, logits.shape[-1]))
-        first = draw(everyones(key, numbers), logits, jnp.int32(0))
-        tokens = jnp.full((people, steps), stops[0], jnp.int32).at[:, 0].set(first)
-        suffix = KeysValues(room, jnp.zeros_like(room))
-        return _Answers(jnp.int32(1), jnp.isin(first, stops), tokens, first, suffix)
-
-    def go_on(
-        params: Params,
-        prefix: KeysValues,
-        length: Array,
-        key: Array,
-        numbers: Array,
-        answers: _Answers,
-        limit: Array,
-    ) -> _Answers:
-        keys = everyones(key, numbers)
-
-        def unfinished(answers: _Answers) -> Array:
-            return (answers.written < limit) & ~jnp.all(answers.done)
-
-        def advance(answers: _Answers) -> _Answers:
-            written, done, tokens, last, suffix = answers
-            positions = jnp.full((len(numbers), 1), length + written - 1)
-            attention = Decode(length, written - 1)
-            hidden, suffix = hidden_states(
-                model, params, last[:, None], positions, attention, Cache(prefix, suffix)
-            )
-            logits = vocabulary_logits(model, params, hidden[:, 0])
-            token = jnp.where(done, stops[0], draw(keys, logits, written))
-            tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, written))
-            return _Answers(written + 1, done | jnp.isin(token, stops), tokens, token, suffix)
-
-        final: _Answers = jax.lax.while_loop(unfinished, advance, answers)
-        return final
-
-    return jax.jit(begin), jax.jit(go_on, donate_argnames="answers")
+    return decode.programs(model, draw, stop_ids, int8=sampling.cache == "int8")

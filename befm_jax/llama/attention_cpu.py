@@ -11,11 +11,13 @@ Larger blocks make better products and waste more of them on what is masked.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from befm_jax.llama import blocks
 
 # Slots a block: with fewer, the products are small and slow; with more, trees skip too little.
 BLOCK = 128
@@ -32,16 +34,15 @@ def forward(
     """Mixed values in the dtype of `query`, and the logarithm of each query's softmax sum."""
     slots, groups = query.shape[1], query.shape[2] // key.shape[2]
 
-    def one_row(row: tuple[Array, ...]) -> tuple[Array, Array]:
-        queries, keys, values, ends = row
-        walk = _walk(ends)
+    def one_row(row: tuple[Any, ...]) -> tuple[Array, Array]:
+        queries, keys, values, ends, walk = row
 
         def one_block(at: tuple[Array, Array]) -> tuple[Array, Array]:
             number, block = at
 
             def meet(step: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
                 highest, total, mixed = carry
-                other = walk.order[number, step]
+                other = walk.keys[number, step]
                 scores = _scores(block, keys[other], _visible(number, other, ends), groups)
                 risen = jnp.maximum(highest, scores.max(-1))
                 weights = jnp.exp(scores - risen[..., None])
@@ -58,7 +59,7 @@ def forward(
                 jnp.zeros(block.shape[:2], jnp.float32),
                 jnp.zeros(block.shape, jnp.float32),
             )
-            highest, total, mixed = jax.lax.fori_loop(0, walk.met[number], meet, start)
+            highest, total, mixed = jax.lax.fori_loop(0, walk.needed[number], meet, start)
             return (mixed / total[..., None]).astype(query.dtype), highest + jnp.log(total)
 
         mixed, sums = jax.lax.map(one_block, (jnp.arange(len(queries)), queries))
@@ -87,16 +88,15 @@ def backward(
     shared = jnp.sum(gradient.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1)
     statistics = jnp.stack([log_sum_exp.transpose(0, 2, 1), shared], axis=-1)
 
-    def one_row(row: tuple[Array, ...]) -> tuple[Array, Array, Array]:
-        queries, keys, values, ends, gradients, stats = row
-        walk = _walk(ends)
+    def one_row(row: tuple[Any, ...]) -> tuple[Array, Array, Array]:
+        queries, keys, values, ends, walk, gradients, stats = row
 
         def one_block(carry: tuple[Array, Array], at: tuple[Array, ...]) -> tuple[Any, Array]:
             number, block, slope, stat = at
 
             def meet(step: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
                 d_block, d_keys, d_values = carry
-                other = walk.order[number, step]
+                other = walk.keys[number, step]
                 scores = _scores(block, keys[other], _visible(number, other, ends), groups)
                 weights = jnp.exp(scores - stat[..., 0, None])
                 d_value = _product("kts,kth->ksh", weights.astype(query.dtype), slope)
@@ -109,7 +109,7 @@ def backward(
                 )
 
             start = (jnp.zeros(block.shape, jnp.float32), *carry)
-            d_block, d_keys, d_values = jax.lax.fori_loop(0, walk.met[number], meet, start)
+            d_block, d_keys, d_values = jax.lax.fori_loop(0, walk.needed[number], meet, start)
             return (d_keys, d_values), d_block
 
         nothing = jnp.zeros(keys.shape, jnp.float32)
@@ -127,26 +127,6 @@ def backward(
         _heads(d_keys, 1, slots).astype(key.dtype),
         _heads(d_values, 1, slots).astype(value.dtype),
     )
-
-
-class _Walk(NamedTuple):
-    """For each block of queries: how many blocks of keys it meets (`met`), and which (`order`).
-
-    Those that it does not meet come last in a line of `order`.
-    """
-
-    order: Int[Array, "blocks blocks"]
-    met: Int[Array, " blocks"]
-
-
-def _walk(ends: Int[Array, "blocks block"]) -> _Walk:
-    """Which blocks of keys have a slot that some query of a block can see."""
-    blocks, size = ends.shape
-    number = jnp.arange(blocks)
-    needed = (number[None, :] <= number[:, None]) & (
-        ends.max(axis=1)[None, :] >= number[:, None] * size
-    )
-    return _Walk(jnp.argsort(~needed, axis=1, stable=True), needed.sum(axis=1))
 
 
 def _visible(number: Array, other: Array, ends: Int[Array, "blocks block"]) -> Bool[Array, "t s"]:
@@ -176,16 +156,20 @@ def _product(layout: str, left: Array, right: Array) -> Float[Array, "K a b"]:
 
 def _cut(
     query: Array, key: Array, value: Array, end: Array
-) -> tuple[Array, Array, Array, Int[Array, "B blocks block"]]:
-    """Queries (scaled), keys, values and ends in blocks; padding at the end sees itself alone."""
-    groups, slots = query.shape[2] // key.shape[2], end.shape[1]
-    size, padded = _sizes(slots)
-    beyond = jnp.broadcast_to(
-        jnp.arange(slots, padded, dtype=end.dtype), (len(end), padded - slots)
-    )
-    ends = jnp.concatenate([end, beyond], axis=1).reshape(len(end), -1, size)
+) -> tuple[Array, Array, Array, Int[Array, "B blocks block"], blocks.KeyLists]:
+    """Queries (scaled), keys, values and ends in blocks, and which blocks meet which."""
+    groups = query.shape[2] // key.shape[2]
+    size, padded = _sizes(end.shape[1])
+    ends = blocks.pad_end(end, padded)
+    walk = blocks.whole_first(blocks.pairs(ends, size, size))
     scaled = query * query.shape[-1] ** -0.5
-    return _blocks(scaled, groups), _blocks(key, 1), _blocks(value, 1), ends
+    return (
+        _blocks(scaled, groups),
+        _blocks(key, 1),
+        _blocks(value, 1),
+        ends.reshape(len(end), -1, size),
+        walk,
+    )
 
 
 def _sizes(slots: int) -> tuple[int, int]:

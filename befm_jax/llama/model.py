@@ -16,8 +16,8 @@ Parameters follow Hugging Face's names and layout, layers stacked on a leading a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -231,6 +231,52 @@ def hidden_states(
         {"params": params}, tokens, positions, attention, state, method=Llama.hidden
     )
     return found
+
+
+class Apart(NamedTuple):
+    """Parameters with one tree a layer; `shared` is what stands outside of the layers."""
+
+    shared: Params
+    layers: tuple[Params, ...]
+
+
+def apart(params: Params) -> Apart:
+    """The parameters layer by layer."""
+    shared = {name: leaf for name, leaf in params.items() if name != "layers"}
+    stacked = params["layers"]
+    count = jax.tree.leaves(stacked)[0].shape[0]
+
+    def layer(number: int) -> Params:
+        found: Params = jax.tree.map(lambda leaf: leaf[number], stacked)
+        return found
+
+    return Apart(shared, tuple(layer(number) for number in range(count)))
+
+
+def hidden_states_apart(
+    model: Llama,
+    params: Apart,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    attention: Attention,
+    states: Sequence[Any],
+) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
+    """`hidden_states` with the layers written out one after the other, and a state for each.
+
+    A scan over layers takes their states in as one array and gives out another: all of a cache is
+    copied for every token.  Here each layer's state is its own, and a write happens in place.
+    """
+    config = model.config
+    embedding = Embedding(config.vocab_size, config.hidden_size)
+    x: Any = embedding.apply({"params": params.shared["embed_tokens"]}, tokens)
+    x = x.astype(model.dtype)
+    turn = rope.tables(positions, config)
+    found = []
+    for layer, state in zip(params.layers, states, strict=True):
+        x, state = Layer(config).apply({"params": layer}, x, turn, attention, state)
+        found.append(state)
+    x = RMSNorm(config.rms_norm_eps).apply({"params": params.shared["norm"]}, x)
+    return x, tuple(found)
 
 
 def vocabulary_logits(

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
+from plain_attention import plain_attention
 
 from befm_jax.data import forest
-from befm_jax.llama import attention, attention_gpu
+from befm_jax.llama import attention_gpu
 
 
 def pack(*lengths):
@@ -53,12 +54,10 @@ def arrays(end, heads, key_heads, width, dtype, seed=0):
 def dense(query, key, value, end, gradient):
     """Mixed values, log-sum-exp and gradients by the whole mask, in float32."""
     query, key, value, gradient = (x.astype(jnp.float32) for x in (query, key, value, gradient))
-    visible = attention.visible_in_forest(end)
-    mixed, backward = jax.vjp(lambda *x: attention.attend(*x, visible), query, key, value)
-    repeated = jnp.repeat(key, query.shape[2] // key.shape[2], axis=2)
-    scores = jnp.einsum("bthd,bshd->bhts", query, repeated, precision="highest")
-    scores = jnp.where(visible[:, None], scores * query.shape[3] ** -0.5, -jnp.inf)
-    return mixed, jax.nn.logsumexp(scores, axis=-1), *backward(gradient)
+    mixed, backward, sums = jax.vjp(
+        lambda *heads: plain_attention(*heads, end), query, key, value, has_aux=True
+    )
+    return mixed, sums, *backward(gradient)
 
 
 @jax.jit

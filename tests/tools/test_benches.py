@@ -1,0 +1,212 @@
+"""Every benchmark runs at a tiny size, and finds both sides equal.  No speed is asserted."""
+
+import importlib
+import json
+import math
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import bench
+import bench_data
+import bench_models
+import bench_peers
+import bench_sides
+import bench_train
+import jax
+import numpy as np
+import pytest
+
+from befm_jax.adapters import peft
+from befm_jax.data import forest as forests
+from befm_jax.errors import UserError
+from befm_jax.llama.model import shapes
+
+pytest.importorskip("torch")
+
+
+@pytest.fixture
+def in_one_process(monkeypatch):
+    """The sides themselves without a process around each: libraries are imported once."""
+
+    @contextmanager
+    def started(side, device):
+        module, _, name = side.name.partition(".")
+        made = getattr(importlib.import_module(module), name)(**json.loads(json.dumps(side.given)))
+        yield SimpleNamespace(ask=lambda what: json.loads(json.dumps(getattr(made, what)())))
+
+    monkeypatch.setattr(bench_sides, "_started", started)
+    # PyTorch's threads spin while they wait, which is slow where others work too.
+    monkeypatch.setattr(bench_peers.os, "cpu_count", lambda: 1)
+
+
+def found(*words):
+    """The benchmark of a command line."""
+    arguments = bench.parser().parse_args(list(map(str, words)))
+    return arguments.run(arguments)
+
+
+def goals(one):
+    return {goal.name: goal for goal in one.goals}
+
+
+def check(one, sides, rounds):
+    """Both sides are there run by run, with a ratio, in the table and in the file."""
+    for side in sides:
+        assert len(one.runs[side]) == rounds
+        assert all(run["seconds"] > 0 for run in one.runs[side] if "seconds" in run)
+    assert all(each.min <= each.median <= each.max for each in one.ratio.values())
+    assert json.loads(json.dumps(one.as_dict()))["ratio"].keys() == one.ratio.keys()
+    assert f"{sides[-1]} {rounds}" in one.table()
+
+
+def test_training_begins_with_equal_gradients(questionnaires, in_one_process):
+    one = found(
+        *("train", "--data", "bigfive", "--sample", 3, "--rounds", 2, "--seconds", 0.01),
+        *("--shared", questionnaires, "--peer-batches", 4, 8),
+    )
+    check(one, ["ours", "peer"], 2)
+    assert goals(one)["relative difference of the gradients"].figure < 1e-5
+    assert {run["observations"] % 149 for run in one.runs["ours"]} == {0}
+    assert any("149 answers of 3 of 3 respondents" in note for note in one.notes)
+
+
+def test_packed_rows_train_in_bfloat16_at_the_best_setting(in_one_process, monkeypatch):
+    # Of several settings, as on a GPU.
+    monkeypatch.setitem(bench_train.OURS, "cpu", [(1, False), (2, True)])
+    monkeypatch.setitem(bench_train.CHECKPOINTING, "cpu", [True, False])
+    one = found(
+        *("train", "--data", "packed", "--dtype", "bfloat16", "--sample", 4, "--slots", 48),
+        *("--rounds", 1, "--seconds", 0.01, "--peer-batches", 2),
+    )
+    check(one, ["ours", "peer"], 1)
+    assert {run["tokens"] / run["observations"] for run in one.runs["ours"] + one.runs["peer"]} == {
+        48
+    }
+    assert any("differ by" in note for note in one.notes)
+    assert any("(1, False): compiled" in note and "(2, True): c" in note for note in one.notes)
+    assert any("(2, True): " in note and "(2, False): " in note for note in one.notes)
+
+
+def test_exact_distributions_are_those_of_transformers():
+    one = found("score", "--rounds", 1, "--answers", 4, "--peer-answers", 2, "--peer-batches", 2)
+    check(one, ["ours", "peer"], 1)
+    assert goals(one)["difference of log-probabilities"].figure < 1e-4
+    assert one.runs["ours"][0]["answers"] == sum(
+        len(game.values) for game in bench_data.seven_games()
+    )
+    peer = one.runs["peer"][0]
+    assert peer["whole"] == pytest.approx(2 * peer["seconds"])
+
+
+def test_a_population_decodes_as_transformers_does(in_one_process):
+    one = found(
+        *("sample", "--rounds", 1, "--participants", 6, "--peer-participants", 3, "--prompt", 20),
+        *("--new-tokens", 5, "--quantize", "int8", "--peer-batches", 3),
+    )
+    check(one, ["ours", "ours int8", "peer"], 1)
+    equal = goals(one)["greedy tokens equal to the peer's"]
+    assert equal.figure == equal.bound == 5
+    assert "int8 against ours as stored, step" in one.ratio
+
+
+def test_figures_are_those_of_scipy():
+    one = found("metrics", "--resamples", 600, "--loop", 1, "--rounds", 1)
+    check(one, ["ours", "people", "figures", "histograms"], 1)
+    assert goals(one)["largest difference of a point estimate"].figure < 1e-9
+    assert one.settings["choices"] == "65,596"
+
+
+def test_forest_attention_is_attention_with_a_dense_mask(in_one_process):
+    one = found("attention", "--rounds", 1, "--slots", 320, "--rows", 2)
+    check(one, ["ours", "peer"], 1)
+    assert set(one.ratio) == {"games", "texts", "causal"}
+    assert goals(one)["relative difference of values and gradients"].holds
+
+
+def test_operations_are_counted_from_the_arrays(tmp_path):
+    at = bench_models.Where("cpu", "tiny", "float32")
+    tokenizer = bench_models.make(tmp_path, at, ["Give 3 of 10.", "[3]"])
+    config, params = bench_models.load(tmp_path, "float32")
+    adapter = peft.load(tmp_path / bench_models.ADAPTER, config)
+    prompt = tokenizer.prompt("", "Give 3 of 10.")
+    paths = [
+        forests.Path(prompt, tokenizer.answer(f"[{number}]"), 1.0 + number) for number in range(4)
+    ]
+    forest = forests.build(paths, 64).forest
+    used = forest.tokens[0, : int(np.nonzero(forest.weight[0])[0].max()) + 1].size
+    layers = params["layers"]
+    linears = sum(
+        layers[part][name]["weight"].size
+        for part in ("self_attn", "mlp")
+        for name in layers[part]
+        if name.endswith("_proj")
+    )
+    pairs = int(forests.mask(forest)[0, :used].sum())
+    read = len({forest.parent[0, slot] for slot in np.nonzero(forest.weight[0])[0]})
+    trained = sum(leaf.size for leaf in jax.tree.leaves(adapter.weights))
+    expected = used * (4 * linears + 6 * trained) + 4 * read * params["lm_head"]["weight"].size
+    # Two products forward and four backward, each of two operations a pair and feature.
+    expected += pairs * 12 * config.num_attention_heads * config.head_dim * config.num_hidden_layers
+    assert bench_train.operations(config, forest, adapter) == expected
+
+
+def test_without_weights_both_sides_draw_their_own(tmp_path):
+    at = bench_models.Where("cpu", "tiny", "bfloat16")
+    bench_models.make(tmp_path, at, ["Give 3 of 10."])
+    (tmp_path / "model.safetensors").unlink()
+    assert not bench_models.has_weights(tmp_path)
+    config, params = bench_models.load(tmp_path, "bfloat16")
+    assert jax.tree.map(lambda leaf: leaf.shape, params) == jax.tree.map(
+        lambda leaf: leaf.shape, shapes(config)
+    )
+    drawn = np.asarray(params["layers"]["mlp"]["up_proj"]["weight"], np.float32)
+    assert drawn.std() == pytest.approx(0.02, rel=0.01)
+    assert not np.array_equal(drawn[0], drawn[1])
+    peer = bench_peers.load(str(tmp_path), "cpu", "bfloat16", with_weights=False)
+    assert sum(weight.numel() for weight in peer.parameters()) == sum(
+        leaf.size for leaf in jax.tree.leaves(params)
+    )
+    assert {str(weight.dtype) for weight in peer.parameters()} == {"torch.bfloat16"}
+
+
+def test_settings_out_of_memory_are_passed_over():
+    torch = bench_peers.torch
+
+    def rate(setting):
+        if setting > 2:
+            raise torch.OutOfMemoryError("no room")
+        return float(setting)
+
+    assert bench_peers.quickest([1, 2, 4], rate, "rows") == (
+        2,
+        "1: 1.0 rows a second; 2: 2.0 rows a second; 4: out of memory",
+    )
+    with pytest.raises(MemoryError, match="8: out of memory"):
+        bench_peers.quickest([8], rate, "rows")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["score", "--shape", "8b"], "--device gpu"),
+        (["train", "--data", "packed", "--slots", "1"], "--slots 1: too short"),
+    ],
+)
+def test_what_can_not_be_run_is_said(words, said):
+    with pytest.raises(UserError, match=said):
+        found(*words)
+
+
+def test_a_device_that_is_not_here_is_said():
+    if bench_models.Path("/dev/nvidiactl").exists():
+        pytest.skip("there is an NVIDIA GPU here")
+    with pytest.raises(UserError, match="no NVIDIA GPU"):
+        found("sample", "--device", "gpu")
+
+
+def test_the_100m_shape_has_a_hundred_million_parameters():
+    leaves = jax.tree.leaves(shapes(bench_models.SHAPES["100m"]))
+    assert sum(math.prod(leaf.shape) for leaf in leaves) == pytest.approx(100e6, rel=0.02)
+    leaves = jax.tree.leaves(shapes(bench_models.SHAPES["8b"]))
+    # Llama 3.1 8B's own number.
+    assert sum(math.prod(leaf.shape) for leaf in leaves) == 8_030_261_248

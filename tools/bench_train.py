@@ -1,0 +1,331 @@
+"""Training an adapter: token forests against PEFT's step on padded batches.
+
+Both sides have the same random checkpoint, the same LoRA adapter of rank 16 on all linears, the
+same examples, and AdamW at the same learning rate behind the same clipping.  Before anything is
+timed, both take the gradient of the same few observations; the two must be equal.
+
+`--data moblab`: people's choices in seven games, the whole table.  `bigfive`: questionnaires, one
+answer an item, the prompt says who answers.  `literature`: abstracts learnt whole after their
+titles.  Of the last two a random `--sample` of respondents or abstracts is taken, the same for
+both.  `packed`: random rows of `--slots` tokens with nothing to share and nothing to pad.
+
+What is compared is observations a second.  A step of befm_jax takes all the examples at once; one
+of the peer a batch of them, drawn at random, of the quickest size.  Each round steps for
+`--seconds`; steps that have begun are finished.
+
+Utilisation counts what LoRA needs: the forward pass and the activations' gradient (4 operations a
+token and weight, the vocabulary's projection only where something is learnt; 12 a pair of tokens
+that see each other and attention feature; 6 a token and adapter weight).  What is computed again in
+the backward pass is not counted.  It is held against a large matrix product of the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path as File
+from typing import Any
+
+import bench_data
+import bench_limits
+import bench_models
+import jax
+import jax.numpy as jnp
+import numpy as np
+from bench_data import Data
+from bench_models import Where
+from bench_report import Bench, Goal, Ratio
+from bench_sides import Found, Side, take_turns
+from safetensors.numpy import load_file
+
+from befm_jax.adapters import peft
+from befm_jax.data.forest import Forest, Path
+from befm_jax.data.pipeline import ForestBatches, encode
+from befm_jax.errors import UserError
+from befm_jax.llama.config import LlamaConfig
+from befm_jax.llama.model import Llama
+from befm_jax.training import optimizer as optimizers
+from befm_jax.training import step as steps
+
+PACKED = "packed"
+GOALS = {"moblab": 1000.0, "bigfive": 5.0, "literature": 1.1, PACKED: 1.5}
+UTILISATION = 50.0
+# Respondents, abstracts or rows that are learnt from, where `--sample` does not say.
+SAMPLES = {
+    "tiny": {"moblab": 0, "bigfive": 64, "literature": 64, PACKED: 8},
+    "100m": {"moblab": 0, "bigfive": 4, "literature": 16, PACKED: 4},
+    "8b": {"moblab": 0, "bigfive": 64, "literature": 64, PACKED: 8},
+}
+SLOTS = {"moblab": 640, "bigfive": 640, "literature": 1024, PACKED: 4096}
+# Rows that are computed together, and whether layers are computed again: what is tried.
+OURS = {"cpu": [(2, False)], "gpu": [(1, False), (2, False), (2, True), (4, True)]}
+BATCH_SIZES = {"tiny": [4, 16, 64], "100m": [1, 4, 16], "8b": [1, 2, 4]}
+CHECKPOINTING = {"cpu": [False], "gpu": [False, True]}
+LEARNING_RATE = 1e-4
+CHECKED = 8
+# In float32; in bfloat16 the two round differently, and their difference is shown only.
+EQUAL = 1e-4
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The benchmark's own options."""
+    parser.add_argument("--data", choices=tuple(GOALS), help="default: moblab; packed on a GPU")
+    parser.add_argument("--sample", type=int, help="respondents, abstracts or rows")
+    parser.add_argument("--slots", type=int, help="tokens a row of a forest")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long a round lasts")
+    parser.add_argument(
+        "--shared", type=File, default=bench_data.SHARED, help="folder of the tables"
+    )
+    parser.add_argument(
+        "--peer-batches", type=int, nargs="+", help="batch sizes that the peer tries"
+    )
+
+
+def run(arguments: argparse.Namespace) -> Bench:
+    """Makes checkpoint and examples, lets both sides take turns, and compares."""
+    at = bench_models.where(arguments)
+    name = arguments.data or ("moblab" if at.device == "cpu" else PACKED)
+    sample = arguments.sample or SAMPLES[at.shape][name]
+    slots = arguments.slots or SLOTS[name]
+    with tempfile.TemporaryDirectory() as made:
+        directory = File(made)
+        said = _write(directory, name, sample, slots, at, arguments.shared)
+        same = bench_models.has_weights(directory)
+        common = {
+            "directory": made,
+            "device": at.device,
+            "dtype": at.dtype,
+            "seconds": arguments.seconds,
+        }
+        found = take_turns(
+            {
+                "ours": Side(
+                    "bench_train.Forests", common | {"slots": slots, "settings": OURS[at.device]}
+                ),
+                "peer": Side(
+                    "bench_peers.Training",
+                    common
+                    | {
+                        "with_weights": same,
+                        "batch_sizes": arguments.peer_batches or BATCH_SIZES[at.shape],
+                        "checkpointing": CHECKPOINTING[at.device],
+                        "learning_rate": LEARNING_RATE,
+                    },
+                ),
+            },
+            arguments.rounds,
+            at.device,
+        )
+        difference = _difference(directory) if same else None
+    for runs in found.runs.values():
+        for one in runs:
+            one["observations a second"] = one["observations"] / one["seconds"]
+            one["tokens a second"] = one["tokens"] / one["seconds"]
+    ratio = Ratio.of(
+        *([1 / one["observations a second"] for one in found.runs[side]] for side in found.runs)
+    )
+    return Bench(
+        f"train on {name}: forests against PEFT and transformers",
+        at.as_settings()
+        | {
+            "rank": bench_models.RANK,
+            "slots a row": slots,
+            "rounds": arguments.rounds,
+        },
+        found.with_preparation(),
+        {"observations a second": ratio},
+        _goals(found, name, at, ratio, difference),
+        [f"data: {said}", *found.said(), *_utilisation_in_words(found), *_checked(difference, at)],
+    )
+
+
+def _goals(
+    found: Found, name: str, at: Where, ratio: Ratio, difference: float | None
+) -> list[Goal]:
+    goals = [Goal("against the peer", ratio.median, GOALS[name], "times", at_least=True)]
+    if difference is not None and at.dtype == "float32":
+        goals.append(Goal("relative difference of the gradients", difference, EQUAL, ""))
+    if at.device == "gpu" and name == PACKED:
+        share = max(one["utilisation"] for one in found.runs["ours"])
+        goals.append(Goal("of the matrix-product peak", share, UTILISATION, "%", at_least=True))
+    return goals
+
+
+def _checked(difference: float | None, at: Where) -> list[str]:
+    if difference is None:
+        return ["gradients not compared: each side drew its own weights on the device"]
+    if at.dtype == "float32":
+        return []
+    return [f"gradients of {CHECKED} observations differ by {difference:.1e} of their norm"]
+
+
+def _utilisation_in_words(found: Found) -> list[str]:
+    each = ", ".join(f"{one['utilisation']:.1f} %" for one in found.runs["ours"])
+    peak = found.prepared["ours"]["peak"] / 1e12
+    return [f"ours, of the matrix-product peak of {peak:,.2f} tera-operations a second: {each}"]
+
+
+def _write(directory: File, name: str, sample: int, slots: int, at: Where, shared: File) -> str:
+    """Writes checkpoint, adapter, `paths.json` and `checked.json`; says what the data are."""
+    if name == PACKED:
+        bench_models.make(directory, at, bench_data.texts(bench_data.game_examples()))
+        vocabulary = json.loads((directory / "config.json").read_text())["vocab_size"]
+        rows = np.random.default_rng(0).integers(0, vocabulary, (sample, slots)).tolist()
+        paths = [Path((row[0],), tuple(row[1:])) for row in rows]
+        checked, said = paths[:1], f"{sample} random rows of {slots} tokens"
+    else:
+        data: Data = bench_data.READERS[name](shared, sample, 0)
+        texts = bench_data.texts(data.examples)
+        tokenizer = bench_models.make(directory, at, texts)
+        paths = encode(data.examples, tokenizer)
+        checked = encode(bench_data.one_by_one(data.examples, CHECKED, 0), tokenizer)
+        said = data.said
+    kept = [path for path in paths if _fits(path, slots)]
+    checked = [path for path in checked if _fits(path, slots)]
+    if not (kept and checked):
+        raise UserError(f"--slots {slots}: too short for what is learnt from")
+    if len(kept) < len(paths):
+        said += f"; left out on both sides, longer than a row: {len(paths) - len(kept)}"
+    (directory / "paths.json").write_text(json.dumps(kept), encoding="utf-8")
+    (directory / "checked.json").write_text(json.dumps(checked), encoding="utf-8")
+    return said
+
+
+def _fits(path: Path, slots: int) -> bool:
+    return bool(path.answer) and len(path.prompt) + len(path.answer) <= slots
+
+
+def _difference(directory: File) -> float:
+    """Norm of the difference of both sides' gradients, over the norm of the peer's."""
+    ours = load_file(directory / "ours_gradient" / peft.WEIGHTS)
+    peer = load_file(directory / "peer_gradient.safetensors")
+    if set(ours) != set(peer):
+        raise UserError(f"the sides trained other weights: {sorted(set(ours) ^ set(peer))[:4]}")
+    square = sum(float(np.square(ours[name] - peer[name], dtype=np.float64).sum()) for name in peer)
+    whole = sum(float(np.square(peer[name], dtype=np.float64).sum()) for name in peer)
+    return float(np.sqrt(square / whole))
+
+
+class Forests:
+    """This project's side."""
+
+    def __init__(
+        self,
+        directory: str,
+        device: str,
+        dtype: str,
+        slots: int,
+        settings: list[list[Any]],
+        seconds: float,
+    ) -> None:
+        self._directory, self._device = File(directory), device
+        self._dtype = jnp.dtype(dtype)
+        self._slots, self._settings, self._seconds = slots, settings, seconds
+        self._config, self._params = bench_models.load(self._directory, dtype)
+        self._optimizer = optimizers.adamw(LEARNING_RATE)
+
+    def prepare(self) -> dict[str, Any]:
+        """Writes the gradient of the checked observations; lays out, compiles, picks a setting."""
+        since = time.perf_counter()
+        self._peak = bench_limits.matmul_peak(self._device, self._dtype)
+        found: dict[str, Any] = {"peak": self._peak}
+        if bench_models.has_weights(self._directory):
+            found["loss"] = self._write_gradient()
+        rates, words = {}, []
+        for setting in ((int(rows), bool(remat)) for rows, remat in self._settings):
+            try:
+                compiling = self._set(*setting)
+                one = self._steps(0.0 if len(self._settings) == 1 else self._seconds / 3)
+                rates[setting] = one["observations"] / one["seconds"]
+                words.append(f"{setting}: compiled in {compiling:.1f} s")
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                words.append(f"{setting}: out of memory")
+        chosen = max(rates, key=lambda setting: rates[setting])
+        if len(rates) > 1:
+            self._set(*chosen)
+        batches = self._batches.report
+        return found | {
+            "seconds": time.perf_counter() - since,
+            "said": f"a step takes all {batches.observations:,.0f} observations in "
+            f"{batches.slots_used:,} slots ({batches.tokens_apart:,.0f} tokens one by one); rows "
+            f"at once and recomputation {chosen} ({'; '.join(words)})",
+        }
+
+    def round(self) -> dict[str, Any]:
+        """Steps on all examples for the given time."""
+        return self._steps(self._seconds)
+
+    def _set(self, rows: int, remat: bool) -> float:
+        """Lays out and compiles; returns how long the first step took."""
+        since = time.perf_counter()
+        model = Llama(self._config, dtype=self._dtype, remat=remat)
+        self._batches = ForestBatches(
+            _paths(self._directory / "paths.json"), slots=self._slots, rows=rows, epochs=1
+        )
+        self._step = steps.make_train_step(model, self._optimizer, steps.train_adapter)
+        adapter = peft.load(self._directory / bench_models.ADAPTER, self._config)
+        self._operations = operations(self._config, self._batches[0][0].forest, adapter)
+        self._state = steps.init_state(adapter, self._optimizer, seed=0)
+        self._steps(0.0)
+        return time.perf_counter() - since
+
+    def _steps(self, seconds: float) -> dict[str, Any]:
+        taken, since = 0, time.perf_counter()
+        while True:
+            batch, source = self._batches[taken]
+            self._state, metrics = self._step(self._state, self._params, batch)
+            jax.block_until_ready(metrics.loss)
+            taken += 1
+            passed = time.perf_counter() - since
+            if passed >= seconds:
+                return {
+                    "observations": taken * source.report.observations,
+                    "tokens": taken * source.report.slots_used,
+                    "seconds": passed,
+                    "utilisation": 100 * taken * self._operations / passed / self._peak,
+                }
+
+    def _write_gradient(self) -> float:
+        model = Llama(self._config, dtype=self._dtype)
+        checked = _paths(self._directory / "checked.json")
+        batch, _ = ForestBatches(checked, slots=self._slots, rows=len(checked), epochs=1)[0]
+        adapter = peft.load(self._directory / bench_models.ADAPTER, self._config)
+        compute = jax.jit(
+            lambda base, trained: steps.value_and_gradient(
+                model, steps.train_adapter, base, trained, batch, jax.random.key(0)
+            )
+        )
+        loss, gradient = compute(self._params, adapter)
+        peft.save(self._directory / "ours_gradient", gradient, str(self._directory))
+        return float(loss)
+
+
+def operations(config: LlamaConfig, forest: Forest, adapter: Any) -> float:
+    """What a LoRA step needs, in additions and multiplications; the module says what is counted."""
+    width, layers = config.hidden_size, config.num_hidden_layers
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    linears = layers * (2 * width * (queries + keys) + 3 * width * config.intermediate_size)
+    trained = sum(leaf.size for leaf in jax.tree.leaves(adapter.weights))
+    parent, learnt = np.asarray(forest.parent), np.asarray(forest.weight) > 0
+    slot = np.arange(parent.shape[-1])
+    used = (parent >= 0) | (np.asarray(forest.end) > slot)
+    pairs = float((np.asarray(forest.depth)[used] + 1).sum())
+    row = np.arange(parent[..., 0].size).reshape(*parent.shape[:-1], 1)
+    read = len(np.unique((row * len(slot) + parent)[learnt]))
+    return (
+        float(used.sum()) * (4 * linears + 6 * trained)
+        + 4 * read * width * config.vocab_size
+        + 12 * pairs * queries * layers
+    )
+
+
+def _paths(file: File) -> list[Path]:
+    return [
+        Path(tuple(prompt), tuple(answer), weight)
+        for prompt, answer, weight in json.loads(file.read_text(encoding="utf-8"))
+    ]

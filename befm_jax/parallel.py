@@ -5,10 +5,10 @@ of a batch), `fsdp` (rows of a batch; parameters are cut and gathered layer by l
 (heads and feed-forward width; parameters stay cut).
 
 Parameters are cut along the rows in which they are stored wherever that can be: a process then
-reads one run of bytes a layer.  Two kinds are cut along columns, of which the disk gives whole pages
-(4 kB), whatever the width that is wanted: the inputs of `o_proj` and `down_proj`, which `tensor`
-cuts, and embeddings.  Those are looked up without being gathered: every device looks up its own
-columns for the rows of all, and what goes through the network are activations of one layer.
+reads one run of bytes a layer.  Two kinds are cut along columns, of which the disk gives whole
+pages (4 kB), whatever the width that is wanted: the inputs of `o_proj` and `down_proj`, which
+`tensor` cuts, and embeddings.  Those are looked up without being gathered: every device looks up
+its own columns for the rows of all, and what goes through the network are activations of one layer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import (
+    AbstractMesh,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+    SingleDeviceSharding,
+)
 from jaxtyping import Array
 
 from befm_jax.adapters.lora import Adapter
@@ -58,6 +65,8 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "each_feed_forward": ("tensor",),
     "each_word": ("tensor",),
 }
+# What says where arrays stand: a mesh of devices, or of as many as there would be.
+AnyMesh = Mesh | AbstractMesh
 
 
 class ShardingError(UserError):
@@ -103,7 +112,7 @@ class Layout:
     None in the place of a name: an axis of one entry, or one that is nowhere cut.
     """
 
-    mesh: Mesh
+    mesh: AnyMesh
 
     def spec(self, *names: str | None) -> PartitionSpec:
         """The mesh axes that cut each axis.
@@ -147,7 +156,9 @@ class Layout:
         )
 
 
-def parameter_shardings(config: LlamaConfig, mesh: Mesh | None) -> dict[tuple[str, ...], Sharding]:
+def parameter_shardings(
+    config: LlamaConfig, mesh: AnyMesh | None
+) -> dict[tuple[str, ...], Sharding]:
     """The sharding of every parameter by its path; without a mesh all stand on one device.
 
     Raises:
@@ -172,7 +183,7 @@ def parameter_shardings(config: LlamaConfig, mesh: Mesh | None) -> dict[tuple[st
     return found
 
 
-def adapter_shardings(adapter: Adapter, mesh: Mesh) -> Adapter:
+def adapter_shardings(adapter: Adapter, mesh: AnyMesh) -> Adapter:
     """The sharding of every matrix of an adapter: `a` as its kernel's inputs, `b` as its outputs.
 
     `adapter` may be abstract: only its shapes count.
@@ -194,7 +205,7 @@ def adapter_shardings(adapter: Adapter, mesh: Mesh) -> Adapter:
 
 
 def abstract_parameters(
-    config: LlamaConfig, mesh: Mesh | None, dtype: Any, quantize: bool = False
+    config: LlamaConfig, mesh: AnyMesh | None, dtype: Any, quantize: bool = False
 ) -> model.Params:
     """Parameters as `jax.ShapeDtypeStruct`s that say where each part stands; nothing is made.
 
@@ -217,7 +228,7 @@ def abstract_parameters(
     return tree
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     """Of a batch's arrays `[M, B, N]`: every device has rows of its own."""
     return Layout(mesh).sharding("micro_batches", "rows", "slots")
 

@@ -127,7 +127,13 @@ def made(settings: Config, on: Topology, meshes: list[Sizes]) -> list[Plan]:
     return plans.ranked(
         [
             plans.make(
-                settings, on, sizes, **_figures(), sampler=FLAGS.sampler, compile_it=compiles
+                settings,
+                on,
+                sizes,
+                **_figures(),
+                sampler=FLAGS.sampler,
+                compile_it=compiles,
+                text=Path(FLAGS.text) if FLAGS.text else None,
             )
             for sizes in meshes
         ]
@@ -146,8 +152,8 @@ def described(plan: Plan) -> str:
         f"  a chip holds: parameters {chip.parameters / gb:.2f} GB, adapter and optimiser "
         f"{chip.trained / gb:.2f} GB, activations at the peak {chip.activations / gb:.2f} GB",
         f"  a step: {work.micro_batches} x {work.rows} rows of {work.slots} slots, "
-        f"{work.used:,.0f} of {work.computed:,} slots used by {work.observations:,.0f} observations",
-        f"  from {work.source}",
+        f"{work.used:,.0f} of {work.computed:,} slots used by {work.observations:,.0f}",
+        f"  observations; from {work.source}",
         f"  {plan.operations['needed'] / 1e12:,.0f} T operations needed, "
         f"{plan.operations['done'] / 1e12:,.0f} T done; {plan.bytes_read / gb:,.0f} GB of weights "
         f"read by a chip; sent by a chip, GB: {', '.join(sent) or 'nothing'}",
@@ -208,6 +214,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_float("observations", None, "plan for so many instead of the config's data", 1)
     flags.DEFINE_float("slots_per_observation", None, "slots that each of them takes", 1)
+    flags.DEFINE_string("text", None, "write the compiled steps as text to this directory")
     flags.DEFINE_string("json", None, "write the plan (the best, and the others) to this file")
     flags.mark_flag_as_required("config")
 

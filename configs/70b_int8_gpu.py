@@ -1,4 +1,4 @@
-"""Llama-3.1-70B-Instruct on people's choices: the recipe of the Be.FM paper on two 80 GB GPUs, the base in int8.
+"""Llama-3.1-70B-Instruct on people's choices, on two 80 GB GPUs, the base in int8.
 
     python -m befm_jax.plan --config configs/70b_int8_gpu.py
     XLA_PYTHON_CLIENT_MEM_FRACTION=.92 python -m befm_jax.train --config configs/70b_int8_gpu.py

@@ -1,4 +1,4 @@
-"""Llama-3.1-8B-Instruct on people's choices: the recipe of the Be.FM paper on a machine of eight 80 GB GPUs.
+"""Llama-3.1-8B-Instruct on people's choices, on a machine of eight 80 GB GPUs.
 
     python -m befm_jax.plan --config configs/8b_gpu8.py
     XLA_PYTHON_CLIENT_MEM_FRACTION=.92 python -m befm_jax.train --config configs/8b_gpu8.py

@@ -67,8 +67,10 @@ def run(tmp_path, model, *arguments, quantize="no"):
     )
     written = tmp_path / "plan.json"
     done = subprocess.run(
-        [sys.executable, "-m", "befm_jax.plan", "--config", str(file), "--json", str(written)]
-        + ["--observations=4000", "--slots_per_observation=128", *arguments],
+        [
+            *(sys.executable, "-m", "befm_jax.plan", "--config", str(file), "--json", str(written)),
+            *("--observations=4000", "--slots_per_observation=128", *arguments),
+        ],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
         capture_output=True,
         text=True,
@@ -95,7 +97,9 @@ def test_int8_takes_half_of_the_linears_and_eight_chips_an_eighth(model):
     rounded = estimated(config_of(model, quantize="int8"), "h100:1", (1, 1, 1, 1)).per_chip
     spread = estimated(config_of(model), "h100:8", (1, 1, 8, 1)).per_chip
     embedded = 2 * 2 * SHAPE.vocab_size * SHAPE.hidden_size
-    assert rounded.parameters - embedded == pytest.approx((whole.parameters - embedded) / 2, rel=5e-3)
+    assert rounded.parameters - embedded == pytest.approx(
+        (whole.parameters - embedded) / 2, rel=5e-3
+    )
     assert spread.parameters == pytest.approx(whole.parameters / 8, rel=5e-3)
 
 
@@ -156,17 +160,20 @@ def test_what_a_compiler_says_of_too_large_a_program_is_read(message, expected):
 )
 def test_what_can_not_be_planned_is_said_in_a_line(tmp_path, model, arguments, said):
     done, found = run(tmp_path, model, *arguments)
-    assert done.returncode == 2 and found is None
-    assert said in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert found is None
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_gpus_are_planned_with_or_without_their_compiler(tmp_path, model):
     done, found = run(tmp_path, model, "--topology=h100:8", "--mesh=fsdp=8", "--mesh=tensor=8")
     assert done.returncode == 0, done.stderr
-    compiles = importlib.util.find_spec("jax_plugins.xla_cuda12") is not None
+    compiles = importlib.util.find_spec("jax_cuda12_plugin") is not None
     assert found["estimate"] is not compiles
-    assert ("estimated by formula" in done.stdout) is not compiles
-    assert found["fits"] and found["per_chip"]["peak_bytes"] < found["per_chip"]["capacity_bytes"]
+    assert ("estimated by formula" in done.stderr) is not compiles
+    assert found["fits"]
+    assert found["per_chip"]["peak_bytes"] < found["per_chip"]["capacity_bytes"]
     assert found["bound"] in found["seconds"]
     assert found["step_seconds_floor"] == max(found["seconds"].values())
     assert len(found["others"]) == 1
@@ -181,16 +188,17 @@ def test_a_tpu_plan_is_compiled_and_near_the_formula(tmp_path, model):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for plan in (found, *found["others"]):
-        assert plan["fits"] and not plan["estimate"] and plan["compile_seconds"] > 0
+        assert plan["fits"]
+        assert not plan["estimate"]
+        assert plan["compile_seconds"] > 0
         formula = estimated(config_of(model), "v5e:2x4", tuple(plan["mesh"].values()))
         assert plan["per_chip"]["parameters"] == formula.per_chip.parameters
-        assert plan["per_chip"]["peak_bytes"] == pytest.approx(
-            formula.per_chip.peak_bytes, rel=0.5
-        )
+        assert plan["per_chip"]["peak_bytes"] == pytest.approx(formula.per_chip.peak_bytes, rel=0.5)
         # Weights are gathered once each way, and nothing goes about that the formula has not.
         for kind in ("all-gather", "all-reduce"):
             assert plan["collective_bytes"][kind] <= 1.5 * formula.collective_bytes[kind], kind
-        assert plan["sampler"]["fits"] and plan["sampler"]["tokens_per_second"] > 0
+        assert plan["sampler"]["fits"]
+        assert plan["sampler"]["tokens_per_second"] > 0
 
 
 def test_a_tpu_plan_that_does_not_fit_says_by_how_much(tmp_path, model):
@@ -201,5 +209,7 @@ def test_a_tpu_plan_that_does_not_fit_says_by_how_much(tmp_path, model):
         "--config.data.observations_per_step=2048",
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    assert not found["fits"] and "does NOT fit" in done.stdout and "GB too much" in done.stdout
+    assert not found["fits"]
+    assert "does NOT fit" in done.stdout
+    assert "GB too much" in done.stdout
     assert found["per_chip"]["peak_bytes"] > found["per_chip"]["capacity_bytes"] == 15.75 * 2**30

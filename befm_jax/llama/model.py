@@ -267,13 +267,13 @@ def hidden_states_apart(
     copied for every token.  Here each layer's state is its own, and a write happens in place.
     """
     config = model.config
-    embedding = Embedding(config.vocab_size, config.hidden_size)
+    embedding = Embedding(config.vocab_size, config.hidden_size, model.layout)
     x: Any = embedding.apply({"params": params.shared["embed_tokens"]}, tokens)
     x = x.astype(model.dtype)
     turn = rope.tables(positions, config)
     found = []
     for layer, state in zip(params.layers, states, strict=True):
-        x, state = Layer(config).apply({"params": layer}, x, turn, attention, state)
+        x, state = Layer(config, model.layout).apply({"params": layer}, x, turn, attention, state)
         found.append(state)
     x = RMSNorm(config.rms_norm_eps).apply({"params": params.shared["norm"]}, x)
     return x, tuple(found)

@@ -61,8 +61,9 @@ def traffic(
     """Bytes that a device sends in a step, by collective, as a compiler that does well has them.
 
     Weights are gathered over `fsdp` for the forward and for the backward pass; activations are
-    added up over `tensor`, twice a layer each way and once where they are recomputed; gradients of
-    what is trained are added up over all devices that have rows.
+    added up over `tensor`, twice a layer forward, once where they are recomputed, and backward for
+    each of the five linears that widen; gradients of what is trained are added up over all devices
+    that have rows.
     """
     width = jnp.dtype(settings.model.dtype).itemsize
     fsdp, tensor = sizes["fsdp"], sizes["tensor"]
@@ -82,7 +83,7 @@ def traffic(
     found = {
         "all-gather": times * 2 * (fsdp - 1) / fsdp * weights / tensor,
         "all-reduce": times * 2 * (tensor - 1) / tensor * activations * shape.num_hidden_layers
-        * (4 + settings.model.remat)
+        * (7 + settings.model.remat)
         + times * 2 * (shared - 1) / shared * learnt * width / tensor,
     }  # fmt: skip
     return {kind: size for kind, size in found.items() if size}

@@ -200,7 +200,7 @@ def _iota(text: str) -> np.ndarray:
 
 
 def _along(ids: np.ndarray, mesh: dict[str, int], axes: list[tuple[str, ...]]) -> np.ndarray:
-    """Groups along some axes of a mesh; of an axis `'x':(2)4` only the 4 that follow the first 2."""
+    """Groups along axes of a mesh; of an axis `'x':(2)4` only the 4 that follow the first 2."""
     shape: list[int] = []
     grouped: list[int] = []
     wanted = {name: (int(before or 1), int(size or mesh[name])) for name, _, before, size in axes}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from befm_jax import config, operations, parallel
 from befm_jax.config import Config
 from befm_jax.inference import sample
 from befm_jax.llama.config import LlamaConfig
-from befm_jax.parallel import ShardingError
+from befm_jax.parallel import AnyMesh, ShardingError
 from befm_jax.planning import formula, hlo, programs, workload
 from befm_jax.planning.topology import Topology
 from befm_jax.planning.workload import Workload
@@ -103,11 +104,13 @@ def make(
     observations: tuple[float, float] | None = None,
     sampler: bool = False,
     compile_it: bool = True,
+    text: Path | None = None,
 ) -> Plan:
     """Plans one run of a config on a topology, cut by `sizes` (slices, data, fsdp, tensor).
 
     `observations`: how many and slots each, in place of the config's data.  `compile_it`: whether
-    a compiler is asked; otherwise memory and traffic are those of `planning.formula`.
+    a compiler is asked; otherwise memory and traffic are those of `planning.formula`.  `text`: a
+    directory that the compiled step is written to as text.
 
     Raises:
         ShardingError: the model can't be cut so.
@@ -121,7 +124,7 @@ def make(
         if observations is None
         else workload.from_figures(settings, shared, *observations)
     )
-    mesh: Mesh | AbstractMesh
+    mesh: AnyMesh
     if compile_it:
         mesh = parallel.make_mesh(**sizes, devices=on.devices())
     else:
@@ -131,8 +134,12 @@ def make(
     chunks = programs.vocabulary_chunks(shape, mesh, work)
     if isinstance(mesh, Mesh):
         compiled = programs.compile_step(settings, shape, mesh, given, work)
-        peak, seconds, fits = compiled.peak, compiled.seconds, compiled.fits
-        fits = fits and peak <= on.chip.memory
+        peak, seconds = compiled.peak, compiled.seconds
+        fits = compiled.fits and peak <= on.chip.memory
+        if text and compiled.text:
+            text.mkdir(parents=True, exist_ok=True)
+            name = "-".join(f"{axis}{size}" for axis, size in sizes.items())
+            (text / f"step-{name}.txt").write_text(compiled.text)
         sent = hlo.traffic(compiled.text, on.chips, on.slices, chunks) if compiled.text else None
     else:
         peak, seconds, sent = formula.memory(settings, shape, sizes, work, *held), 0.0, None

@@ -10,19 +10,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 
 from befm_jax import config, parallel
 from befm_jax.adapters import lora
 from befm_jax.config import Config
 from befm_jax.data.forest import Forest, Reads
 from befm_jax.data.pipeline import Batch
-from befm_jax.inference import sample
+from befm_jax.inference import decode, kv_cache, sample
 from befm_jax.inference.edges import columns_at_once
-from befm_jax.inference.kv_cache import KeysValues
+from befm_jax.inference.kv_cache import KeysValues, Rows
+from befm_jax.inference.next_token import Sampling, next_token
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Llama
-from befm_jax.parallel import Layout
+from befm_jax.parallel import AnyMesh, Layout
 from befm_jax.planning.workload import Workload
 from befm_jax.training import optimizer as optimizers
 from befm_jax.training import step as steps
@@ -77,7 +78,7 @@ class Compiled:
     seconds: float
 
 
-def abstract(settings: Config, shape: LlamaConfig, mesh: Mesh | AbstractMesh) -> Abstract:
+def abstract(settings: Config, shape: LlamaConfig, mesh: AnyMesh) -> Abstract:
     """The state and the base of a run over a mesh; nothing is made.
 
     Raises:
@@ -94,7 +95,11 @@ def abstract(settings: Config, shape: LlamaConfig, mesh: Mesh | AbstractMesh) ->
     if settings.trained == "adapter":
         wanted = settings.lora
         spec = lora.LoraSpec(
-            wanted.rank, wanted.alpha, wanted.rslora, wanted.dropout, tuple(config.names(wanted.targets))
+            wanted.rank,
+            wanted.alpha,
+            wanted.rslora,
+            wanted.dropout,
+            tuple(config.names(wanted.targets)),
         )
         trained: Any = jax.eval_shape(lambda key: lora.init_from(key, base, spec), _key())
         shardings: Any = parallel.adapter_shardings(trained, mesh)
@@ -116,8 +121,8 @@ def compile_step(
     model = Llama(shape, jnp.dtype(settings.model.dtype), settings.model.remat, layout)
     size = (work.micro_batches, work.rows, work.slots)
     place = parallel.batch_sharding(mesh)
-    whole = jax.ShapeDtypeStruct(size, jnp.int32, sharding=place)
-    weight = jax.ShapeDtypeStruct(size, jnp.float32, sharding=place)
+    whole: Any = jax.ShapeDtypeStruct(size, jnp.int32, sharding=place)
+    weight: Any = jax.ShapeDtypeStruct(size, jnp.float32, sharding=place)
     batch = Batch(Forest(whole, whole, whole, whole, weight), Reads(whole, whole))
     step: Any = steps.make_train_step(model, given.optimizer, given.combine)
     return _compile(lambda: step.lower(given.state, given.base, batch))
@@ -133,37 +138,49 @@ def compile_sampler(
     layout = Layout(mesh)
     dtype = jnp.dtype(settings.model.dtype)
     model = Llama(shape, dtype, layout=layout)
-    people, sampling = sample.AT_A_TIME, sample.Sampling()
+    people, heads, width = sample.AT_A_TIME, shape.num_key_value_heads, shape.head_dim
 
-    def cache(rows: int, slots: int, who: str | None) -> KeysValues:
-        size = (shape.num_hidden_layers, rows, slots, shape.num_key_value_heads, shape.head_dim)
-        place = layout.sharding("layers", who, None, "each_head", None)
-        one = jax.ShapeDtypeStruct(size, dtype, sharding=place)
-        return KeysValues(one, one)
+    def cache(rows: int, slots: int, who: str | None) -> tuple[KeysValues, ...]:
+        place = layout.sharding(who, "each_head", None, None)
+        made = jax.eval_shape(lambda: kv_cache.room((rows, heads, width, slots), dtype, int8=False))
+        one: KeysValues = jax.tree.map(lambda leaf: _shape(leaf, place), made)
+        return (one,) * shape.num_hidden_layers
 
-    prefix = cache(1, prompt, None)
-    number = jax.ShapeDtypeStruct((), jnp.int32)
-    numbers = jax.ShapeDtypeStruct((people,), jnp.int32, sharding=layout.sharding("rows"))
-    logits = jax.ShapeDtypeStruct((1, shape.vocab_size), jnp.float32)
-    begin, go_on = sample.programs(model, sampling, _STOPS)
-    answers = jax.eval_shape(begin, prefix, logits, _key(), numbers)
-    answers = jax.tree.map(
-        lambda leaf: _shape(leaf, layout.sharding(*("rows", "slots")[: leaf.ndim])),
-        answers._replace(suffix=None),
-    )._replace(suffix=cache(people, sampling.max_new_tokens, "rows"))
+    def of_people(dtype: Any, *more: int) -> Any:
+        place = layout.sharding("rows", *(None for _ in more))
+        return jax.ShapeDtypeStruct((people, *more), dtype, sharding=place)
+
+    number: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    numbers = of_people(jnp.int32)
+    lanes: Any = jax.ShapeDtypeStruct((1, people), jnp.int32)
+    lengths: Any = jax.ShapeDtypeStruct((1,), jnp.int32)
+    asked = decode.Asked(
+        cache(1, prompt, None),
+        lengths,
+        Rows(numbers, lanes, numbers),
+        of_people(_key().dtype),
+    )
+    answers = decode.Answers(
+        number,
+        of_people(jnp.bool_),
+        of_people(jnp.int32, sample.FIRST_ROOM),
+        cache(people, sample.FIRST_ROOM, "rows"),
+    )
     params = given.state.trained
     if given.base is not None:
         params = jax.tree.map(
             lambda leaf: leaf if isinstance(leaf, jax.ShapeDtypeStruct) else _shape(leaf),
             lora.attach(given.base, given.state.trained),
         )
-    run: Any = go_on
-    return _compile(lambda: run.lower(params, prefix, number, _key(), numbers, answers, number))
+
+    def draw(logits: Any, keys: Any) -> Any:
+        return next_token(logits, keys, Sampling())
+
+    run: Any = decode.programs(model, draw, _STOPS, int8=False).go_on
+    return _compile(lambda: run.lower(params, asked, answers, number, number))
 
 
-def vocabulary_chunks(
-    shape: LlamaConfig, mesh: Mesh | AbstractMesh, work: Workload
-) -> int:
+def vocabulary_chunks(shape: LlamaConfig, mesh: AnyMesh, work: Workload) -> int:
     """How often a micro-batch's loop over the vocabulary's projection turns."""
     at_once = columns_at_once(shape.vocab_size, work.rows, work.slots, Layout(mesh))
     return math.ceil(work.reads / work.micro_batches / work.rows / at_once)
@@ -179,7 +196,7 @@ def held(tree: Any) -> int:
 
 
 def exceeded(message: str) -> tuple[int, int] | None:
-    """What a compiler says a program needs, and what there is, in bytes; None if it says neither."""
+    """Bytes that a compiler says a program needs, and those there are; None if it says neither."""
     for form in _EXCEEDED:
         found = form.search(message)
         if found:

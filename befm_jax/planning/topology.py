@@ -24,8 +24,8 @@ _FORM = re.compile(r"(?:(\d+)\*)?([a-z]+\d+[a-z]*):(\d+(?:x\d+)*)")
 _TPU_DIMENSIONS = {"v5e": 2, "v6e": 2, "v5p": 3}
 
 
-# What XLA asks of a card when there is one: some fields of openxla/xla's (Apache-2.0) target configs
-# of A100 80GB SXM, H100 SXM and H200 SXM.
+# What XLA asks of a card when there is one: some fields of the target configs that openxla/xla
+# (Apache-2.0) has of A100 80GB SXM, H100 SXM and H200 SXM.
 _TARGET = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152

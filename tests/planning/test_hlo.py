@@ -16,9 +16,7 @@ WHOLE, PART = 16_384, 2_048
 
 def text_of(function, taken, given):
     mapped = jax.shard_map(function, mesh=MESH, in_specs=taken, out_specs=given, check_vma=False)
-    x = jax.ShapeDtypeStruct(
-        (8, 16, 32), jnp.float32, sharding=NamedSharding(MESH, taken)
-    )
+    x = jax.ShapeDtypeStruct((8, 16, 32), jnp.float32, sharding=NamedSharding(MESH, taken))
     return jax.jit(mapped).lower(x).compile().as_text()
 
 

@@ -21,6 +21,7 @@ _CALLED = re.compile(
     r"(?:calls|to_apply|body|branch_computations|called_computations|true_computation|"
     r"false_computation)=\{?%?([\w.\-]+(?:, ?%?[\w.\-]+)*)"
 )
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _TURNS = re.compile(r'known_trip_count\\?":?\s*\{\\?"?n\\?"?:\s*\\?"(\d+)')
 _CONSTANT = re.compile(r"%?([\w.\-]+) = [su]\d+\[\]\S* constant\((\d+)\)")
@@ -76,6 +77,7 @@ def traffic(text: str, devices: int, slices: int = 1, unknown_turns: float = 1.0
     """
     entry, computations = _computations(text)
     times: dict[str, float] = defaultdict(float)
+    fused: set[str] = set()
     unknown = 0
     # Callees stand before their callers in the text: walked backwards, callers come first.
     times[entry] = 1.0
@@ -91,11 +93,21 @@ def traffic(text: str, devices: int, slices: int = 1, unknown_turns: float = 1.0
             for called in _CALLED.findall(line):
                 for callee in called.replace("%", "").split(","):
                     times[callee.strip()] += times[name] * turns
+                    if " fusion(" in line:
+                        fused.add(callee.strip())
     within: dict[str, float] = defaultdict(float)
     between: dict[str, float] = defaultdict(float)
+    begun: set[str] = set()
     for name, lines in computations.items():
         for line in lines if times[name] else ():
-            for kind, inside, outside in _sent(line, devices, slices):
+            for kind, inside, outside in _sent(name, line, devices, slices):
+                # Where a collective is fused with the products that run meanwhile, each of its
+                # pieces names it, and all the same channel.
+                channel = _CHANNEL.search(line)
+                if name in fused and channel:
+                    if channel.group(1) in begun:
+                        continue
+                    begun.add(channel.group(1))
                 within[kind] += times[name] * inside
                 between[kind] += times[name] * outside
     return Traffic(dict(within), dict(between), unknown)
@@ -132,7 +144,9 @@ def _turns(line: str, computations: dict[str, list[str]]) -> float | None:
     return None
 
 
-def _sent(line: str, devices: int, slices: int) -> Iterator[tuple[str, float, float]]:
+def _sent(
+    computation: str, line: str, devices: int, slices: int
+) -> Iterator[tuple[str, float, float]]:
     """The collective of an instruction, and the bytes that a chip sends for it."""
     instruction = _INSTRUCTION.match(line)
     if not instruction:
@@ -153,6 +167,9 @@ def _sent(line: str, devices: int, slices: int) -> Iterator[tuple[str, float, fl
     if groups.shape[1] < 2:
         return
     whole = sum(sizes) * (groups.shape[1] if kind == "reduce-scatter" else 1)
+    if computation.startswith("all-reduce-scatter"):
+        # A sum of which a slice is taken in the same fusion: the rest is never sent.
+        kind = "reduce-scatter"
     across = max(len(set(group)) for group in (groups // (devices // slices)).tolist())
     near = groups.shape[1] // across
     yield kind, _SENT[kind](near) * whole, _SENT[kind](across) * whole / near

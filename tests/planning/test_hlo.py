@@ -107,6 +107,19 @@ HloModule jit_step
   ROOT %next = (s32[], bf16[4,8]) tuple(%i, %gathered)
 }
 
+%first (x: bf16[4,8]) -> bf16[4,8] {
+  ROOT %g.1 = bf16[16,8]{1,0} all-gather(%x), channel_id=9, replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+%then (x: bf16[4,8]) -> bf16[4,8] {
+  ROOT %g.2 = bf16[16,8]{1,0} all-gather(%x), channel_id=9, replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+%all-reduce-scatter.1 (x: bf16[4,8]) -> bf16[1,8] {
+  %r = bf16[4,8]{1,0} all-reduce(%x), channel_id=10, replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %slice = bf16[1,8] dynamic-slice(%r, %at), dynamic_slice_sizes={1,8}
+}
+
 %condition (p: (s32[], bf16[4,8])) -> pred[] {
   %limit.1 = s32[]{:T(128)} constant(80), backend_config={"a":[]}
   %i = s32[]{:T(128)} get-tuple-element(%p), index=0
@@ -115,6 +128,9 @@ HloModule jit_step
 
 ENTRY %main (x: bf16[4,8]) -> bf16[4,8] {
   %start = (bf16[4,8]{1,0}, bf16[16,8]{1,0}) all-gather-start(%x), channel_id=1, replica_groups={{0,2,4,6},{1,3,5,7}}, dimensions={0}
+  %piece.1 = bf16[4,8] fusion(%x), kind=kCustom, calls=%first
+  %piece.2 = bf16[4,8] fusion(%piece.1), kind=kOutput, calls=%then
+  %scattered = bf16[1,8] fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
   %loop = (s32[], bf16[4,8]) while(%init), condition=%condition, body=%body
   ROOT %out = bf16[4,8] get-tuple-element(%loop), index=1
 }
@@ -124,7 +140,12 @@ ENTRY %main (x: bf16[4,8]) -> bf16[4,8] {
 def test_text_of_a_tpu_compiler_is_read():
     gathered, reduced = 16 * 8 * 2 * 3 / 4, 2 * (4 * 8 + 2 * 8) * 2 * 3 / 4
     found = hlo.traffic(TPU, 8)
-    assert found.by_kind() == {"all-reduce": 80 * reduced, "all-gather": 81 * gathered}
+    assert found.by_kind() == {
+        "all-reduce": 80 * reduced,
+        # Those of the loop, one before it, and one in two pieces that are fused with other work.
+        "all-gather": 82 * gathered,
+        "reduce-scatter": 4 * 8 * 2 * 3 / 4,
+    }
     # Devices are counted along `a` first; in the other form every second one is taken.
     assert hlo._groups(TPU.splitlines()[8], 8).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert hlo._groups(TPU.splitlines()[9], 8).tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]

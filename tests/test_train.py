@@ -53,7 +53,7 @@ def tiny(workdir, **changes) -> Config:
             lora=Lora(rank=2, alpha=4.0),
             optimizer=Optimizer(epochs=1, learning_rate=1e-2),
             checkpoints=Checkpoints(every=5),
-            evaluation=Evaluation(participants=60, resamples=200),
+            evaluation=Evaluation(participants=600, resamples=200),
         ),
         **changes,
     )
@@ -94,7 +94,7 @@ def test_results_hold_base_and_tuned_in_the_documented_places(run):
         assert task["groups"]["public_goods"]["metrics"]["wasserstein"]["value"] >= 0
     sampled = results["tuned_sampled"]["answers"]
     assert (sampled["temperature"], sampled["top_k"], sampled["top_p"]) == (1.0, 0, 1.0)
-    assert sampled["participants"] == 60
+    assert sampled["participants"] == 600
     assert "public_goods" in report.summary(results) or "Public goods" in report.summary(results)
 
 

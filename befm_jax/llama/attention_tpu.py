@@ -20,15 +20,16 @@ stay in VMEM until the row is done, 16 bytes a slot and a channel with double bu
 added up.
 
 **What limits it.**  No TPU was at hand: nothing here has been timed.  The block sizes were chosen
-by argument and by the instruction schedules of the programs compiled for v5e, v5p and v6e (32 query
-heads, 8 key heads, width 128, bfloat16): with blocks of 512 the matrix unit is busy in 96 to 98 %
-of the bundles on v5e and v5p, forward and backward, the exponentials in 32 %; blocks of 256 cost
-1.4 times as much for the same area (64 % busy; softmax bookkeeping and pipeline latency grow
-against the products), and blocks of 1,024 gain 10 % on v6e at most, skip less and need more VMEM
-than the default.  On v6e the 256 x 256 matrix unit is half empty at width 128, whatever the kernel,
-and the schedule keeps it busy in 62 % of the forward bundles, the vector unit in 68 %, and in 93 %
-of the backward ones.  HBM does not limit: a forward step reads 256 KiB of keys and values for 537
-million operations, 2,048 a byte (backward 5,120), where the machines balance at 170 to 560.
+by argument and by the instruction schedules of the programs compiled for real chips (32 query
+heads, 8 key heads, width 128, bfloat16).  With blocks of 512 the matrix unit is busy in 96 % of the
+bundles of a forward step on v5e and v5p, and in 98 % backward on v5e; the exponentials' unit in 32
+and 12 %.  Blocks of 256 cost 1.4 times as much for the same area (matrix unit 64 %: softmax
+bookkeeping and the latency of its pipeline grow against the products); blocks of 1,024 take 10 %
+fewer bundles on v6e, but skip less, and more VMEM than v5e's compiler grants by itself.  On v6e the
+256 x 256 matrix unit is half empty at width 128, whatever the kernel; it is busy in 62 % of the
+forward bundles (vector unit 68 %) and 93 % of the backward ones.  HBM does not limit: a forward
+step reads 256 KiB of keys and values for 537 million operations, 2,048 a byte (backward 5,120),
+where these chips balance at 170 to 560; without groups it is a quarter of that.
 
 Neither `jax.experimental.pallas.ops.tpu.splash_attention` nor tokamax serves this case: a mask that
 is data must be given to splash attention whole, as a boolean `[heads, N, N]`, one for all rows, and
@@ -143,17 +144,9 @@ def backward(
     found = blocks.pairs(ends[:, 0], shape.block, shape.block)
     by_query = (
         _by_group(gradient.astype(query.dtype), shape),
+        _by_group(mixed, shape),
         # Queries of padding: any finite figure does, their gradient is zero.
         _by_group_figures(log_sum_exp * LOG2_E, shape),
-        _by_group_figures(
-            jnp.einsum(
-                "bnhw,bnhw->bhn",
-                gradient.astype(jnp.float32),
-                mixed.astype(jnp.float32),
-                precision=jax.lax.Precision.HIGHEST,
-            ),
-            shape,
-        ),
     )
     grouped, keys, values = _by_group(query, shape), _by_head(key, shape), _by_head(value, shape)
     spans = [
@@ -188,7 +181,7 @@ def backward(
                     _keys(shape),
                     _key_ends(shape),
                     _queries(shape),
-                    _figures(shape),
+                    _queries(shape),
                     _figures(shape),
                 ),
                 outputs=(
@@ -196,7 +189,10 @@ def backward(
                     _whole_row(shape, last - first),
                     _whole_row(shape, last - first),
                 ),
-                scratch=(pltpu.VMEM((shape.groups, shape.block, shape.width), jnp.float32),),
+                scratch=(
+                    pltpu.VMEM((shape.groups, shape.block, shape.width), jnp.float32),
+                    pltpu.VMEM((shape.groups, shape.block), jnp.float32),
+                ),
             ),
         )(
             *work[:4],
@@ -378,6 +374,11 @@ def _across(column: Array, width: int) -> Array:
     return jnp.tile(column, (1, pl.cdiv(width, LANES)))[:, :width]
 
 
+def _row(column: Array) -> Array:
+    """A column, one lane wide or repeated over the lanes, as a row `[1, S]`."""
+    return jnp.broadcast_to(column, (column.shape[0], LANES)).T[:1]
+
+
 def _either_way(whole: Array, step: Callable[[bool], None]) -> None:
     """`step(False)`, without the mask, where a block is wholly visible; else `step(True)`."""
     pl.when(whole)(functools.partial(step, False))
@@ -440,7 +441,7 @@ def _forward_kernel(
             summed = jnp.sum(total[group], axis=1, keepdims=True)
             mixed[group] = (sums[group] / summed).astype(mixed.dtype)
             figure = (greatest[group] + jnp.log2(summed)) / LOG2_E
-            log_sum_exp[pl.ds(group, 1), :] = figure.T[:1]
+            log_sum_exp[pl.ds(group, 1), :] = _row(figure)
 
 
 def _backward_kernel(
@@ -453,12 +454,13 @@ def _backward_kernel(
     v: Any,
     end: Any,
     d_mixed: Any,
+    mixed: Any,
     log_total: Any,
-    through: Any,
     d_query: Any,
     d_key: Any,
     d_value: Any,
     sums: Any,
+    through: Any,
     *,
     scale: float,
     first_block: int,
@@ -474,6 +476,9 @@ def _backward_kernel(
     @pl.when(mark & blocks.FIRST != 0)
     def start() -> None:
         sums[...] = jnp.zeros_like(sums)
+        for group in range(groups):
+            products = d_mixed[group].astype(jnp.float32) * mixed[group].astype(jnp.float32)
+            through[pl.ds(group, 1), :] = _row(jnp.sum(products, axis=1, keepdims=True))
 
     # The first query block that sees a key block is its own.
     @pl.when(query_block[step] == key_block[step] + first_block)

@@ -166,11 +166,12 @@ def test_compiles_sharded_over_rows_and_heads_without_communication():
 def _compile(what):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("compiling for TPU needs libtpu (pip install '.[tpu]'), absent here")
-    # Platform and topology are read when jax is imported.
+    # Read when jax is imported; libtpu is otherwise loaded by one process of a machine at a time.
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
     script = Path(__file__).with_name("tpu_programs.py")
     root = script.parents[2]

@@ -15,7 +15,9 @@ from befm_jax.llama import hf, int8, stream, weights
 from befm_jax.llama.config import LlamaConfig
 
 # Of shapes that divide by eight.
-FIELDS = {"vocab_size": 96, "num_hidden_layers": 6, "num_key_value_heads": 4}
+FIELDS = {
+    "vocab_size": 96, "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 8,
+}  # fmt: skip
 MESHES = [
     {"fsdp": 8}, {"tensor": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2},
     {"data": 8},

@@ -25,7 +25,7 @@ from ml_collections import config_flags
 from befm_jax import cli, config, json_files
 from befm_jax.config import Config, ConfigError
 from befm_jax.planning import topology
-from befm_jax.planning.topology import Topology, TopologyError
+from befm_jax.planning.topology import CompilerAbsentError, Topology
 
 if TYPE_CHECKING:
     from befm_jax.planning.plans import Plan, Sizes
@@ -119,7 +119,7 @@ def made(settings: Config, on: Topology, meshes: list[Sizes]) -> list[Plan]:
     try:
         on.devices()
         compiles = True
-    except TopologyError as error:
+    except CompilerAbsentError as error:
         if on.is_tpu:
             raise
         print(f"note: estimated by formula: {error}", file=sys.stderr)

@@ -183,30 +183,32 @@ def test_a_tpu_plan_is_compiled_and_near_the_formula(tmp_path, model):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("compiling for TPU needs libtpu (pip install '.[tpu]'), absent here")
     done, found = run(
-        tmp_path, model, "--topology=v5e:2x4", "--mesh=data=2,fsdp=4", "--mesh=fsdp=4,tensor=2",
-        "--sampler",
+        tmp_path, model, "--topology=v5e:2x4", "--mesh=data=2,fsdp=4", "--sampler",
+        f"--text={tmp_path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for plan in (found, *found["others"]):
-        assert plan["fits"]
-        assert not plan["estimate"]
-        assert plan["compile_seconds"] > 0
-        formula = estimated(config_of(model), "v5e:2x4", tuple(plan["mesh"].values()))
-        assert plan["per_chip"]["parameters"] == formula.per_chip.parameters
-        assert plan["per_chip"]["peak_bytes"] == pytest.approx(formula.per_chip.peak_bytes, rel=0.5)
-        # Weights are gathered once each way, and nothing goes about that the formula has not.
-        for kind in ("all-gather", "all-reduce"):
-            assert plan["collective_bytes"][kind] <= 1.5 * formula.collective_bytes[kind], kind
-        assert plan["sampler"]["fits"]
-        assert plan["sampler"]["tokens_per_second"] > 0
+    assert found["fits"]
+    assert not found["estimate"]
+    formula = estimated(config_of(model), "v5e:2x4", (1, 2, 4, 1))
+    assert found["per_chip"]["parameters"] == formula.per_chip.parameters
+    # Of so small a model the formula is rather too large; of large ones docs/plans.md says.
+    peak = found["per_chip"]["peak_bytes"]
+    assert formula.per_chip.peak_bytes / 2.5 < peak < 1.2 * formula.per_chip.peak_bytes
+    # Weights are gathered once each way, and nothing else of any size goes about.
+    expected = formula.collective_bytes["all-gather"]
+    assert found["collective_bytes"]["all-gather"] == pytest.approx(expected, rel=0.25)
+    assert sum(found["collective_bytes"].values()) <= 1.25 * sum(formula.collective_bytes.values())
+    assert found["sampler"]["fits"]
+    assert found["sampler"]["tokens_per_second"] > 0
+    assert "all-gather" in (tmp_path / "step-slices1-data2-fsdp4-tensor1.txt").read_text()
 
 
 def test_a_tpu_plan_that_does_not_fit_says_by_how_much(tmp_path, model):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("compiling for TPU needs libtpu (pip install '.[tpu]'), absent here")
     done, found = run(
-        tmp_path, model, "--topology=v5e:1x1", "--config.data.rows=512",
-        "--config.data.observations_per_step=2048",
+        tmp_path, model, "--topology=v5e:2x2", "--mesh=data=2,fsdp=2", "--config.data.rows=4096",
+        "--config.data.observations_per_step=0", "--observations=16384",
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert not found["fits"]

@@ -9,11 +9,9 @@ import jax.numpy as jnp
 
 from befm_jax import operations
 from befm_jax.config import Config
+from befm_jax.inference.edges import columns_at_once
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.planning.workload import Workload
-
-# Bytes of the logits of one chunk, and of their gradient, as `inference.edges` makes them.
-_LOGITS = 2 * 4 * 2**26
 
 
 def memory(
@@ -42,6 +40,9 @@ def memory(
     # Weights of a layer exist whole where they are gathered, or widened from eight bits.
     gathered = sizes["fsdp"] > 1 or settings.model.quantize == "int8"
     vocabulary = shape.vocab_size * features * width / tensor * (sizes["fsdp"] > 1)
+    rows, words = math.ceil(work.rows / shared), math.ceil(shape.vocab_size / tensor)
+    # Float32, and their gradient.
+    logits = 2 * 4 * rows * words * columns_at_once(words, rows, work.slots)
     gradients = trained if settings.trained == "all" else trained * 2 / 3
     return math.ceil(
         parameters
@@ -51,7 +52,7 @@ def memory(
         + 2 * layer
         + gathered * linears * width
         + vocabulary
-        + _LOGITS
+        + logits
     )
 
 

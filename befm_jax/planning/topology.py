@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
 import re
 from collections.abc import Mapping
@@ -58,6 +59,10 @@ class TopologyError(UserError):
     """A topology that is not of the form, not known, or not to be compiled for here."""
 
 
+class CompilerAbsentError(TopologyError):
+    """A topology whose compiler is not installed."""
+
+
 @dataclass(frozen=True)
 class Topology:
     """`slices` networks of chips, each of a `shape` such as (4, 4, 4)."""
@@ -84,7 +89,8 @@ class Topology:
         """The devices that programs can be compiled for; they can't run anything.
 
         Raises:
-            TopologyError: the compiler for them is not installed, or knows no such shape.
+            CompilerAbsentError: the compiler for them is not installed.
+            TopologyError: it knows no such shape.
         """
         from jax.experimental import topologies
 
@@ -104,11 +110,14 @@ class Topology:
                     target_config=_target(self.chip),
                 )
         except Exception as error:  # whatever the plug-in raises
-            wanted = "tpu" if self.is_tpu else "gpu"
-            raise TopologyError(
-                f"{self}: the compiler for it can't be had ({str(error).splitlines()[0]}); "
-                f"pip install 'befm_jax[{wanted}]' brings it"
-            ) from error
+            extra, module = ("tpu", "libtpu") if self.is_tpu else ("gpu", "jax_cuda12_plugin")
+            if importlib.util.find_spec(module) is None:
+                raise CompilerAbsentError(
+                    f"{self}: the compiler for it is not installed; pip install "
+                    f"'befm_jax[{extra}]' brings it"
+                ) from error
+            said = str(error).splitlines()[0]
+            raise TopologyError(f"{self}: the compiler for it refuses this ({said})") from error
         return list(found.devices)
 
 

@@ -34,8 +34,10 @@ def memory(
     features, inner = shape.hidden_size, shape.intermediate_size
     heads = shape.num_attention_heads * shape.head_dim
     keys = shape.num_key_value_heads * shape.head_dim
-    layer = slots * width * (5 * features + (3 * heads + 2 * keys + 3 * inner) / tensor)
-    kept = slots * features * width if settings.model.remat else layer
+    layer = slots * width * (5 * features + (3 * heads + 2 * keys + 4 * inner) / tensor)
+    # Norms and rotations are in float32.
+    whole = layer + slots * 4 * (4 * features + (heads + keys) / tensor)
+    kept = slots * features * width if settings.model.remat else whole
     linears = sum(out * into for out, into in operations.linear_shapes(shape).values()) / tensor
     # Weights of a layer exist whole where they are gathered, or widened from eight bits.
     gathered = sizes["fsdp"] > 1 or settings.model.quantize == "int8"

@@ -21,6 +21,7 @@ _CALLED = re.compile(
     r"(?:calls|to_apply|body|branch_computations|called_computations|true_computation|"
     r"false_computation)=\{?%?([\w.\-]+(?:, ?%?[\w.\-]+)*)"
 )
+_BY_HOSTS = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _TURNS = re.compile(r'known_trip_count\\?":?\s*\{\\?"?n\\?"?:\s*\\?"(\d+)')
@@ -153,9 +154,14 @@ def _sent(
         return
     result, operation = instruction.group(3), instruction.group(4)
     kind = operation.removesuffix("-start")
-    if kind not in _SENT:
-        return
     sizes = [_bytes(array) for array in _ARRAY.findall(result)]
+    by_hosts = _BY_HOSTS.search(line)
+    if kind == "send" and by_hosts:
+        # Between TPU slices the hosts carry what each chip has of the array.
+        kind = by_hosts.group(1).lower().replace("_", "-")
+        yield kind, 0.0, _SENT.get(kind, _SENT["all-gather"])(slices) * sizes[0]
+    if kind not in _SENT or operation == "send":
+        return
     if kind == "collective-permute":
         # Started: what is sent, what is received, and two counters.
         yield kind, *_permuted(line, sizes[0], devices, slices)

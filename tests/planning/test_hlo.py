@@ -151,6 +151,19 @@ def test_text_of_a_tpu_compiler_is_read():
     assert hlo._groups(TPU.splitlines()[9], 8).tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]
 
 
+def test_what_hosts_carry_between_tpu_slices_is_read():
+    """An array that the hosts of two slices add up: every chip's is sent to its like."""
+    text = """
+ENTRY %main (x: bf16[5,8]) -> bf16[5,8] {
+  %send = (bf16[5,8]{1,0}, u32[], token[]) send(%x, %after), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %received = (bf16[5,8]{1,0}, u32[], token[]) recv(%after), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+}
+"""  # noqa: E501
+    found = hlo.traffic(text, 8, slices=2)
+    assert found.between == {"all-reduce": 5 * 8 * 2}
+    assert not any(found.within.values())
+
+
 def test_groups_that_can_not_be_read_are_an_error():
     line = "  %x = f32[8] all-reduce(%y), replica_groups=something_new, to_apply=%add"
     with pytest.raises(ValueError, match="can't be read"):

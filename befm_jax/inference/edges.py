@@ -199,7 +199,8 @@ def columns_at_once(words: int, rows: int, slots: int, layout: Layout | None = N
 
 
 def _columns_at_once(model: Llama, forest: Forest) -> int:
-    return columns_at_once(model.config.vocab_size, *forest.tokens.shape, model.layout)
+    rows, slots = forest.tokens.shape
+    return columns_at_once(model.config.vocab_size, rows, slots, model.layout)
 
 
 def _hidden(model: Llama, params: Params, forest: Forest) -> Float[Array, "B N D"]:

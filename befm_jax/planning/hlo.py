@@ -115,7 +115,9 @@ def traffic(text: str, devices: int, slices: int = 1, unknown_turns: float = 1.0
 
 
 def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
-    entry, found, current = "", {}, None
+    entry = ""
+    found: dict[str, list[str]] = {}
+    current: list[str] | None = None
     for line in text.splitlines():
         start = _COMPUTATION.match(line)
         if start:
@@ -182,7 +184,9 @@ def _sent(
 
 
 def _permuted(line: str, size: float, devices: int, slices: int) -> tuple[float, float]:
-    pairs = np.array(_numbers(_PAIRS.search(line).group(1))).reshape(-1, 2)  # type: ignore[union-attr]
+    listed = _PAIRS.search(line)
+    numbers = _numbers(listed.group(1)) if listed else []
+    pairs = np.asarray(numbers, np.int64).reshape(-1, 2)
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     if not len(pairs):
         return 0.0, 0.0

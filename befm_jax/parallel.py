@@ -65,6 +65,18 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "each_feed_forward": ("tensor",),
     "each_word": ("tensor",),
 }
+# What compilers are asked for, by platform.  On v5p and v6e the gathers of weights otherwise run by
+# themselves, with nothing computed meanwhile; v5e fuses them with products in any case.
+_COMPILER_OPTIONS: Mapping[str, dict[str, str]] = {
+    "tpu": {
+        "xla_enable_async_all_gather": "true",
+        "xla_tpu_enable_async_collective_fusion": "true",
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+        "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+        "xla_tpu_overlap_compute_collective_tc": "true",
+    },
+}
+
 # What says where arrays stand: a mesh of devices, or of as many as there would be.
 AnyMesh = Mesh | AbstractMesh
 
@@ -113,6 +125,12 @@ class Layout:
     """
 
     mesh: AnyMesh
+
+    @property
+    def compiler_options(self) -> dict[str, str] | None:
+        """What programs over these devices are compiled with, for `jax.jit`."""
+        platform = self.mesh.devices.flat[0].platform if isinstance(self.mesh, Mesh) else ""
+        return _COMPILER_OPTIONS.get(platform)
 
     def spec(self, *names: str | None) -> PartitionSpec:
         """The mesh axes that cut each axis.

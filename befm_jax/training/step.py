@@ -112,4 +112,5 @@ def make_train_step(
         new = state.replace(step=state.step + 1, trained=trained, moments=moments)
         return new, Metrics(loss, optax.tree.norm(gradient))
 
-    return jax.jit(train_step, donate_argnums=0)
+    options = model.layout.compiler_options if model.layout is not None else None
+    return jax.jit(train_step, donate_argnums=0, compiler_options=options)

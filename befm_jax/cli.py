@@ -93,10 +93,15 @@ def note_ignored_settings(origin: Mapping[str, Any]) -> None:
 
 
 def keep_compiled_programs() -> None:
-    """Keeps compiled programs in the user's cache directory, unless JAX is told another place."""
+    """Keeps compiled programs in the user's cache directory, the small ones too.
+
+    `JAX_COMPILATION_CACHE_DIR` names another place, `JAX_ENABLE_COMPILATION_CACHE=0` turns it off;
+    what JAX is told of how long a program must take to be kept counts likewise.
+    """
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "befm_jax" / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -168,10 +168,12 @@ def _distances(
     return each | {"mean": found["metrics"]["wasserstein"]["value"]}
 
 
-def answer_logits(simulator: Simulator, games: Sequence[Game]) -> list[Float32[np.ndarray, "T V"]]:
+def answer_logits(
+    simulator: Simulator, games: Sequence[Game], whole: bool = False
+) -> list[Float32[np.ndarray, "T V"]]:
     """Logits at which each game's answers are read: from the end of its prompt through one answer.
 
-    Of the game's first answer; one array a game.
+    Of the game's first answer; one array a game.  With `whole`, from the prompt's first token on.
     """
     found = []
     for game in games:
@@ -181,7 +183,7 @@ def answer_logits(simulator: Simulator, games: Sequence[Game]) -> list[Float32[n
         tokens = np.zeros((1, bucket(len(ids))), np.int32)
         tokens[0, : len(ids)] = ids
         logits = _all_logits(simulator.model)(simulator.params, tokens, len(ids))
-        found.append(np.asarray(logits)[0, len(prompt) - 1 : len(ids)])
+        found.append(np.asarray(logits)[0, 0 if whole else len(prompt) - 1 : len(ids)])
     return found
 
 

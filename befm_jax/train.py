@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ from befm_jax.inference.sample import Sampling
 from befm_jax.llama import config as llama_config
 from befm_jax.llama import hf, scratch
 from befm_jax.llama.config import LlamaConfig
-from befm_jax.llama.model import Llama
+from befm_jax.llama.model import Llama, Params
 from befm_jax.llama.tokenizer import Tokenizer
 from befm_jax.located import RUN_FILE, Located, locate, write_run
 from befm_jax.simulator import (
@@ -49,6 +50,7 @@ from befm_jax.simulator import (
 )
 from befm_jax.training import optimizer as optimizers
 from befm_jax.training import step as steps
+from befm_jax.training.ahead import StepAhead
 from befm_jax.training.checkpoint import Checkpoints
 from befm_jax.training.metrics import Log
 
@@ -66,11 +68,14 @@ def train(settings: Config) -> Path:
 
     chosen = games.select(settings.data.games) if settings.data.games else []
     learnt, held_out = people_of(settings, chosen)
-    base = base_model(settings, chosen, workdir)
+    located = base_of(settings, chosen, workdir)
+    tokenizer = fitting_tokenizer(located.directory, llama_config.read(located.directory))
 
-    batches = forests_of(settings, examples_of(settings, learnt, chosen), base.tokenizer)
+    batches = forests_of(settings, examples_of(settings, learnt, chosen), tokenizer)
     print(describe(batches))
-    tuned = tune(settings, base, batches, workdir, learnt)
+    tuning = tuning_ahead(settings, located, batches)  # compiles while the weights are read
+    base = base_model(settings, located, tokenizer)
+    tuned = tune(settings, base, tuning, workdir, learnt)
 
     if held_out is not None:
         results = provenance() | compare(settings, base, tuned, held_out, chosen)
@@ -167,8 +172,8 @@ def describe(batches: ForestBatches) -> str:
     return "\n".join(lines)
 
 
-def base_of(settings: Config) -> Located:
-    """The files of the model to tune, which may have to be made first."""
+def base_of(settings: Config, chosen: list[Game], workdir: Path) -> Located:
+    """The files of the model to tune: a checkpoint, or a small one made here."""
     if settings.model.path:
         located = locate(settings.model.path)
         if located.run:
@@ -177,19 +182,20 @@ def base_of(settings: Config) -> Located:
                 "(tools/export.py merged) and name the result"
             )
         return located
-    directory = Path(settings.workdir) / BASE
+    directory = workdir / BASE
+    if not (directory / "config.json").is_file():
+        make_base(settings, chosen, workdir)
     return Located(directory, str(directory.resolve()))
 
 
-def base_model(settings: Config, chosen: list[Game], workdir: Path) -> Simulator:
-    """The model to tune: a checkpoint, or a small one made here and taught the form of answers."""
-    dtype = jnp.dtype(settings.model.dtype)
-    located = base_of(settings)
-    if not settings.model.path and not (located.directory / "config.json").is_file():
-        make_base(settings, chosen, workdir)
-    tokenizer = fitting_tokenizer(located.directory, llama_config.read(located.directory))
+def model_of(settings: Config, shape: LlamaConfig) -> Llama:
+    """The model to tune, as a function of its parameters."""
+    return Llama(shape, dtype=jnp.dtype(settings.model.dtype), remat=settings.model.remat)
+
+
+def base_model(settings: Config, located: Located, tokenizer: Tokenizer) -> Simulator:
+    """The model to tune, its weights read."""
     shape, params = hf.load(located.directory, quantize=settings.model.quantize)
-    model = Llama(shape, dtype=dtype, remat=settings.model.remat)
     origin = {
         "path": settings.model.path or "made from nothing",
         "dtype": settings.model.dtype,
@@ -197,11 +203,11 @@ def base_model(settings: Config, chosen: list[Game], workdir: Path) -> Simulator
         **said_of_text(located.directory, tokenizer),
     }
     cli.note_ignored_settings(origin)
-    return Simulator(model, params, tokenizer, origin, located)
+    return Simulator(model_of(settings, shape), params, tokenizer, origin, located)
 
 
 def make_base(settings: Config, chosen: list[Game], workdir: Path) -> None:
-    """A small model from nothing that answers every game in the right form, uniformly.
+    """A small model from nothing, taught to answer every game in the right form, uniformly.
 
     Without games its weights stay as they were drawn.
     """
@@ -245,45 +251,97 @@ def make_base(settings: Config, chosen: list[Game], workdir: Path) -> None:
         )
         rates = optimizers.schedule(wanted.learning_rate, batches.steps, 0.1)
         model = Llama(shape, dtype=jnp.float32, remat=settings.model.remat)
-        params = fit(settings, "base", model, steps.train_all, None, params, batches, rates, {})
+        teaching = phase_ahead(
+            settings, "base", model, steps.train_all, None, params, batches, rates
+        )
+        params = fit(settings, teaching, None, params, {})
     export.model(workdir / BASE, shape, params, tokenizer)
 
 
+class Phase(NamedTuple):
+    """A training loop to come, its first program compiling in the background."""
+
+    name: str
+    batches: ForestBatches
+    rates: optax.Schedule
+    optimizer: optax.GradientTransformation
+    step: StepAhead
+
+
+def phase_ahead(
+    settings: Config,
+    name: str,
+    model: Llama,
+    combine: steps.Combine,
+    base: Any,
+    trained: Any,
+    batches: ForestBatches,
+    rates: optax.Schedule,
+) -> Phase:
+    """Begins to compile a phase's step; of `base` and `trained` only the shapes count."""
+    wanted = settings.optimizer
+    optimizer = optimizers.adamw(rates, wanted.weight_decay, wanted.clip_norm)
+    start = partial(steps.init_state, optimizer=optimizer, seed=settings.seed)
+    state = jax.eval_shape(start, trained)
+    train_step = steps.make_train_step(model, optimizer, combine)
+    return Phase(name, batches, rates, optimizer, StepAhead(train_step, state, base, batches[0][0]))
+
+
+def tuning_ahead(settings: Config, located: Located, batches: ForestBatches) -> Phase:
+    """Begins to compile the step that tunes a model whose weights were not read yet."""
+    shape, params = hf.abstract(located.directory, quantize=settings.model.quantize)
+    wanted = settings.optimizer
+    rates = optimizers.schedule(wanted.learning_rate, batches.steps, wanted.warmup_fraction)
+    trained = jax.eval_shape(partial(untrained, settings), params)
+    all_of_it = settings.trained == "all"
+    return phase_ahead(
+        settings,
+        "tune",
+        model_of(settings, shape),
+        steps.train_all if all_of_it else steps.train_adapter,
+        None if all_of_it else params,
+        trained,
+        batches,
+        rates,
+    )
+
+
+def untrained(settings: Config, params: Params) -> Any:
+    """What tuning starts from: a fresh adapter, or every parameter.
+
+    The parameters as a copy in float32, the dtype that small updates need: a step consumes what it
+    is given.
+    """
+    if settings.trained == "all":
+        return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)
+    wanted = settings.lora
+    return lora.init(
+        jax.random.key(settings.seed),
+        params,
+        rank=wanted.rank,
+        alpha=wanted.alpha,
+        rslora=wanted.rslora,
+        dropout=wanted.dropout,
+        targets=config.names(wanted.targets),
+    )
+
+
 def tune(
-    settings: Config, base: Simulator, batches: ForestBatches, workdir: Path, learnt: People | None
+    settings: Config, base: Simulator, tuning: Phase, workdir: Path, learnt: People | None
 ) -> Simulator:
     """Trains the adapter (or every parameter), writes it, and returns the tuned model."""
-    rates = optimizers.schedule(
-        settings.optimizer.learning_rate, batches.steps, settings.optimizer.warmup_fraction
-    )
     inputs = {"base": hf.fingerprint(base.located.directory)}
     adapter_dir = None
+    trained = untrained(settings, base.params)
     if settings.trained == "adapter":
-        wanted = settings.lora
-        adapter = lora.init(
-            jax.random.key(settings.seed),
-            base.params,
-            rank=wanted.rank,
-            alpha=wanted.alpha,
-            rslora=wanted.rslora,
-            dropout=wanted.dropout,
-            targets=config.names(wanted.targets),
-        )
-        adapter = fit(
-            settings, "tune", base.model, steps.train_adapter, base.params, adapter, batches, rates,
-            inputs,
-        )  # fmt: skip
+        adapter = fit(settings, tuning, base.params, trained, inputs)
         made_here = not settings.model.path
         template = base.tokenizer.template_hash
         peft.save(workdir / ADAPTER, adapter, base.located.name, template)
         model, adapter_dir = BASE if made_here else base.located.pinned, ADAPTER
         params = lora.attach(base.params, adapter)
     else:
-        # A copy in float32, the dtype that small updates need: the step consumes what it is given.
-        params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), base.params)
-        params = fit(
-            settings, "tune", base.model, steps.train_all, None, params, batches, rates, inputs
-        )
+        params = fit(settings, tuning, None, trained, inputs)
         source = base.located.directory
         export.model(workdir / TUNED, base.model.config, params, base.tokenizer, source=source)
         model, made_here = TUNED, True
@@ -306,39 +364,27 @@ def tune(
     return Simulator(base.model, params, base.tokenizer, origin, base.located)
 
 
-def fit(
-    settings: Config,
-    phase: str,
-    model: Llama,
-    combine: steps.Combine,
-    base: Any,
-    trained: Any,
-    batches: ForestBatches,
-    rates: optax.Schedule,
-    inputs: Mapping[str, str],
-) -> Any:
+def fit(settings: Config, phase: Phase, base: Any, trained: Any, inputs: Mapping[str, str]) -> Any:
     """The training loop: from the last checkpoint, or from the start, to the last step.
 
     `inputs` are hashes of what it learns from beside the batches (see `check_same_inputs`).
     """
-    workdir = Path(settings.workdir)
-    optimizer = optimizers.adamw(
-        rates, settings.optimizer.weight_decay, settings.optimizer.clip_norm
-    )
-    train_step = steps.make_train_step(model, optimizer, combine)
-    state = steps.init_state(trained, optimizer, settings.seed)
-    saved = Checkpoints(workdir / "checkpoints" / phase, settings.checkpoints.keep)
+    workdir, batches = Path(settings.workdir), phase.batches
+    state = steps.init_state(trained, phase.optimizer, settings.seed)
+    saved = Checkpoints(workdir / "checkpoints" / phase.name, settings.checkpoints.keep)
     inputs = {"observations": batches.fingerprint, **inputs}
-    check_same_inputs(workdir, phase, inputs, go_on=saved.last is not None)
+    check_same_inputs(workdir, phase.name, inputs, go_on=saved.last is not None)
     if saved.last is not None:
         state = saved.restore(state)
-        print(f"{phase}: going on from the checkpoint of step {saved.last}")
+        print(f"{phase.name}: going on from the checkpoint of step {saved.last}")
     start = int(state.step)
-    log = Log(workdir, phase, batches.steps, start, rates)
+    if start < batches.steps:
+        print(f"{phase.name}: {phase.step.wait(batches[start][0])}")
+    log = Log(workdir, phase.name, batches.steps, start, phase.rates)
     try:
         for number in range(start + 1, batches.steps + 1):
             batch, source = batches[number - 1]
-            state, metrics = train_step(state, base, batch)
+            state, metrics = phase.step(state, base, batch)
             log.step(number, metrics, source)
             if number % settings.checkpoints.every == 0 or number == batches.steps:
                 log.settle()

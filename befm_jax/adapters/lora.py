@@ -116,7 +116,16 @@ class LoraKernel:
         if self.dropout_key is not None:
             keep = jax.random.bernoulli(self.dropout_key, 1 - self.dropout, rows.shape)
             dropped = jnp.where(keep, rows / (1 - self.dropout), 0).astype(x.dtype)
-        update = dot(dot(dropped, self.a), self.b) * self.scaling.astype(x.dtype)
+        # In the highest precision, which bfloat16 has anyway: XLA on GPU merges products of one
+        # input and one precision, and would for that write every weight with `a` below it to
+        # memory, in every layer of every step.
+        narrow = jax.lax.dot_general(
+            dropped,
+            self.a.astype(x.dtype),
+            (((1,), (1,)), ((), ())),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        update = dot(narrow, self.b) * self.scaling.astype(x.dtype)
         return (dot(rows, self.base) + update).reshape(*x.shape[:-1], -1)
 
 

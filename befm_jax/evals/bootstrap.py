@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from befm_jax.evals.metrics import METRICS, Floats, Metric, Pair
+from befm_jax.evals.metrics import METRICS, Floats, Metric, Pair, Side
 
 # Rows of resamples that are worked on at once: their arrays stay in a core's cache.
 _CHUNK = 500
@@ -71,11 +71,11 @@ def compare(
     """
     if resamples < 2:
         raise ValueError(f"resamples: {resamples}; an interval needs at least 2")
-    estimate = Pair(values, model, people, exact=exact)
+    estimate = Pair.of(values, model, people, exact=exact)
     number = int(people.sum())
     people_again = resample(rng, people, number, resamples)
     if exact:
-        model_again, perfect = np.asarray(model, np.float64), people / number
+        the_model, a_perfect = estimate.model, Side("people", values, people, exact=True)
     else:
         draws = int(model.sum())
         model_again = resample(rng, model, draws, resamples)
@@ -85,12 +85,14 @@ def compare(
     ceilings = {name: np.empty(resamples) for name in metrics}
     for start in range(0, resamples, _CHUNK):
         rows = slice(start, min(start + _CHUNK, resamples))
-        drawn = people_again[rows]
+        drawn = Side("people", values, people_again[rows], exact=False)
         # Each resample beside its neighbour: two independent draws, at no further sampling.
         neighbours = people_again[np.arange(rows.start, rows.stop) - 1]
-        again = Pair(values, model_again if exact else model_again[rows], drawn, exact=exact)
-        ideal = Pair(values, perfect if exact else perfect[rows], drawn, exact=exact)
-        others = Pair(values, neighbours, drawn, exact=False)
+        others = Pair(Side("people", values, neighbours, exact=False), drawn)
+        if not exact:
+            the_model = Side("model", values, model_again[rows], exact=False)
+            a_perfect = Side("people", values, perfect[rows], exact=False)
+        again, ideal = Pair(the_model, drawn), Pair(a_perfect, drawn)
         for name, metric in metrics.items():
             replicates[name][rows] = metric.compute(again)
             floors[name][rows] = metric.compute(ideal)

@@ -23,60 +23,39 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 
-class Pair:
-    """A model's answers beside people's, on the same values.
+class Side:
+    """One side of a comparison: a distribution over a game's values, or a sample's counts.
+
+    What is computed of it is kept, so that a side that meets several others pays once.
 
     Args:
+        name: what messages call it.
         values: `[A]` the game's possible choices, ascending, at least two.
-        model: `[..., A]` the model's answers: a distribution, or counts of draws.
-        people: `[..., A]` counts of people; leading axes broadcast against the model's.
-        exact: whether `model` is the model's whole distribution.  If not, it holds counts of
-            draws, and the metrics with an unbiased form correct for their finite number.
+        weights: `[..., A]` the shares, or counts of answers.
+        exact: whether `weights` is the whole distribution.  If not, it holds counts, and what has
+            an unbiased form is corrected for their finite number.
 
     Raises:
         ValueError: shapes that do not fit, values that do not ascend, negative or non-finite
             weights, or a histogram with nothing in it.
     """
 
-    def __init__(
-        self, values: ArrayLike, model: ArrayLike, people: ArrayLike, *, exact: bool = True
-    ) -> None:
+    def __init__(self, name: str, values: ArrayLike, weights: ArrayLike, *, exact: bool) -> None:
         self.values = np.asarray(values, np.float64)
         if self.values.ndim != 1 or len(self.values) < 2 or np.any(np.diff(self.values) <= 0):
             raise ValueError("values must be one ascending list of at least two choices")
-        self._model_weights = _checked("model", model, len(self.values))
-        self._people_weights = _checked("people", people, len(self.values))
+        self._weights, self._number = _checked(name, weights, len(self.values))
         self._exact = exact
 
     @cached_property
-    def model(self) -> Floats:
-        """`[..., A]` the model's shares."""
-        return self._model_weights / self._model_weights.sum(-1, keepdims=True)
+    def shares(self) -> Floats:
+        """`[..., A]` summing to 1."""
+        return self._weights / self._number[..., None]
 
     @cached_property
-    def people(self) -> Floats:
-        """`[..., A]` the people's shares."""
-        return self._people_weights / self._people_weights.sum(-1, keepdims=True)
-
-    @cached_property
-    def model_cdf(self) -> Floats:
-        """`[..., A-1]` the model's cumulative shares; the last, always 1, is left out."""
-        return np.cumsum(self.model[..., :-1], axis=-1)
-
-    @cached_property
-    def people_cdf(self) -> Floats:
-        """`[..., A-1]` the people's cumulative shares; the last, always 1, is left out."""
-        return np.cumsum(self.people[..., :-1], axis=-1)
-
-    @cached_property
-    def cdf_difference(self) -> Floats:
-        """`[..., A-1]` the model's cumulative shares less the people's."""
-        return self.model_cdf - self.people_cdf
-
-    @cached_property
-    def squared_cdf_distance(self) -> Floats:
-        """`[...]` the integral of the squared difference of the cumulative shares."""
-        return np.square(self.cdf_difference) @ self.gaps
+    def cdf(self) -> Floats:
+        """`[..., A-1]` the cumulative shares; the last, always 1, is left out."""
+        return np.cumsum(self.shares[..., :-1], axis=-1)
 
     @cached_property
     def points(self) -> Floats:
@@ -89,54 +68,91 @@ class Pair:
         return np.diff(self.points)
 
     @cached_property
-    def model_spread(self) -> Floats:
-        """`[...]` the integral of `F (1 - F)`: half of the model's E|X - X'|, unbiased."""
-        spread = (self.model_cdf * (1.0 - self.model_cdf)) @ self.gaps
-        return spread if self._exact else spread * _sample_correction(self._model_weights)
-
-    @cached_property
-    def people_spread(self) -> Floats:
-        """`[...]` half of the people's E|Y - Y'|, unbiased."""
-        plain = self.people_plain_spread
-        return plain * _sample_correction(self._people_weights)
-
-    @cached_property
-    def people_plain_spread(self) -> Floats:
-        """`[...]` the integral of `G (1 - G)`, of these people taken as the whole."""
-        return (self.people_cdf * (1.0 - self.people_cdf)) @ self.gaps
-
-    @cached_property
-    def model_plain_spread(self) -> Floats:
+    def plain_spread(self) -> Floats:
         """`[...]` the integral of `F (1 - F)`, of these answers taken as the whole."""
-        return (self.model_cdf * (1.0 - self.model_cdf)) @ self.gaps
+        return (self.cdf * (1.0 - self.cdf)) @ self.gaps
 
-    def variances(self) -> tuple[Floats, Floats]:
-        """`[...]` of model and people in squared points; samples are divided by n - 1."""
-        squares = np.square(self.points)
-        model = self.model @ squares - np.square(self.model @ self.points)
-        people = self.people @ squares - np.square(self.people @ self.points)
-        if not self._exact:
-            model = model * _sample_correction(self._model_weights)
-        return model, people * _sample_correction(self._people_weights)
+    @cached_property
+    def spread(self) -> Floats:
+        """`[...]` the integral of `F (1 - F)`: half of E|X - X'|, unbiased."""
+        return self.plain_spread if self._exact else self.plain_spread * self._correction
+
+    @cached_property
+    def mean(self) -> Floats:
+        """`[...]` in points."""
+        return self.shares @ self.points
+
+    @cached_property
+    def variance(self) -> Floats:
+        """`[...]` in squared points; a sample's is divided by n - 1."""
+        variance = self.shares @ np.square(self.points) - np.square(self.mean)
+        return variance if self._exact else variance * self._correction
+
+    @cached_property
+    def entropy(self) -> Floats:
+        """`[...]` in bits."""
+        return _entropy(self.shares)
+
+    @property
+    def _correction(self) -> Floats:
+        """`[...]` n / (n - 1), NaN for a sample of one, whose spread is unknown."""
+        unknown = np.full(np.shape(self._number), np.nan)
+        return np.divide(self._number, self._number - 1.0, where=self._number > 1.0, out=unknown)
 
 
-def _checked(side: str, weights: ArrayLike, count: int) -> Floats:
+class Pair:
+    """A model's answers beside people's, on the same values.
+
+    Args:
+        model: `[..., A]`, a distribution or counts of draws.
+        people: `[..., A]` counts of people; leading axes broadcast against the model's.
+    """
+
+    def __init__(self, model: Side, people: Side) -> None:
+        self.model, self.people = model, people
+
+    @classmethod
+    def of(
+        cls, values: ArrayLike, model: ArrayLike, people: ArrayLike, *, exact: bool = True
+    ) -> Pair:
+        """Of a game's `values` `[A]` and both sides' weights `[..., A]`.
+
+        `exact` says that the model's are its whole distribution, not counts of draws.  Raises as
+        `Side` does.
+        """
+        return cls(
+            Side("model", values, model, exact=exact),
+            Side("people", values, people, exact=False),
+        )
+
+    @cached_property
+    def cdf_difference(self) -> Floats:
+        """`[..., A-1]` the model's cumulative shares less the people's."""
+        return self.model.cdf - self.people.cdf
+
+    @cached_property
+    def squared_cdf_distance(self) -> Floats:
+        """`[...]` the integral of the squared difference of the cumulative shares."""
+        return np.square(self.cdf_difference) @ self.gaps
+
+    @property
+    def gaps(self) -> Floats:
+        """`[A-1]` the distances between neighbouring points."""
+        return self.people.gaps
+
+
+def _checked(side: str, weights: ArrayLike, count: int) -> tuple[Floats, Floats]:
+    """`[..., A]` the weights, and `[...]` their sums."""
     array = np.asarray(weights, np.float64)
     if array.ndim == 0 or array.shape[-1] != count:
         raise ValueError(f"{side}: {array.shape} does not end in {count}, the number of values")
     # NaN fails both comparisons, and a sum tells infinity: one pass instead of isfinite's two.
-    if not array.min(initial=0.0) >= 0.0 or not np.isfinite(array.sum()):
+    sums = array.sum(-1)
+    if not array.min(initial=0.0) >= 0.0 or not np.isfinite(sums).all():
         raise ValueError(f"{side}: weights must be finite and not negative")
-    if not array.sum(-1).min(initial=np.inf) > 0.0:
+    if not sums.min(initial=np.inf) > 0.0:
         raise ValueError(f"{side}: a histogram with nothing in it can't be compared")
-    return array
-
-
-def _sample_correction(counts: Floats) -> Floats:
-    """`[...]` n / (n - 1), NaN for a sample of one, whose spread is unknown."""
-    number = counts.sum(-1)
-    unknown = np.full(np.shape(number), np.nan)
-    return np.divide(number, number - 1.0, where=number > 1.0, out=unknown)
+    return array, sums
 
 
 def wasserstein(pair: Pair) -> Floats:
@@ -156,8 +172,8 @@ def energy(pair: Pair) -> Floats:
     Szekely and Rizzo (2013), "Energy statistics", J. Stat. Plan. Inference 143.
     """
     # 2E|X-Y| = 2 (squared distance + spread of X + spread of Y), each spread taken as the whole.
-    between = pair.squared_cdf_distance + pair.model_plain_spread + pair.people_plain_spread
-    return 2.0 * (between - pair.model_spread - pair.people_spread)
+    between = pair.squared_cdf_distance + pair.model.plain_spread + pair.people.plain_spread
+    return 2.0 * (between - pair.model.spread - pair.people.spread)
 
 
 def crps(pair: Pair) -> Floats:
@@ -168,8 +184,8 @@ def crps(pair: Pair) -> Floats:
     draws, so that their score estimates that of the distribution behind them (the fair score;
     NaN for one draw).  Gneiting and Raftery (2007), JASA 102; Ferro (2014), QJRMS 140.
     """
-    toward_people = pair.squared_cdf_distance + pair.model_plain_spread + pair.people_plain_spread
-    return toward_people - pair.model_spread
+    toward_people = pair.squared_cdf_distance + pair.model.plain_spread + pair.people.plain_spread
+    return toward_people - pair.model.spread
 
 
 def log_score(pair: Pair) -> Floats:
@@ -178,10 +194,11 @@ def log_score(pair: Pair) -> Floats:
     NaN where the model gives a person's choice no probability: the score is infinite there, and
     for a sampled model that says more about the number of draws than about the model.
     """
-    possible = pair.model > 0.0
-    surprise = -np.log(pair.model, where=possible, out=np.zeros_like(pair.model))
-    score = _inner(pair.people, surprise)
-    missed = _inner(pair.people, np.where(possible, 0.0, 1.0))
+    model, people = pair.model.shares, pair.people.shares
+    possible = model > 0.0
+    surprise = -np.log(model, where=possible, out=np.zeros_like(model))
+    score = _inner(people, surprise)
+    missed = _inner(people, np.where(possible, 0.0, 1.0))
     return np.where(missed > 0.0, np.nan, score)
 
 
@@ -192,7 +209,7 @@ def _inner(rows: Floats, columns: Floats) -> Floats:
 
 def total_variation(pair: Pair) -> Floats:
     """`[...]` half the summed absolute differences of shares: 0 equal, 1 nothing in common."""
-    return 0.5 * np.abs(pair.model - pair.people).sum(-1)
+    return 0.5 * np.abs(pair.model.shares - pair.people.shares).sum(-1)
 
 
 def jensen_shannon(pair: Pair) -> Floats:
@@ -201,8 +218,8 @@ def jensen_shannon(pair: Pair) -> Floats:
     The square of `scipy.spatial.distance.jensenshannon(..., base=2)`.  Lin (1991), IEEE Trans.
     Inf. Theory 37.
     """
-    middle = 0.5 * (pair.model + pair.people)
-    divergence = _entropy(middle) - 0.5 * (_entropy(pair.model) + _entropy(pair.people))
+    middle = 0.5 * (pair.model.shares + pair.people.shares)
+    divergence = _entropy(middle) - 0.5 * (pair.model.entropy + pair.people.entropy)
     return np.clip(divergence, 0.0, 1.0)  # rounding may leave -1e-17
 
 
@@ -218,7 +235,7 @@ def ks(pair: Pair) -> Floats:
 
 def mean_difference(pair: Pair) -> Floats:
     """`[...]` the model's mean less the people's, in points; positive: the model gives more."""
-    return pair.model @ pair.points - pair.people @ pair.points
+    return pair.model.mean - pair.people.mean
 
 
 def variance_ratio(pair: Pair) -> Floats:
@@ -226,8 +243,7 @@ def variance_ratio(pair: Pair) -> Floats:
 
     Samples are divided by n - 1.  NaN where the people all agree, or a sample is one.
     """
-    model, people = pair.variances()
-    model, people = np.broadcast_arrays(model, people)
+    model, people = np.broadcast_arrays(pair.model.variance, pair.people.variance)
     varied = people > 1e-12
     return np.divide(model, people, where=varied, out=np.full(people.shape, np.nan))
 

@@ -175,6 +175,22 @@ def load(
     return checkpoint.config, flax.traverse_util.unflatten_dict(flat)
 
 
+def abstract(
+    directory: str | Path,
+    mesh: Mesh | None = None,
+    dtype: Any = None,
+    quantize: str | None = None,
+) -> tuple[LlamaConfig, model.Params]:
+    """What `load` would give: the config, and `jax.ShapeDtypeStruct`s in place of the parameters.
+
+    Reads headers alone, so that programs can be compiled while the weights are read.  Raises as
+    `load` does.
+    """
+    checkpoint = open_checkpoint(directory)
+    flat = {one.path: one.held for one in parameters(checkpoint, mesh, dtype, quantize)}
+    return checkpoint.config, flax.traverse_util.unflatten_dict(flat)
+
+
 def save(
     directory: str | Path,
     config: LlamaConfig,

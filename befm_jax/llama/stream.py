@@ -73,6 +73,11 @@ class Parameter:
         """The dtype on disk."""
         return self.tensors[0].numpy_dtype
 
+    @property
+    def held(self) -> Any:
+        """What the parameter becomes on the devices, as `jax.ShapeDtypeStruct`s."""
+        return _held(self.shape, self.dtype, self.sharding, self.quantize)
+
     def pieces(self, devices: Iterable[Any] | None = None) -> dict[Bounds, list[Any]]:
         """What devices (default: this process's) hold: a part of the parameter -> who holds it."""
         wanted = self.sharding.addressable_devices if devices is None else set(devices)
@@ -287,13 +292,9 @@ def _assembler(
 
     `whole` is donated: it is written in its own memory.
     """
-    convert = int8.quantize_matrix if quantize else lambda chunk: chunk.astype(dtype)
-    whole = jax.eval_shape(convert, jax.ShapeDtypeStruct(shape, dtype))
-    # A kernel's further arrays, one number a row each, are cut as the rows are.
-    by_row: Any = sharding
-    if isinstance(sharding, NamedSharding):
-        by_row = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[: len(shape) - 1]))
-    placed = jax.tree.map(lambda leaf: sharding if leaf.shape == shape else by_row, whole)
+    convert = _converter(dtype, quantize)
+    whole = _held(shape, dtype, sharding, quantize)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, whole)
 
     def empty() -> Any:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), whole)
@@ -307,4 +308,24 @@ def _assembler(
     return (
         jax.jit(empty, out_shardings=placed),
         jax.jit(write, donate_argnums=0, out_shardings=placed),
+    )
+
+
+def _converter(dtype: np.dtype[Any], quantize: bool) -> Callable[[Array], Any]:
+    """What is done to a chunk that was read."""
+    return int8.quantize_matrix if quantize else lambda chunk: chunk.astype(dtype)
+
+
+def _held(shape: tuple[int, ...], dtype: np.dtype[Any], sharding: Sharding, quantize: bool) -> Any:
+    """What a whole parameter becomes, as `jax.ShapeDtypeStruct`s with their shardings."""
+    # A kernel's further arrays, one number a row each, are cut as the rows are.
+    by_row: Any = sharding
+    if isinstance(sharding, NamedSharding):
+        by_row = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[: len(shape) - 1]))
+    whole = jax.eval_shape(_converter(dtype, quantize), jax.ShapeDtypeStruct(shape, dtype))
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding if leaf.shape == shape else by_row
+        ),
+        whole,
     )

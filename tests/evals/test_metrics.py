@@ -55,7 +55,7 @@ def test_no_module_of_the_room_imports_jax():
 @pytest.mark.parametrize("seed", range(5))
 def test_wasserstein_equals_scipy_weighted_and_unweighted(seed):
     model, people = histograms(seed)
-    ours = metrics.wasserstein(Pair(UNEVEN, model, people))
+    ours = metrics.wasserstein(Pair.of(UNEVEN, model, people))
     scale = 100 / 13
     weighted = wasserstein_distance(UNEVEN, UNEVEN, model, people) * scale
     lists = wasserstein_distance(np.repeat(UNEVEN, model), np.repeat(UNEVEN, people)) * scale
@@ -65,7 +65,7 @@ def test_wasserstein_equals_scipy_weighted_and_unweighted(seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_total_variation_jensen_shannon_and_ks_equal_scipy(seed):
     model, people = histograms(seed)
-    pair = Pair(UNEVEN, model, people)
+    pair = Pair.of(UNEVEN, model, people)
     p, q = model / model.sum(), people / people.sum()
     np.testing.assert_allclose(metrics.total_variation(pair), np.abs(p - q).sum() / 2)
     np.testing.assert_allclose(metrics.jensen_shannon(pair), jensenshannon(p, q, base=2) ** 2)
@@ -84,7 +84,7 @@ def test_energy_equals_a_double_loop_over_the_members(exact):
         return total / (len(members) ** 2 if whole else len(members) * (len(members) - 1))
 
     expected = 2 * between - within(xs, exact) - within(ys, False)
-    ours = metrics.energy(Pair(UNEVEN, model, people, exact=exact))
+    ours = metrics.energy(Pair.of(UNEVEN, model, people, exact=exact))
     np.testing.assert_allclose(ours, expected, rtol=1e-12)
 
 
@@ -93,13 +93,13 @@ def test_energy_and_variance_ratio_have_no_bias_however_small_the_samples(exact)
     rng = np.random.default_rng(0)
     p, q = np.array([0.3, 0.1, 0.1, 0.1, 0.1, 0.3]), np.array([0.1, 0.1, 0.3, 0.3, 0.1, 0.1])
     # Ten million people stand for infinitely many: their correction vanishes.
-    truth = metrics.energy(Pair(UNEVEN, p, q * 1e7))
+    truth = metrics.energy(Pair.of(UNEVEN, p, q * 1e7))
     people = rng.multinomial(6, q, size=40_000)
     model = p if exact else rng.multinomial(4, p, size=40_000)
-    drawn = metrics.energy(Pair(UNEVEN, model, people, exact=exact))
+    drawn = metrics.energy(Pair.of(UNEVEN, model, people, exact=exact))
     assert abs(drawn.mean() - truth) < 4 * drawn.std() / 200
-    variance, _ = Pair(UNEVEN, model, people, exact=exact).variances()
-    expected, _ = Pair(UNEVEN, p, q * 1e7).variances()
+    variance = Pair.of(UNEVEN, model, people, exact=exact).model.variance
+    expected = Pair.of(UNEVEN, p, q * 1e7).model.variance
     assert abs(np.mean(variance) - expected) <= 4 * np.std(variance) / 200 + 1e-9
 
 
@@ -109,47 +109,47 @@ def test_crps_equals_a_brute_force_integral_for_each_person():
     points = (UNEVEN + 3) * 100 / 13
     model_cdf = ((points <= grid[:, None]) * model / model.sum()).sum(1)
     scores = [np.mean((model_cdf - (grid >= point)) ** 2) * 100 for point in points]
-    ours = metrics.crps(Pair(UNEVEN, model, people))
+    ours = metrics.crps(Pair.of(UNEVEN, model, people))
     np.testing.assert_allclose(ours, np.average(scores, weights=people), rtol=1e-3)
 
 
 def test_crps_of_draws_estimates_that_of_the_distribution_behind_them():
     rng = np.random.default_rng(1)
     p, people = np.full(6, 1 / 6), histograms(2)[1]
-    drawn = metrics.crps(Pair(UNEVEN, rng.multinomial(3, p, size=40_000), people, exact=False))
-    assert abs(drawn.mean() - metrics.crps(Pair(UNEVEN, p, people))) < 4 * drawn.std() / 200
+    drawn = metrics.crps(Pair.of(UNEVEN, rng.multinomial(3, p, size=40_000), people, exact=False))
+    assert abs(drawn.mean() - metrics.crps(Pair.of(UNEVEN, p, people))) < 4 * drawn.std() / 200
 
 
 def test_crps_puts_the_true_distribution_before_the_median(real_counts):
     true, median = [], []
     for counts in real_counts.values():
         values = np.arange(len(counts))
-        true.append(metrics.crps(Pair(values, counts, counts)))
+        true.append(metrics.crps(Pair.of(values, counts, counts)))
         answer = baselines.median(values, counts).weights
-        median.append(metrics.crps(Pair(values, answer, counts)))
+        median.append(metrics.crps(Pair.of(values, answer, counts)))
     # The figures of DESIGN.md section 8.
     assert np.mean(true) == pytest.approx(14.4, abs=0.05)
     assert np.mean(median) == pytest.approx(20.9, abs=0.05)
 
 
 def test_log_score_is_the_mean_surprise_and_undefined_for_an_impossible_choice():
-    assert metrics.log_score(Pair([0, 1], [0.25, 0.75], [1, 3])) == pytest.approx(
+    assert metrics.log_score(Pair.of([0, 1], [0.25, 0.75], [1, 3])) == pytest.approx(
         -(np.log(0.25) + 3 * np.log(0.75)) / 4
     )
-    both = metrics.log_score(Pair([0, 1], [[1.0, 0.0], [0.5, 0.5]], [[2, 1], [2, 1]]))
+    both = metrics.log_score(Pair.of([0, 1], [[1.0, 0.0], [0.5, 0.5]], [[2, 1], [2, 1]]))
     assert np.isnan(both[0])
     assert both[1] == pytest.approx(np.log(2))
 
 
 def test_mean_difference_and_variance_ratio_of_a_known_case():
-    pair = Pair([0, 10, 20], [0, 1, 0], [1, 0, 3])
+    pair = Pair.of([0, 10, 20], [0, 1, 0], [1, 0, 3])
     assert metrics.mean_difference(pair) == pytest.approx(50 - 75)
     assert metrics.variance_ratio(pair) == 0
-    assert np.isnan(metrics.variance_ratio(Pair([0, 1], [0.5, 0.5], [4, 0])))
+    assert np.isnan(metrics.variance_ratio(Pair.of([0, 1], [0.5, 0.5], [4, 0])))
 
 
 def test_a_sample_of_one_has_no_spread():
-    pair = Pair([0, 1], [1, 0], [3, 3], exact=False)
+    pair = Pair.of([0, 1], [1, 0], [3, 3], exact=False)
     assert np.isnan(metrics.energy(pair))
     assert np.isnan(metrics.crps(pair))
 
@@ -159,9 +159,9 @@ def test_metrics_of_many_resamples_equal_those_of_each(name):
     rng = np.random.default_rng(4)
     model = rng.integers(1, 9, (3, 6))
     people = rng.integers(1, 9, (3, 6))
-    together = METRICS[name].compute(Pair(UNEVEN, model, people, exact=False))
+    together = METRICS[name].compute(Pair.of(UNEVEN, model, people, exact=False))
     alone = [
-        METRICS[name].compute(Pair(UNEVEN, one, other, exact=False))
+        METRICS[name].compute(Pair.of(UNEVEN, one, other, exact=False))
         for one, other in zip(model, people, strict=True)
     ]
     np.testing.assert_allclose(together, alone, rtol=1e-12)
@@ -181,7 +181,7 @@ def test_metrics_of_many_resamples_equal_those_of_each(name):
 )
 def test_histograms_that_do_not_fit_are_refused(values, model, people, message):
     with pytest.raises(ValueError, match=message):
-        Pair(values, model, people)
+        Pair.of(values, model, people)
 
 
 def test_resamples_keep_size_and_shares():
@@ -202,7 +202,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(exact):
     model = np.full(11, 1 / 11)
     chosen = {name: METRICS[name] for name in ("energy", "mean_difference", "wasserstein")}
     right = {
-        name: metric.compute(Pair(values, model, truth * 1e7)) for name, metric in chosen.items()
+        name: metric.compute(Pair.of(values, model, truth * 1e7)) for name, metric in chosen.items()
     }
     held = dict.fromkeys(chosen, 0)
     for people in rng.multinomial(150, truth, size=300):
@@ -289,7 +289,9 @@ def test_floors_are_the_designs_figures_on_the_real_table(real_counts):
         floors = []
         for counts in real_counts.values():
             drawn = bootstrap.resample(np.random.default_rng(0), counts, number, 1000)
-            floors.append(metrics.wasserstein(Pair(np.arange(len(counts)), counts, drawn)).mean())
+            floors.append(
+                metrics.wasserstein(Pair.of(np.arange(len(counts)), counts, drawn)).mean()
+            )
         assert np.mean(floors) == pytest.approx(expected, abs=0.06)
 
 
@@ -301,7 +303,7 @@ def test_baselines_are_the_designs_figures_on_the_real_table(real_counts):
             (uniform, baselines.uniform(values)),
             (median, baselines.median(values, counts)),
         ):
-            found.append(metrics.wasserstein(Pair(values, answers.weights, counts)))
+            found.append(metrics.wasserstein(Pair.of(values, answers.weights, counts)))
         compared = bootstrap.compare(
             values,
             counts,

@@ -39,6 +39,21 @@ def test_the_product_is_that_of_the_rounded_matrix(matrix):
     assert kernel.project(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize(("height", "width"), [(3000, 700), (2996, 700), (700, 3000), (40, 70)])
+def test_blocks_are_of_one_product_forward_and_backward(height, width):
+    """Matrices of a whole number of blocks, of some and a rest, and of less than one."""
+    random = np.random.default_rng(height)
+    kernel = int8.quantize_matrix(jnp.asarray(random.standard_normal((height, width)), jnp.float32))
+    x, gradient = (random.standard_normal((2, 3, size)) for size in (width, height))
+    found, back = jax.vjp(jax.jit(kernel.project), jnp.asarray(x, jnp.float32))
+    dense = np.asarray(kernel.values, np.float64) * np.asarray(kernel.scale, np.float64)[:, None]
+    for ours, exact in (
+        (found, x @ dense.T),
+        (back(jnp.asarray(gradient, jnp.float32))[0], gradient @ dense),
+    ):
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=2e-6 * np.abs(exact).max())
+
+
 def test_the_rounded_model_is_near_and_equals_its_dense_weights():
     model, params = small_model()
     rounded = int8.quantize(params)
@@ -55,14 +70,38 @@ def test_the_rounded_model_is_near_and_equals_its_dense_weights():
     assert 0 < np.abs(found - exact).max() < 0.05 * np.ptp(exact)
 
 
-def test_lora_trains_over_a_rounded_base():
+@pytest.fixture(scope="module")
+def trained():
+    """A step over a rounded base, as a jitted function and what to call it with."""
     model, params = small_model()
     rounded = int8.quantize(params)
     adapter = lora.init(jax.random.key(0), rounded, rank=2)
     batch = ForestBatches(random_paths(0), slots=40, rows=2, epochs=1)[0][0]
-    loss, gradient = jax.jit(
+    run = jax.jit(
         lambda *of: steps.value_and_gradient(model, steps.train_adapter, *of, jax.random.key(0))
-    )(rounded, adapter, batch)
+    )
+    return run, (rounded, adapter, batch)
+
+
+def test_lora_trains_over_a_rounded_base(trained):
+    run, given = trained
+    loss, gradient = run(*given)
+    adapter = given[1]
     assert np.isfinite(loss)
     assert jax.tree.structure(gradient) == jax.tree.structure(adapter)
     assert all(np.abs(weight["b"]).max() > 0 for weight in gradient.weights.values())
+
+
+def test_no_wide_weights_are_kept_for_the_backward_pass(trained):
+    """Layers are not recomputed here: what the backward pass needs is kept for all of them."""
+    run, given = trained
+    program = run.lower(*given).compile().as_text()
+    layers = given[0]["layers"]
+    wide = {
+        "f32[" + ",".join(map(str, kernel.shape)) + "]"
+        for part in ("self_attn", "mlp")
+        for kernel in (linear["weight"] for linear in layers[part].values())
+    }
+    rounded = {shape.replace("f32", "s8") for shape in wide}
+    assert {shape for shape in rounded if shape in program} == rounded
+    assert {shape for shape in wide if shape in program} == set()

@@ -7,8 +7,10 @@ floor, ceiling and skill, and with answerers that know nothing of the model besi
 from __future__ import annotations
 
 import math
+import os
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -76,24 +78,17 @@ def evaluate(
         for name, counts in people.counts.items()
         if counts.sum() > 0
     ]
-    compared: dict[str, dict[str, Resampled]] = {}
+
+    def compare(name: str) -> dict[str, Resampled]:
+        return _compare(games.get(name), answers[name], people.counts[name], resamples, seed)
+
+    # Side by side: NumPy draws and computes without holding Python's lock.
+    with ThreadPoolExecutor(os.cpu_count(), "bootstrap") as threads:
+        compared = dict(zip(shared, threads.map(compare, shared), strict=True))
     beside: dict[str, dict[str, dict[str, float]]] = {}
     groups: dict[str, dict[str, Any]] = {}
     for name in shared:
         game, answer, counts = games.get(name), answers[name], people.counts[name]
-        if len(answer.weights) != len(game.values) or len(counts) != len(game.values):
-            raise ValueError(
-                f"{name}: has {len(game.values)} choices, but the answers have "
-                f"{len(answer.weights)} weights and the people {len(counts)} counts"
-            )
-        compared[name] = bootstrap.compare(
-            game.values,
-            answer.weights,
-            counts,
-            exact=answer.exact,
-            resamples=resamples,
-            rng=np.random.default_rng([seed, zlib.crc32(name.encode())]),
-        )
         beside[name] = _baselines(game, counts, tables)
         groups[name] = _group(game, answer, counts, compared[name], beside[name])
     outside = [answers[name].outside for name in shared]
@@ -123,6 +118,25 @@ def evaluate(
     }
 
 
+def _compare(
+    game: Game, answer: Answers, counts: NDArray, resamples: int, seed: int
+) -> dict[str, Resampled]:
+    """Every metric of one game, drawn with a generator of its own."""
+    if len(answer.weights) != len(game.values) or len(counts) != len(game.values):
+        raise ValueError(
+            f"{game.id}: has {len(game.values)} choices, but the answers have "
+            f"{len(answer.weights)} weights and the people {len(counts)} counts"
+        )
+    return bootstrap.compare(
+        game.values,
+        answer.weights,
+        counts,
+        exact=answer.exact,
+        resamples=resamples,
+        rng=np.random.default_rng([seed, zlib.crc32(game.id.encode())]),
+    )
+
+
 def _skipped(answers: Mapping[str, Answers], people: People) -> dict[str, str]:
     """Games that only one side has, or that can't be compared, each with the reason."""
     reasons = {}
@@ -146,7 +160,7 @@ def _baselines(
         "equilibrium": baselines.equilibrium(game.values, game.equilibrium),
         "pooled": baselines.pooled(game.values, tables),
     }
-    pairs = {name: Pair(game.values, who.weights, counts) for name, who in answerers.items()}
+    pairs = {name: Pair.of(game.values, who.weights, counts) for name, who in answerers.items()}
     return {
         name: {metric: float(METRICS[metric].compute(pair)) for metric in METRICS}
         for name, pair in pairs.items()

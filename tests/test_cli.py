@@ -1,0 +1,52 @@
+"""Where compiled programs are kept, read back and not kept, each in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = """
+import collections
+import jax
+from befm_jax import cli
+
+seen = collections.Counter()
+jax.monitoring.register_event_listener(lambda event, **_: seen.update([event.split("/")[-1]]))
+cli.keep_compiled_programs()
+jax.jit(lambda x: x * 3 + 1)(2.0).block_until_ready()
+print(seen["cache_hits"])
+"""
+
+
+def hits(**variables):
+    """Compiles a program that takes no time to compile; how often a kept one was read instead."""
+    given = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    found = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=ROOT, env=given | {"JAX_PLATFORMS": "cpu", **variables},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return int(found.stdout)
+
+
+def kept(directory):
+    return len(list(directory.rglob("*-cache")))
+
+
+def test_programs_are_kept_in_the_users_cache_directory_and_read_back(tmp_path):
+    assert hits(XDG_CACHE_HOME=str(tmp_path)) == 0
+    assert kept(tmp_path / "befm_jax" / "compiled") > 0
+    assert hits(XDG_CACHE_HOME=str(tmp_path)) == kept(tmp_path)
+
+
+def test_jaxs_own_variables_say_where_and_whether(tmp_path):
+    users, named = tmp_path / "users", tmp_path / "named"
+    where = {"XDG_CACHE_HOME": str(users), "JAX_COMPILATION_CACHE_DIR": str(named)}
+    assert hits(**where, JAX_ENABLE_COMPILATION_CACHE="0") == 0
+    assert kept(tmp_path) == 0
+    assert hits(**where, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="60") == 0
+    assert kept(tmp_path) == 0
+    assert hits(**where) == 0
+    assert kept(named) > 0
+    assert not users.exists()

@@ -115,12 +115,24 @@ class Evaluation:
 
 
 @dataclass
+class Mesh:
+    """How devices share the work; the sizes multiply to the number of devices."""
+
+    slices: int = 1  # TPU slices, joined by the data centre's network: rows are shared
+    data: int = 1  # rows are shared, weights held by each
+    fsdp: int = 0  # rows are shared, weights too; 0: all devices that are left
+    tensor: int = 1  # heads and feed-forward width are shared
+    topology: str = ""  # what the run is made for, such as v5p:4x4x4; for befm_jax.plan
+
+
+@dataclass
 class Config:
     """A training run."""
 
     workdir: str = "runs/default"
     seed: int = 0
     trained: str = "adapter"  # or "all": every parameter, for small models
+    mesh: Mesh = field(default_factory=Mesh)
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     lora: Lora = field(default_factory=Lora)
@@ -137,6 +149,10 @@ _RULES: dict[str, tuple[str, Any]] = {
     "trained": (f"one of {', '.join(TRAINED)}", lambda value: value in TRAINED),
     "model.dtype": (f"one of {', '.join(DTYPES)}", lambda value: value in DTYPES),
     "model.quantize": (f"one of {', '.join(QUANTIZE)}", lambda value: value in QUANTIZE),
+    "mesh.slices": _AT_LEAST_ONE,
+    "mesh.data": _AT_LEAST_ONE,
+    "mesh.fsdp": _NOT_NEGATIVE,
+    "mesh.tensor": _AT_LEAST_ONE,
     "data.slots": ("at least 8", lambda value: value >= 8),
     "data.rows": _AT_LEAST_ONE,
     "data.observations_per_step": _NOT_NEGATIVE,

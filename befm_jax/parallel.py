@@ -5,8 +5,10 @@ of a batch), `fsdp` (rows of a batch; parameters are cut and gathered layer by l
 (heads and feed-forward width; parameters stay cut).
 
 Parameters are cut along the rows in which they are stored wherever that can be: a process then
-reads one run of bytes a layer.  Only the inputs of `o_proj` and `down_proj`, which `tensor` cuts,
-are columns; of those the disk gives whole pages (4 kB), whatever the width that is wanted.
+reads one run of bytes a layer.  Two kinds are cut along columns, of which the disk gives whole
+pages (4 kB), whatever the width that is wanted: the inputs of `o_proj` and `down_proj`, which
+`tensor` cuts, and embeddings.  Those are looked up without being gathered: every device looks up
+its own columns for the rows of all, and what goes through the network are activations of one layer.
 """
 
 from __future__ import annotations
@@ -18,14 +20,22 @@ from typing import Any
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import (
+    AbstractMesh,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+    SingleDeviceSharding,
+)
 from jaxtyping import Array
 
 from befm_jax.adapters.lora import Adapter
 from befm_jax.errors import UserError
-from befm_jax.llama import model
+from befm_jax.llama import int8, model
 from befm_jax.llama.config import LlamaConfig
 
 AXES = ("slice", "data", "fsdp", "tensor")
@@ -34,9 +44,11 @@ RULES: Mapping[str, tuple[str, ...]] = {
     # Parameters (`llama.model.logical_axes`) and adapters.
     "layers": (),
     "norm": (),
+    "words": (),
     "width": (),
     "rank": (),
     "vocabulary": ("tensor", "fsdp"),
+    "embedding_width": ("tensor", "fsdp"),
     "heads": ("tensor", "fsdp"),
     "key_value_heads": ("tensor", "fsdp"),
     "feed_forward": ("tensor", "fsdp"),
@@ -46,12 +58,27 @@ RULES: Mapping[str, tuple[str, ...]] = {
     # What is computed: forests, hidden states, heads, caches, logits.
     "micro_batches": (),
     "rows": ("slice", "data", "fsdp"),
+    "rows_to_embed": ("slice", "data"),
     "slots": (),
     "features": (),
     "each_head": ("tensor",),
     "each_feed_forward": ("tensor",),
     "each_word": ("tensor",),
 }
+# What compilers are asked for, by platform.  On v5p and v6e the gathers of weights otherwise run by
+# themselves, with nothing computed meanwhile; v5e fuses them with products in any case.
+_COMPILER_OPTIONS: Mapping[str, dict[str, str]] = {
+    "tpu": {
+        "xla_enable_async_all_gather": "true",
+        "xla_tpu_enable_async_collective_fusion": "true",
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+        "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+        "xla_tpu_overlap_compute_collective_tc": "true",
+    },
+}
+
+# What says where arrays stand: a mesh of devices, or of as many as there would be.
+AnyMesh = Mesh | AbstractMesh
 
 
 class ShardingError(UserError):
@@ -97,7 +124,13 @@ class Layout:
     None in the place of a name: an axis of one entry, or one that is nowhere cut.
     """
 
-    mesh: Mesh
+    mesh: AnyMesh
+
+    @property
+    def compiler_options(self) -> dict[str, str] | None:
+        """What programs over these devices are compiled with, for `jax.jit`."""
+        platform = self.mesh.devices.flat[0].platform if isinstance(self.mesh, Mesh) else ""
+        return _COMPILER_OPTIONS.get(platform)
 
     def spec(self, *names: str | None) -> PartitionSpec:
         """The mesh axes that cut each axis.
@@ -141,7 +174,9 @@ class Layout:
         )
 
 
-def parameter_shardings(config: LlamaConfig, mesh: Mesh | None) -> dict[tuple[str, ...], Sharding]:
+def parameter_shardings(
+    config: LlamaConfig, mesh: AnyMesh | None
+) -> dict[tuple[str, ...], Sharding]:
     """The sharding of every parameter by its path; without a mesh all stand on one device.
 
     Raises:
@@ -166,7 +201,7 @@ def parameter_shardings(config: LlamaConfig, mesh: Mesh | None) -> dict[tuple[st
     return found
 
 
-def adapter_shardings(adapter: Adapter, mesh: Mesh) -> Adapter:
+def adapter_shardings(adapter: Adapter, mesh: AnyMesh) -> Adapter:
     """The sharding of every matrix of an adapter: `a` as its kernel's inputs, `b` as its outputs.
 
     `adapter` may be abstract: only its shapes count.
@@ -187,7 +222,31 @@ def adapter_shardings(adapter: Adapter, mesh: Mesh) -> Adapter:
     return Adapter(found, adapter.spec)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def abstract_parameters(
+    config: LlamaConfig, mesh: AnyMesh | None, dtype: Any, quantize: bool = False
+) -> model.Params:
+    """Parameters as `jax.ShapeDtypeStruct`s that say where each part stands; nothing is made.
+
+    Raises:
+        ShardingError: the model can't be cut over the mesh.
+    """
+    shardings = parameter_shardings(config, mesh)
+    flat = flax.traverse_util.flatten_dict(model.shapes(config))
+    for path, leaf in flat.items():
+        sharding = shardings[path]
+        flat[path] = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+        if quantize and int8.is_quantized(path):
+            by_row = sharding
+            if isinstance(sharding, NamedSharding):
+                by_row = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:-1]))
+            values: Any = jax.ShapeDtypeStruct(leaf.shape, jnp.int8, sharding=sharding)
+            scale: Any = jax.ShapeDtypeStruct(leaf.shape[:-1], jnp.float32, sharding=by_row)
+            flat[path] = int8.Int8Kernel(values, scale)
+    tree: model.Params = flax.traverse_util.unflatten_dict(flat)
+    return tree
+
+
+def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     """Of a batch's arrays `[M, B, N]`: every device has rows of its own."""
     return Layout(mesh).sharding("micro_batches", "rows", "slots")
 

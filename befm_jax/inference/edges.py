@@ -18,11 +18,11 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from befm_jax.data.forest import Forest, Reads
 from befm_jax.llama.attention import ForestAttention
-from befm_jax.llama.linear import placed
+from befm_jax.llama.linear import Layout, placed
 from befm_jax.llama.model import Llama, Params, hidden_states, vocabulary_logits
 
-# Parents whose logits exist at one time, over all rows: enough for a good product.  Of large
-# vocabularies fewer, so that these logits are at most `_LOGITS` (float32: 256 MB).
+# Parents whose logits exist at one time on a device, over all its rows: enough for a good product.
+# Of large vocabularies fewer, so that these logits are at most `_LOGITS` (float32: 256 MB).
 _PARENTS = 2048
 _LOGITS = 2**26
 
@@ -190,10 +190,17 @@ def _each(
     return jax.lax.fori_loop(0, (columns + size - 1) // size, some, found)
 
 
+def columns_at_once(words: int, rows: int, slots: int, layout: Layout | None = None) -> int:
+    """How many columns of `Reads` meet a vocabulary of so many words at a time."""
+    if layout is not None:
+        rows = -(-rows // layout.parts("rows"))
+        words = -(-words // layout.parts("each_word"))
+    return max(1, min(slots, min(_PARENTS, _LOGITS // words) // rows))
+
+
 def _columns_at_once(model: Llama, forest: Forest) -> int:
     rows, slots = forest.tokens.shape
-    parents = min(_PARENTS, _LOGITS // model.config.vocab_size)
-    return max(1, min(slots, parents // rows))
+    return columns_at_once(model.config.vocab_size, rows, slots, model.layout)
 
 
 def _hidden(model: Llama, params: Params, forest: Forest) -> Float[Array, "B N D"]:

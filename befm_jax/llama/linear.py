@@ -42,8 +42,15 @@ def dot(x: Float[Array, "... D"], kernel: Float[Array, "F D"] | Kernel) -> Float
 class Layout(Protocol):
     """How arrays are cut over devices (`befm_jax.parallel.Layout`), by the names of their axes."""
 
+    @property
+    def compiler_options(self) -> dict[str, str] | None:
+        """What programs over these devices are compiled with, for `jax.jit`."""
+
     def constrain(self, x: Array, *names: str | None) -> Array:
         """`x`, cut along its axes."""
+
+    def parts(self, name: str) -> int:
+        """Into how many parts an axis is cut."""
 
     def on_each_device(
         self, function: Callable[..., Any], taken: Sequence[Sequence[str | None]], given: Any

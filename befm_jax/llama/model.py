@@ -142,6 +142,7 @@ class Embedding(nn.Module):
 
     vocab_size: int
     width: int
+    layout: Layout | None = None
 
     def setup(self) -> None:
         """Declares the one parameter."""
@@ -149,7 +150,9 @@ class Embedding(nn.Module):
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """The tokens' rows, in the stored dtype."""
-        return jnp.take(self.weight, tokens, axis=0)
+        tokens = placed(self.layout, tokens, "rows_to_embed", "slots")
+        x = jnp.take(self.weight, tokens, axis=0)
+        return placed(self.layout, x, "rows_to_embed", "slots", "embedding_width")
 
     def project(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """`x` times the transposed embeddings."""
@@ -180,7 +183,7 @@ class Llama(nn.Module):
             out_axes=0,
             length=config.num_hidden_layers,
         )
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, self.layout)
         self.layers = scanned(config, self.layout)
         self.norm = RMSNorm(config.rms_norm_eps)
         if not config.tie_word_embeddings:
@@ -264,13 +267,13 @@ def hidden_states_apart(
     copied for every token.  Here each layer's state is its own, and a write happens in place.
     """
     config = model.config
-    embedding = Embedding(config.vocab_size, config.hidden_size)
+    embedding = Embedding(config.vocab_size, config.hidden_size, model.layout)
     x: Any = embedding.apply({"params": params.shared["embed_tokens"]}, tokens)
     x = x.astype(model.dtype)
     turn = rope.tables(positions, config)
     found = []
     for layer, state in zip(params.layers, states, strict=True):
-        x, state = Layer(config).apply({"params": layer}, x, turn, attention, state)
+        x, state = Layer(config, model.layout).apply({"params": layer}, x, turn, attention, state)
         found.append(state)
     x = RMSNorm(config.rms_norm_eps).apply({"params": params.shared["norm"]}, x)
     return x, tuple(found)
@@ -287,7 +290,7 @@ def vocabulary_logits(
 # What the axes of each parameter are, by its module's name; stacked layers come before them.
 # `befm_jax.parallel` says over which devices each axis is cut.
 _WEIGHT_AXES: dict[str, tuple[str, ...]] = {
-    "embed_tokens": ("vocabulary", "width"),
+    "embed_tokens": ("words", "embedding_width"),
     "lm_head": ("vocabulary", "width"),
     "q_proj": ("heads", "width"),
     "k_proj": ("key_value_heads", "width"),

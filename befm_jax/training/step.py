@@ -57,6 +57,23 @@ def init_state(trained: Any, optimizer: optax.GradientTransformation, seed: int)
     return State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained), jax.random.key(seed))
 
 
+def state_shardings(
+    optimizer: optax.GradientTransformation, trained: Any, shardings: Any, everywhere: Any
+) -> State:
+    """The sharding of every part of a state: moments stand where what they belong to stands.
+
+    `trained` is abstract, `shardings` its tree of shardings; `everywhere` is that of scalars.
+    """
+    moments = optax.tree.map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, trained),
+        shardings,
+        transform_non_params=lambda _: everywhere,
+    )
+    return State(everywhere, shardings, moments, everywhere)
+
+
 def value_and_gradient(
     model: Llama, combine: Combine, base: Any, trained: Any, batch: Batch, key: Array
 ) -> tuple[Float[Array, ""], Any]:
@@ -95,4 +112,5 @@ def make_train_step(
         new = state.replace(step=state.step + 1, trained=trained, moments=moments)
         return new, Metrics(loss, optax.tree.norm(gradient))
 
-    return jax.jit(train_step, donate_argnums=0)
+    options = model.layout.compiler_options if model.layout is not None else None
+    return jax.jit(train_step, donate_argnums=0, compiler_options=options)

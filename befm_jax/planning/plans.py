@@ -1,0 +1,276 @@
+"""Plans: what a run needs of a topology over a mesh, and which mesh is best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
+
+from befm_jax import config, operations, parallel
+from befm_jax.config import Config
+from befm_jax.inference import sample
+from befm_jax.llama.config import LlamaConfig
+from befm_jax.parallel import AnyMesh, ShardingError
+from befm_jax.planning import formula, hlo, programs, workload
+from befm_jax.planning.topology import Topology
+from befm_jax.planning.workload import Workload
+
+Sizes = dict[str, int]
+# Slots of the prompt that a planned sampler's participants share.
+_PROMPT = 512
+
+
+@dataclass(frozen=True)
+class PerChip:
+    """Bytes a chip: what it holds all the time, the most that it needs at once, what it has.
+
+    `trained`: adapter and optimiser (of a run that trains everything, the optimiser).
+    `activations`: what the peak has beyond the rest: hidden states, gathered weights, gradients,
+    the program itself.
+    """
+
+    parameters: int
+    trained: int
+    activations: int
+    peak_bytes: int
+    capacity_bytes: int
+
+
+@dataclass(frozen=True)
+class SamplerPlan:
+    """The loop that draws answers, for `participants` at a time: `seconds` a token at the least.
+
+    The mesh is cut over `tensor` as far as the key-value heads allow, participants over `data`.
+    """
+
+    mesh: Sizes
+    fits: bool
+    participants: int
+    peak_bytes: int
+    capacity_bytes: int
+    collective_bytes: dict[str, float]
+    seconds: dict[str, float]
+    bound: str
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run of a config needs on a topology, cut over one mesh.
+
+    `estimate`: memory and traffic by formula instead of the compiler's word.  `operations`: of a
+    step, over all chips; `needed` leaves out what is computed twice.  `bytes_read`: from a chip's
+    memory in a step, weights alone.  `collective_bytes`: sent by a chip in a step.  `seconds` of a
+    step, by what would limit it if nothing else did: `compute` (at the chip's peak), `memory`,
+    `network` (all links busy), `between_slices`.  `bound` is the longest, `step_seconds_floor` its
+    time.  `step_seconds` has compute at `utilisation` of the peak instead.
+    """
+
+    topology: str
+    mesh: Sizes
+    fits: bool
+    estimate: bool
+    per_chip: PerChip
+    workload: Workload
+    operations: dict[str, float]
+    bytes_read: float
+    collective_bytes: dict[str, float]
+    seconds: dict[str, float]
+    bound: str
+    step_seconds_floor: float
+    utilisation: float
+    step_seconds: float
+    hours: float
+    tokens_per_second: float
+    observations_per_second: float
+    compile_seconds: float
+    sampler: SamplerPlan | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def make(
+    settings: Config,
+    on: Topology,
+    sizes: Sizes,
+    *,
+    utilisation: float = 0.4,
+    observations: tuple[float, float] | None = None,
+    sampler: bool = False,
+    compile_it: bool = True,
+    text: Path | None = None,
+) -> Plan:
+    """Plans one run of a config on a topology, cut by `sizes` (slices, data, fsdp, tensor).
+
+    `observations`: how many and slots each, in place of the config's data.  `compile_it`: whether
+    a compiler is asked; otherwise memory and traffic are those of `planning.formula`.  `text`: a
+    directory that the compiled step is written to as text.
+
+    Raises:
+        ShardingError: the model can't be cut so.
+        ConfigError: the rows can't be shared so, or the config is not one that can be planned.
+        TopologyError: the compiler can't be had.
+    """
+    shape = workload.shape_of(settings)
+    shared = sizes["slices"] * sizes["data"] * sizes["fsdp"]
+    work = (
+        workload.from_data(settings, shared, shape)
+        if observations is None
+        else workload.from_figures(settings, shared, *observations)
+    )
+    mesh: AnyMesh
+    if compile_it:
+        mesh = parallel.make_mesh(**sizes, devices=on.devices())
+    else:
+        mesh = AbstractMesh(tuple(sizes.values()), parallel.AXES)
+    given = programs.abstract(settings, shape, mesh)
+    held = (given.parameters, given.trained)
+    chunks = programs.vocabulary_chunks(shape, mesh, work)
+    if isinstance(mesh, Mesh):
+        compiled = programs.compile_step(settings, shape, mesh, given, work)
+        peak, seconds = compiled.peak, compiled.seconds
+        fits = compiled.fits and peak <= on.chip.memory
+        if text and compiled.text:
+            text.mkdir(parents=True, exist_ok=True)
+            name = "-".join(f"{axis}{size}" for axis, size in sizes.items())
+            (text / f"step-{name}.txt").write_text(compiled.text)
+        sent = hlo.traffic(compiled.text, on.chips, on.slices, chunks) if compiled.text else None
+    else:
+        peak, seconds, sent = formula.memory(settings, shape, sizes, work, *held), 0.0, None
+        fits = peak <= on.chip.memory
+    if sent is None:
+        by_kind = formula.traffic(settings, shape, sizes, work)
+        near, far = sum(by_kind.values()), 0.0
+    else:
+        by_kind = sent.by_kind()
+        near, far = sum(sent.within.values()), sum(sent.between.values())
+    counted = operations.training(
+        shape,
+        slots=work.computed,
+        pairs=work.pairs,
+        reads=work.reads,
+        rank=settings.lora.rank if settings.trained == "adapter" else 0,
+        targets=config.names(settings.lora.targets),
+        remat=settings.model.remat,
+    )
+    read = _weights_read(settings, shape, sizes, work, chunks)
+    limits = {
+        "compute": counted.done / on.chips / on.chip.operations,
+        "memory": read / on.chip.bandwidth,
+        "network": near / on.chip.network,
+        "between_slices": far / on.chip.between_slices,
+    }
+    bound = max(limits, key=lambda name: limits[name])
+    step = max(limits["compute"] / utilisation, *limits.values())
+    return Plan(
+        topology=str(on),
+        mesh=sizes,
+        fits=fits,
+        estimate=not compile_it,
+        per_chip=PerChip(*held, max(0, peak - sum(held)), peak, int(on.chip.memory)),
+        workload=work,
+        operations={"needed": counted.needed, "done": counted.done, **asdict(counted)},
+        bytes_read=read,
+        collective_bytes=by_kind,
+        seconds=limits,
+        bound=bound,
+        step_seconds_floor=limits[bound],
+        utilisation=utilisation,
+        step_seconds=step,
+        hours=work.steps * step / 3600,
+        tokens_per_second=work.used / step,
+        observations_per_second=work.observations / step,
+        compile_seconds=seconds,
+        sampler=plan_sampler(settings, on, shape) if sampler and compile_it else None,
+    )
+
+
+def plan_sampler(settings: Config, on: Topology, shape: LlamaConfig) -> SamplerPlan:
+    """Plans the drawing of answers on a topology, weights cut over `tensor` alone."""
+    chips = on.chips // on.slices
+    tensor = max(size for size in _divisors(chips) if shape.num_key_value_heads % size == 0)
+    sizes = {"slices": on.slices, "data": chips // tensor, "fsdp": 1, "tensor": tensor}
+    mesh = parallel.make_mesh(**sizes, devices=on.devices())
+    given = programs.abstract(settings, shape, mesh)
+    compiled = programs.compile_sampler(settings, shape, mesh, given, _PROMPT)
+    # One token: the loop itself ends when data say, and is counted once.
+    sent = hlo.traffic(compiled.text, on.chips, on.slices) if compiled.text else None
+    counted = operations.decoding(shape, tokens=sample.AT_A_TIME, pairs=sample.AT_A_TIME * _PROMPT)
+    limits = {
+        "compute": counted.done / on.chips / on.chip.operations,
+        "memory": given.parameters / on.chip.bandwidth,
+        "network": (sum(sent.within.values()) if sent else 0.0) / on.chip.network,
+    }
+    bound = max(limits, key=lambda name: limits[name])
+    return SamplerPlan(
+        mesh=sizes,
+        fits=compiled.fits and compiled.peak <= on.chip.memory,
+        participants=sample.AT_A_TIME,
+        peak_bytes=compiled.peak,
+        capacity_bytes=int(on.chip.memory),
+        collective_bytes=sent.by_kind() if sent else {},
+        seconds=limits,
+        bound=bound,
+        tokens_per_second=sample.AT_A_TIME / limits[bound],
+    )
+
+
+def meshes(settings: Config, on: Topology, shape: LlamaConfig) -> Iterator[Sizes]:
+    """Every way to cut a config's model and rows over a topology."""
+    chips = on.chips // on.slices
+    for tensor in _divisors(chips):
+        for fsdp in _divisors(chips // tensor):
+            sizes = {
+                "slices": on.slices,
+                "data": chips // tensor // fsdp,
+                "fsdp": fsdp,
+                "tensor": tensor,
+            }
+            if settings.data.rows % (chips // tensor * on.slices):
+                continue
+            try:
+                parallel.parameter_shardings(
+                    shape, AbstractMesh(tuple(sizes.values()), parallel.AXES)
+                )
+            except ShardingError:
+                continue
+            yield sizes
+
+
+def ranked(plans: Sequence[Plan]) -> list[Plan]:
+    """Those that fit before those that do not, the quickest first.
+
+    Of equals that which leaves the network most time, and then the smallest.
+    """
+
+    def order(plan: Plan) -> tuple[float, ...]:
+        waiting = plan.seconds["network"] + plan.seconds["between_slices"]
+        return (not plan.fits, plan.step_seconds, waiting, plan.per_chip.peak_bytes)
+
+    return sorted(plans, key=order)
+
+
+def _weights_read(
+    settings: Config, shape: LlamaConfig, sizes: Sizes, work: Workload, chunks: int
+) -> float:
+    """Bytes of weights that a chip reads in a step: whole layers, whoever holds them.
+
+    Once forward, once backward, once more where the forward pass is computed again; those of the
+    vocabulary twice for each of its `chunks`.
+    """
+    width = jnp.dtype(settings.model.dtype).itemsize
+    stored = 1 if settings.model.quantize == "int8" else width
+    linears = sum(out * into for out, into in operations.linear_shapes(shape).values())
+    layers = shape.num_hidden_layers * linears * stored / sizes["tensor"]
+    head = shape.vocab_size * shape.hidden_size * width / sizes["tensor"]
+    return work.micro_batches * ((2 + settings.model.remat) * layers + 2 * chunks * head)
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]

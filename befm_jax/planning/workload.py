@@ -1,0 +1,199 @@
+"""How much a step of a config has to compute: from its data, or from what the planner is told."""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from befm_jax import config
+from befm_jax.config import Config, ConfigError
+from befm_jax.data import examples as example_files
+from befm_jax.data import games
+from befm_jax.data import people as human
+from befm_jax.data.pipeline import Batch, Encoder, ForestBatches, encode
+from befm_jax.llama import config as llama_config
+from befm_jax.llama.config import LlamaConfig
+from befm_jax.llama.published import PUBLISHED
+
+# Roughly what Llama 3's tokenizer makes one token of: a word with the space before it, up to three
+# digits, a run of other signs.
+_PIECE = re.compile(r" ?[^\W\d_]+|\d{1,3}|[^\w\s]+|\s+|_+")
+# Tokens that a chat template puts around a message, and its longest word that is one token.
+_AROUND, _LONGEST_WORD = 5, 10
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the steps of a run are; figures of a step are means.
+
+    A step is compiled for `micro_batches` of `rows` rows of `slots` slots.  Of those slots `used`
+    hold tokens, which see `pairs` others in all, and the vocabulary is projected at `reads` of
+    them.  `source` says in words what this was counted from.
+    """
+
+    steps: int
+    micro_batches: int
+    rows: int
+    slots: int
+    used: float
+    pairs: float
+    reads: float
+    observations: float
+    source: str
+
+    @property
+    def computed(self) -> int:
+        """Slots a step, padding included."""
+        return self.micro_batches * self.rows * self.slots
+
+
+class Pieces:
+    """A stand-in for a tokenizer that is not here: about as many tokens, of no meaning."""
+
+    def prompt(self, system: str, user: str) -> tuple[int, ...]:
+        """One id a piece, in the order of a chat template."""
+        opening = tuple(range(_AROUND))
+        messages = [text for text in (system, user) if text]
+        body = tuple(piece for text in messages for piece in (*opening, *_pieces(text)))
+        return body + opening
+
+    def answer(self, text: str) -> tuple[int, ...]:
+        """One id a piece, and one for the end of the turn."""
+        return (*_pieces(text), _AROUND)
+
+
+def from_data(settings: Config, parts: int, shape: LlamaConfig) -> Workload:
+    """From the forests of the config's own data, tokenized by the model's tokenizer if it is here.
+
+    `parts`: how many devices share the rows of a micro-batch.
+
+    Raises:
+        ConfigError: the rows can't be shared so.
+        UserError: data that can't be read; see `befm_jax.train`.
+    """
+    _shared(settings, parts)
+    data, encoder, tokenizer = settings.data, *_encoder(settings, shape)
+    chosen = games.select(data.games) if data.games else []
+    found = []
+    if chosen:
+        learnt = human.load(data.humans, chosen, "train", data.split_seed)
+        found += human.examples(learnt, [game for game in chosen if learnt.n(game.id)])
+    for path in config.names(data.examples):
+        found += example_files.read(path)
+    batches = ForestBatches(
+        encode(found, encoder),
+        slots=data.slots,
+        rows=data.rows,
+        epochs=settings.optimizer.epochs,
+        observations_per_step=data.observations_per_step,
+        seed=settings.seed,
+        parts=parts,
+    )
+    # Steps are dealt out evenly: a few tell of all.
+    looked_at = [batches[step] for step in range(min(4, batches.steps))]
+    largest = max((batch for batch, _ in looked_at), key=lambda batch: batch.forest.tokens.size)
+    micro_batches, rows, slots = largest.forest.tokens.shape
+    used = [source.report.slots_used for _, source in looked_at]
+    # Padding sees itself alone.
+    pairs = [
+        (batch.forest.depth + 1).sum() - (batch.forest.depth.size - source.report.slots_used)
+        for batch, source in looked_at
+    ]
+    return Workload(
+        steps=batches.steps,
+        micro_batches=micro_batches,
+        rows=rows,
+        slots=slots,
+        used=float(np.mean(used)),
+        pairs=float(np.mean(pairs)),
+        reads=float(np.mean([_reads(batch) for batch, _ in looked_at])),
+        observations=batches.report.observations / batches.steps_per_epoch,
+        source=f"{batches.report.observations:,.0f} observations of the config's data, {tokenizer}",
+    )
+
+
+def from_figures(
+    settings: Config, parts: int, observations: float, slots_per_observation: float
+) -> Workload:
+    """Of so many observations that take so many slots each; every slot is taken to be learnt.
+
+    Raises:
+        ConfigError: the rows can't be shared so.
+    """
+    _shared(settings, parts)
+    data = settings.data
+    per_step = min(data.observations_per_step or observations, observations)
+    used = per_step * slots_per_observation
+    micro_batches = math.ceil(used / (data.rows * data.slots))
+    steps = settings.optimizer.epochs * math.ceil(observations / per_step)
+    return Workload(
+        steps=steps,
+        micro_batches=1 << (micro_batches - 1).bit_length(),
+        rows=data.rows,
+        slots=data.slots,
+        used=used,
+        pairs=used * (min(slots_per_observation, data.slots) + 1) / 2,
+        reads=used,
+        observations=per_step,
+        source=f"{observations:,.0f} observations of {slots_per_observation:g} slots each, as told",
+    )
+
+
+def _shared(settings: Config, parts: int) -> None:
+    if settings.data.rows % parts:
+        raise ConfigError(
+            f"data.rows is {settings.data.rows}; {parts} devices (slices x data x fsdp) share the "
+            "rows, so it must be a multiple of that"
+        )
+
+
+def _encoder(settings: Config, shape: LlamaConfig) -> tuple[Encoder, str]:
+    directory = Path(settings.model.path)
+    if settings.model.path and any(directory.glob("tokenizer*")):
+        from befm_jax.simulator import fitting_tokenizer
+
+        return fitting_tokenizer(directory, shape), "by its tokenizer"
+    return Pieces(), "tokens estimated from words (the tokenizer is not here)"
+
+
+def _reads(batch: Batch) -> float:
+    """How many slots the vocabulary is projected at: those of the fullest row, in every row."""
+    learnt = batch.forest.weight > 0
+    columns = np.where(learnt, batch.reads.column + 1, 0).max(axis=(1, 2))
+    return float(columns.sum() * learnt.shape[1])
+
+
+def _pieces(text: str) -> list[int]:
+    found = []
+    for piece in _PIECE.findall(text):
+        parts = range(0, len(piece), _LONGEST_WORD)
+        found += [_AROUND + 1 + _id(piece[at : at + _LONGEST_WORD]) for at in parts]
+    return found
+
+
+def _id(piece: str) -> int:
+    return zlib.crc32(piece.encode()) % 2**30
+
+
+def shape_of(settings: Config) -> LlamaConfig:
+    """The shape of the config's model: from its directory, or as its owner published it.
+
+    Raises:
+        ConfigError: neither is here.
+        UnsupportedModelError: see `llama.config.read`.
+    """
+    path = settings.model.path
+    if path and Path(path).is_dir():
+        return llama_config.read(Path(path))
+    name = path.split("@")[0]
+    if name in PUBLISHED:
+        return PUBLISHED[name]
+    known = ", ".join(PUBLISHED)
+    raise ConfigError(
+        f"model.path is {path!r}; a plan needs a directory with a config.json, or one of {known}"
+    )

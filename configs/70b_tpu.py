@@ -1,0 +1,25 @@
+"""Llama-3.1-70B-Instruct on people's choices, on 64 chips of TPU v5p (a v5p-128 slice, 4x4x4).
+
+    python -m befm_jax.plan --config configs/70b_tpu.py
+    python -m befm_jax.train --config configs/70b_tpu.py --config.data.examples=surveys.jsonl
+
+LoRA of rank 8 and alpha 16 on all seven linears, bf16, 3 epochs, learning rate 1e-4, cosine with a
+tenth of warm-up: the recipe of the Be.FM paper.  Planned, not run on a TPU: 18 of 103 GB a chip;
+0.7 hours for 100,000 observations of 256 slots at 40 % of the peak.  The embedded games fill a row
+or two of the 64: this is for more data.  Without `remat` it would take all of the memory.  No score
+is claimed.
+"""
+
+from befm_jax.config import Config, Data, Lora, Mesh, Model, Optimizer
+
+
+def get_config() -> Config:
+    """A row a chip; each sixteen chips hold the weights once, four times in all."""
+    return Config(
+        workdir="runs/70b",
+        mesh=Mesh(data=4, fsdp=16, topology="v5p:4x4x4"),
+        model=Model(path="meta-llama/Llama-3.1-70B-Instruct", dtype="bfloat16"),
+        data=Data(slots=2048, rows=64, observations_per_step=512),
+        lora=Lora(rank=8, alpha=16.0),
+        optimizer=Optimizer(epochs=3, learning_rate=1e-4, warmup_fraction=0.1),
+    )

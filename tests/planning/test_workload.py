@@ -1,0 +1,74 @@
+"""What a step is, from the config's data, against the batches that training would make of it."""
+
+import numpy as np
+import pytest
+
+from befm_jax import train
+from befm_jax.config import Config, ConfigError, Data, Model
+from befm_jax.data import games
+from befm_jax.llama.published import PUBLISHED
+from befm_jax.planning import workload
+
+NAME = "meta-llama/Llama-3.1-8B-Instruct"
+SHAPE = PUBLISHED[NAME]
+
+
+def config_of(**data):
+    return Config(model=Model(path=NAME), data=Data(**data))
+
+
+def brute_pairs(forest):
+    """Pairs of a token and what it sees, counted one by one."""
+    slots = np.arange(forest.end.shape[-1])
+    sees = (slots[None, :] <= slots[:, None]) & (slots[:, None] <= forest.end[..., None, :])
+    padding = (forest.parent < 0) & (forest.end == slots)
+    return int((sees & ~padding[..., None]).sum())
+
+
+@pytest.mark.parametrize("per_step", [0, 300])
+def test_a_step_is_that_of_the_batches(per_step):
+    settings = config_of(slots=256, rows=4, observations_per_step=per_step)
+    found = workload.from_data(settings, 2, SHAPE)
+    chosen = games.select("all")
+    learnt, _ = train.people_of(settings, chosen)
+    examples = train.examples_of(settings, learnt, chosen)
+    batches = train.forests_of(settings, examples, workload.Pieces())
+    assert found.steps == batches.steps
+    first = [batches[step] for step in range(min(4, batches.steps))]
+    assert found.used == np.mean([source.report.slots_used for _, source in first])
+    assert found.pairs == np.mean([brute_pairs(batch.forest) for batch, _ in first])
+    assert found.computed == max(batch.forest.tokens.size for batch, _ in first)
+    # As training reads them: each micro-batch as far as its fullest row.
+    reads = [
+        sum(len(rows) * max(len(np.unique(row.parent[row.weight > 0])) for row in rows) for rows in
+            [[type(batch.forest)(*(array[m, r] for array in batch.forest)) for r in range(rows)]
+             for m in range(micro)])
+        for batch, _ in first
+        for micro, rows, _ in [batch.forest.tokens.shape]
+    ]  # fmt: skip
+    assert found.reads == np.mean(reads)
+
+
+def test_told_figures_fill_rows():
+    settings = config_of(slots=1024, rows=16, observations_per_step=512)
+    found = workload.from_figures(settings, 8, 10_000, 128)
+    assert (found.micro_batches, found.rows, found.slots) == (4, 16, 1024)
+    assert found.steps == 3 * 20
+    assert found.pairs == 512 * 128 * 129 / 2
+
+
+def test_rows_that_devices_can_not_share_are_an_error_that_names_the_field():
+    with pytest.raises(ConfigError, match=r"data\.rows is 6; 4 devices"):
+        workload.from_data(config_of(rows=6), 4, SHAPE)
+
+
+def test_a_model_that_is_not_known_is_an_error_that_names_those_that_are():
+    with pytest.raises(ConfigError, match=r"model\.path is 'me/mine'.*Llama-3\.1-70B-Instruct"):
+        workload.shape_of(Config(model=Model(path="me/mine")))
+    assert workload.shape_of(Config(model=Model(path=f"{NAME}@main"))) == SHAPE
+
+
+def test_pieces_are_about_as_many_as_tokens():
+    """Words that are one token each, cut as Llama 3's tokenizer cuts text: 17 pieces."""
+    text = "The quick brown fox jumps over the lazy dog, and 1234 people watched."
+    assert abs(len(workload.Pieces().answer(text)) - 1 - 17) <= 1

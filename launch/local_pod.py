@@ -31,6 +31,9 @@ from typing import IO
 
 RESUME = 75
 DEVICES = "--xla_force_host_platform_device_count"
+# By default XLA starts collectives of one program in another order on each virtual device; where
+# cores are few, devices then wait for each other until XLA aborts the process.
+IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,8 +120,9 @@ def worker_environment(ours: Mapping[str, str], devices: int | None) -> dict[str
     """CPU only, output as it comes, and `devices` virtual devices where they were asked for."""
     environment = {**ours, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
     if devices is not None:
-        kept = [flag for flag in ours.get("XLA_FLAGS", "").split() if not flag.startswith(DEVICES)]
-        environment["XLA_FLAGS"] = " ".join([*kept, f"{DEVICES}={devices}"])
+        given = ours.get("XLA_FLAGS", "").split()
+        kept = [flag for flag in given if not flag.startswith((DEVICES, IN_ORDER))]
+        environment["XLA_FLAGS"] = " ".join([*kept, f"{DEVICES}={devices}", f"{IN_ORDER}=false"])
     return environment
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "local_pod.py"
 
 TELL = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))"
@@ -113,10 +114,10 @@ def test_the_flags_make_one_jax_cluster_of_the_processes() -> None:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("", "--xla_force_host_platform_device_count=2"),
+        ("", f"--xla_force_host_platform_device_count=2 {IN_ORDER}"),
         (
             "--xla_cpu_x=1 --xla_force_host_platform_device_count=8",
-            "--xla_cpu_x=1 --xla_force_host_platform_device_count=2",
+            f"--xla_cpu_x=1 --xla_force_host_platform_device_count=2 {IN_ORDER}",
         ),
     ],
 )

@@ -92,8 +92,30 @@ def test_loss_and_gradient_over_a_mesh_are_those_of_one_device(case, alone, shap
     spread = jax.device_put(batch, parallel.batch_sharding(mesh))
     over = dataclasses.replace(model, layout=Layout(mesh))
     loss, slopes = gradient(over, base, cut, spread)
-    expected_loss, expected = alone[kind]
+    assert_equal(loss, slopes, alone[kind])
+
+
+def assert_equal(loss, slopes, alone):
+    """Loss and gradient are, to rounding, those of one device."""
+    expected_loss, expected = alone
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
     for one, other in zip(jax.tree.leaves(slopes), jax.tree.leaves(expected), strict=True):
         one, other = np.asarray(one), np.asarray(other)
         assert np.abs(one - other).max() <= 1e-5 * max(np.abs(other).max(), 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8, 1), (1, 2, 2, 2)], ids=str)
+def test_rounded_weights_that_are_widened_in_blocks_are_cut_like_others(
+    case, alone, shape, monkeypatch
+):
+    """Blocks as small as they are of large weights: each stands on several devices."""
+    model, params, adapter, batch = case
+    monkeypatch.setattr(int8, "_BLOCK", 1000)
+    jax.clear_caches()  # programs with blocks of another size
+    mesh = mesh_of(shape)
+    base = placed(int8.quantize(params), mesh, model.config)
+    cut = jax.device_put(adapter, parallel.adapter_shardings(adapter, mesh))
+    spread = jax.device_put(batch, parallel.batch_sharding(mesh))
+    over = dataclasses.replace(model, layout=Layout(mesh))
+    loss, slopes = gradient(over, base, cut, spread)
+    assert_equal(loss, slopes, alone["int8"])

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +38,7 @@ from befm_jax.evals import bootstrap
 from befm_jax.evals.answers import Answers
 from befm_jax.evals.bootstrap import Resampled
 from befm_jax.evals.metrics import METRICS
+from befm_jax.evals.tasks import game_behavior
 from befm_jax.evaluate import provenance, which_people
 from befm_jax.simulator import device_in_words, load
 
@@ -175,13 +175,8 @@ def metrics(
     """
     by_game = {
         game.id: {
-            side: bootstrap.compare(
-                game.values,
-                answers[side][game.id].weights,
-                people.counts[game.id],
-                exact=True,
-                resamples=resamples,
-                rng=np.random.default_rng([seed, zlib.crc32(game.id.encode())]),
+            side: game_behavior.compare(
+                game, answers[side][game.id], people.counts[game.id], resamples, seed
             )
             for side in SIDES
         }
@@ -191,7 +186,11 @@ def metrics(
         name: {
             "unit": metric.unit,
             "mean": _figures(
-                name, {side: _mean([of[side][name] for of in by_game.values()]) for side in SIDES}
+                name,
+                {
+                    side: bootstrap.mean([of[side][name] for of in by_game.values()])
+                    for side in SIDES
+                },
             ),
             "games": {
                 game: _figures(name, {side: of[side][name] for side in SIDES})
@@ -202,35 +201,25 @@ def metrics(
     }
 
 
-class _Estimate(NamedTuple):
-    value: float
-    replicates: np.ndarray
-
-
-def _mean(each: Sequence[Resampled]) -> _Estimate:
-    return _Estimate(
-        float(np.mean([one.value for one in each])),
-        np.mean([one.replicates for one in each], axis=0),
-    )
-
-
-def _figures(name: str, sides: Mapping[str, Resampled | _Estimate]) -> dict[str, Any]:
+def _figures(name: str, sides: Mapping[str, Resampled]) -> dict[str, Any]:
     """Value and interval of both sides and of the difference; None where undefined."""
     metric = METRICS[name]
     stored, rounded = (sides[side] for side in SIDES)
-    difference = _Estimate(
-        rounded.value - stored.value, np.asarray(rounded.replicates - stored.replicates)
-    )
     anything = replace(metric, lower=-np.inf, upper=np.inf)
     return {
         label: {
-            "value": one.value if np.isfinite(one.value) else None,
-            "ci95": bootstrap.interval(one.value, one.replicates, within),
+            "value": value if np.isfinite(value) else None,
+            "ci95": bootstrap.interval(value, replicates, within),
         }
-        for label, one, within in (
-            ("stored", stored, metric),
-            ("int8", rounded, metric),
-            ("difference", difference, anything),
+        for label, value, replicates, within in (
+            ("stored", stored.value, stored.replicates, metric),
+            ("int8", rounded.value, rounded.replicates, metric),
+            (
+                "difference",
+                rounded.value - stored.value,
+                rounded.replicates - stored.replicates,
+                anything,
+            ),
         )
     }
 

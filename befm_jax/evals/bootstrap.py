@@ -13,7 +13,7 @@ For one game, with `n` people and `R` resamples:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,6 +106,16 @@ def compare(
         )
         for name, metric in metrics.items()
     }
+
+
+def mean(figures: Sequence[Resampled]) -> Resampled:
+    """One metric's mean over games, every game alike; resample by resample, all games at once."""
+    return Resampled(
+        value=float(np.mean([figure.value for figure in figures])),
+        replicates=np.mean([figure.replicates for figure in figures], axis=0),
+        floor=float(np.mean([figure.floor for figure in figures])),
+        ceiling=float(np.mean([figure.ceiling for figure in figures])),
+    )
 
 
 def interval(

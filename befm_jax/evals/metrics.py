@@ -103,12 +103,15 @@ class Side:
 class Pair:
     """A model's answers beside people's, on the same values.
 
-    Args:
-        model: `[..., A]`, a distribution or counts of draws.
-        people: `[..., A]` counts of people; leading axes broadcast against the model's.
+    Leading axes of the two sides broadcast.
+
+    Raises:
+        ValueError: the sides are of different values.
     """
 
     def __init__(self, model: Side, people: Side) -> None:
+        if not np.array_equal(model.values, people.values):
+            raise ValueError("the two sides of a comparison must be of the same values")
         self.model, self.people = model, people
 
     @classmethod

@@ -10,7 +10,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import ks_2samp, wasserstein_distance
 
 from befm_jax.evals import baselines, bootstrap, metrics
-from befm_jax.evals.metrics import METRICS, Pair
+from befm_jax.evals.metrics import METRICS, Pair, Side
 
 SPANS = {
     "dictator": 100,
@@ -182,6 +182,13 @@ def test_metrics_of_many_resamples_equal_those_of_each(name):
 def test_histograms_that_do_not_fit_are_refused(values, model, people, message):
     with pytest.raises(ValueError, match=message):
         Pair.of(values, model, people)
+
+
+def test_sides_of_different_values_are_refused():
+    one = Side("model", [0, 1, 2], [1, 1, 1], exact=True)
+    other = Side("people", [0, 1, 3], [1, 1, 1], exact=False)
+    with pytest.raises(ValueError, match="the same values"):
+        Pair(one, other)
 
 
 def test_resamples_keep_size_and_shares():

@@ -79,12 +79,12 @@ def evaluate(
         if counts.sum() > 0
     ]
 
-    def compare(name: str) -> dict[str, Resampled]:
-        return _compare(games.get(name), answers[name], people.counts[name], resamples, seed)
+    def compared_with_people(name: str) -> dict[str, Resampled]:
+        return compare(games.get(name), answers[name], people.counts[name], resamples, seed)
 
     # Side by side: NumPy draws and computes without holding Python's lock.
     with ThreadPoolExecutor(os.cpu_count(), "bootstrap") as threads:
-        compared = dict(zip(shared, threads.map(compare, shared), strict=True))
+        compared = dict(zip(shared, threads.map(compared_with_people, shared), strict=True))
     beside: dict[str, dict[str, dict[str, float]]] = {}
     groups: dict[str, dict[str, Any]] = {}
     for name in shared:
@@ -97,7 +97,7 @@ def evaluate(
         "metrics": {
             name: _figure(
                 metric,
-                _mean([compared[game][name] for game in shared]),
+                bootstrap.mean([compared[game][name] for game in shared]),
                 {
                     answerer: float(np.mean([beside[game][answerer][name] for game in shared]))
                     for answerer in baselines.DEFINITIONS
@@ -118,10 +118,17 @@ def evaluate(
     }
 
 
-def _compare(
+def compare(
     game: Game, answer: Answers, counts: NDArray, resamples: int, seed: int
 ) -> dict[str, Resampled]:
-    """Every metric of one game, drawn with a generator of its own."""
+    """Every metric of one game, its answers against `counts` `[A]` of people.
+
+    The resamples are those of the game and the seed, whatever else is compared: two models that
+    meet the same people meet the same resamples of them.
+
+    Raises:
+        ValueError: answers or counts that do not fit the game.
+    """
     if len(answer.weights) != len(game.values) or len(counts) != len(game.values):
         raise ValueError(
             f"{game.id}: has {len(game.values)} choices, but the answers have "
@@ -200,15 +207,6 @@ def _group(
             "model": [float(share) for share in answer.distribution],
         },
     }
-
-
-def _mean(figures: list[Resampled]) -> Resampled:
-    return Resampled(
-        value=float(np.mean([figure.value for figure in figures])),
-        replicates=np.mean([figure.replicates for figure in figures], axis=0),
-        floor=float(np.mean([figure.floor for figure in figures])),
-        ceiling=float(np.mean([figure.ceiling for figure in figures])),
-    )
 
 
 def _figure(metric: Metric, figure: Resampled, beside: Mapping[str, float]) -> dict[str, Any]:

@@ -40,8 +40,9 @@ FIRST_ROOM, MORE_ROOM = 16, 4
 # Every size is a program to compile, so the sizes lie far apart.
 SHRINK, SMALLEST = 4, 16
 # Slots of a row of prompts, more for a longer prompt.  Long rows share more and have less padding:
-# 48 prompts of 150 tokens that share instructions take 0.7 of the time that they take in rows of
-# 512, 48 that share nothing likewise (2 CPU cores); from 1,024 to 2,048 nothing is gained.
+# against rows of 512, 48 prompts of 140 to 360 tokens that share nothing take 0.7 of the time, 48
+# of 150 that share instructions 0.7, 0.9 or 1.1 (three samples, 2 CPU cores); from 1,024 to 2,048
+# nothing is gained.
 _ROW = 1024
 
 

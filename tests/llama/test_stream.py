@@ -1,5 +1,6 @@
 """Loading in slices: every device gets its own part, and nothing is read that nobody holds."""
 
+import dataclasses
 import json
 from collections import Counter
 
@@ -169,8 +170,16 @@ def test_a_mesh_that_does_not_divide_the_model_is_refused_by_name(stored):
     with pytest.raises(parallel.ShardingError, match="needs 6 devices, not 8"):
         parallel.make_mesh(fsdp=3, tensor=2)
     mesh = parallel.make_mesh(fsdp=1, tensor=5, devices=jax.devices()[:5])
-    with pytest.raises(parallel.ShardingError, match=r"vocabulary has 96 .* tensor x fsdp of 5"):
+    with pytest.raises(
+        parallel.ShardingError,
+        match=r"embed_tokens/weight: embedding_width has 32 .* tensor x fsdp of 5",
+    ):
         hf.load(directory, mesh)
+    mesh = parallel.make_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4])
+    with pytest.raises(
+        parallel.ShardingError, match=r"lm_head/weight: vocabulary has 98 .* tensor x fsdp of 4"
+    ):
+        parallel.parameter_shardings(dataclasses.replace(SMALL, vocab_size=98), mesh)
 
 
 @pytest.mark.parametrize("quantize", [None, "no"])

@@ -10,6 +10,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from befm_jax import hosts
 from befm_jax.config import CACHES, DTYPES, QUANTIZE, check_arguments
 from befm_jax.errors import UserError
 
@@ -20,6 +21,7 @@ SAMPLING = ("participants", "temperature", "top_k", "top_p", "max_new_tokens", "
 def run(main: Callable[[], None], documentation: str) -> None:
     """Parses the flags and runs `main`; what a person can mend is printed and exits with 2.
 
+    What happens to errors in a run of several processes: see `hosts.run`.
     `documentation` is shown by `--help`.
     """
     sys.modules["__main__"].__doc__ = documentation
@@ -28,11 +30,7 @@ def run(main: Callable[[], None], documentation: str) -> None:
     def guarded(arguments: list[str]) -> None:
         if len(arguments) > 1:
             raise app.UsageError(f"not a flag: {arguments[1]}")
-        try:
-            main()
-        except (UserError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+        hosts.run(main)
 
     try:
         check_arguments(sys.argv[1:])
@@ -59,6 +57,13 @@ def define_model_flags() -> None:
     flags.DEFINE_enum(
         "quantize", None, QUANTIZE, "what to round the base to (default: as the run did, or no)"
     )
+    flags.DEFINE_integer(
+        "devices",
+        None,
+        "how many of this machine's devices share the model and those who answer (default: all "
+        "accelerators, or one CPU device)",
+        lower_bound=1,
+    )
     flags.DEFINE_string(
         "games", "all", "ids, 'all', or .py files that declare games; separated by commas"
     )
@@ -71,6 +76,21 @@ def define_model_flags() -> None:
     flags.DEFINE_enum(
         "cache", "full", CACHES, "what sampling keeps keys and values in: --dtype's type, or int8"
     )
+
+
+def define_process_flags() -> None:
+    """Which process of a run over several hosts this is: `hosts.start` takes them."""
+    flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of the first process, where nothing else says it"
+    )
+    flags.DEFINE_integer("processes", None, "how many processes the run has", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "which of them this is, from 0", lower_bound=0)
+
+
+def only_the_first_speaks() -> None:
+    """Silences the standard output of all processes but the first; errors are still said."""
+    if not hosts.is_first():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 until the end
 
 
 def note_unused_flags(names: Iterable[str], why: str) -> None:

@@ -52,12 +52,14 @@ def manifest(
     grace_seconds: int = 300,
     service_account: str | None = None,
     secret: str | None = None,
+    volume: tuple[str, str] | None = None,
     privileged: bool = False,
 ) -> dict[str, Any]:
     """The JobSet as a tree: a Job for each slice, a pod for each host, the command unchanged.
 
     `shape` is a slice's topology as GKE writes it, `4x4x4`.  `secret` names a Secret whose
-    entries become environment variables.  Source of the layout: the CRD jobset.x-k8s.io/v1alpha2.
+    entries become environment variables, `volume` a PersistentVolumeClaim and where it
+    is mounted.  Source of the layout: the CRD jobset.x-k8s.io/v1alpha2.
     """
     hosts = max(1, math.prod(map(int, shape.split("x"))) // chips_per_host)
     container: dict[str, Any] = {
@@ -87,6 +89,10 @@ def manifest(
         pod |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
     if service_account:
         pod["serviceAccountName"] = service_account
+    if volume:
+        claim, path = volume
+        pod["volumes"] = [{"name": "shared", "persistentVolumeClaim": {"claimName": claim}}]
+        container["volumeMounts"] = [{"name": "shared", "mountPath": path}]
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
@@ -232,6 +238,7 @@ def manifest_of(options: argparse.Namespace, command: list[str]) -> dict[str, An
         grace_seconds=options.grace,
         service_account=options.service_account,
         secret=options.secret,
+        volume=options.volume,
         privileged=options.privileged,
     )
 
@@ -256,8 +263,14 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--grace", type=count, default=300, help="seconds to save in; default: %(default)s"
     )
-    parser.add_argument("--service-account", help="the Kubernetes account that may use the bucket")
+    parser.add_argument("--service-account", help="the Kubernetes account that the pods run as")
     parser.add_argument("--secret", help="a Secret that becomes environment variables: HF_TOKEN")
+    parser.add_argument(
+        "--volume",
+        type=volume,
+        metavar="CLAIM:/PATH",
+        help="a PersistentVolumeClaim that all pods mount, for --workdir",
+    )
     parser.add_argument("--privileged", action="store_true", help="for nodes before GKE 1.28")
     parser.add_argument("--context", help="kubectl's")
     parser.add_argument("--namespace", help="kubectl's")
@@ -299,6 +312,14 @@ def topology(text: str) -> tuple[str, str]:
             f"{text!r} is not GENERATION:SHAPE such as v5p:4x4x4; generations: "
             + ", ".join(ACCELERATORS)
         )
+    return match[1], match[2]
+
+
+def volume(text: str) -> tuple[str, str]:
+    """`runs:/runs` as ("runs", "/runs")."""
+    match = re.fullmatch(r"([a-z0-9][-a-z0-9.]*):((?:/[^/:]+)+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not CLAIM:/PATH, such as runs:/runs")
     return match[1], match[2]
 
 

@@ -31,6 +31,9 @@ from typing import IO
 
 RESUME = 75
 DEVICES = "--xla_force_host_platform_device_count"
+# XLA's pool of threads has this size; a collective of a virtual device waits for the others in one
+# of them, several can wait at a time, and with none left to run in they would wait for ever.
+THREADS = "NPROC"
 # By default XLA starts collectives of one program in another order on each virtual device; where
 # cores are few, devices then wait for each other until XLA aborts the process.
 IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler"
@@ -122,6 +125,7 @@ def worker_environment(ours: Mapping[str, str], devices: int | None) -> dict[str
     if devices is not None:
         given = ours.get("XLA_FLAGS", "").split()
         kept = [flag for flag in given if not flag.startswith((DEVICES, IN_ORDER))]
+        environment.setdefault(THREADS, str(max(os.cpu_count() or 1, 4 * devices)))
         environment["XLA_FLAGS"] = " ".join([*kept, f"{DEVICES}={devices}", f"{IN_ORDER}=false"])
     return environment
 

@@ -22,7 +22,7 @@ AWKWARD = [
     *("1e-4", "0x10", "1_000", "12:30:00", "y", "No", "null", "~", "true", "- a", "#no", "a: b"),
     *("{x}", "[x]", "é", "MANIFEST", "%", "@", "!tag", "&a", "*a"),
 ]
-COMMAND = ["python", "-m", "befm_jax.train", "--workdir", "gs://bucket/run"]
+COMMAND = ["python", "-m", "befm_jax.train", "--workdir", "/runs/70b"]
 BASIC = ["--name", "behave", "--image", "registry/befm:1", "--topology", "v5p:4x4x4"]
 
 
@@ -62,9 +62,10 @@ def expanded(word: str) -> str:
         [],
         ["--spot", "--slices", "2"],
         ["--secret", "hf", "--service-account", "trainer", "--privileged"],
+        ["--volume", "runs:/runs"],
         ["--retries", "0", "--grace", "30", "--topology", "v6e:1x1", "--chips-per-host", "1"],
     ],
-    ids=["plain", "spot slices", "with accounts", "one chip"],
+    ids=["plain", "spot slices", "with accounts", "with a volume", "one chip"],
 )
 def test_the_manifest_is_valid_by_the_schema_of_the_crd(options: list[str]) -> None:
     schema = json.loads(SCHEMA.read_text())
@@ -115,6 +116,15 @@ def test_a_pod_for_each_host_and_a_job_for_each_slice(
         "cloud.google.com/gke-tpu-topology": topology.split(":")[1],
     }
     assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": chips_per_host}
+
+
+def test_all_pods_mount_the_claim_that_was_named() -> None:
+    pod = pod_of(rendered("--volume", "my-runs:/runs/all"))
+    (declared,) = pod["volumes"]
+    assert declared["persistentVolumeClaim"] == {"claimName": "my-runs"}
+    assert pod["containers"][0]["volumeMounts"] == [
+        {"name": declared["name"], "mountPath": "/runs/all"}
+    ]
 
 
 EXIT = "Container {container} for pod default/behave-slice-0-0-x failed with exit code {code} "
@@ -227,6 +237,7 @@ def test_the_other_verbs_are_one_kubectl_command_each(verb: str, expected: str) 
         (["run", *BASIC, "--name", "Be Have", "--", "x"], "'Be Have': lower-case letters"),
         (["run", *BASIC, "--chips-per-host", "3", "--", "x"], "does not divide the 64 chips"),
         (["run", *BASIC, "--retries", "-1", "--", "x"], "'-1' is not a whole number"),
+        (["run", *BASIC, "--volume", "gs://b", "--", "x"], "'gs://b' is not CLAIM:/PATH"),
         (["delete", "--name", "behave", "--", "x"], "delete takes no command"),
     ],
 )

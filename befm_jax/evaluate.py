@@ -128,7 +128,7 @@ def main() -> None:
         raise UserError("give either --model or --answers: what is to be held against people")
     if FLAGS.answers is not None:
         cli.note_unused_flags(
-            ("adapter", "force_template", "dtype", "quantize", "sampled", *cli.SAMPLING),
+            ("adapter", "force_template", "dtype", "quantize", "devices", "sampled", *cli.SAMPLING),
             "with --answers",
         )
     elif not FLAGS.sampled:

@@ -24,7 +24,7 @@ from befm_jax.data.people import People
 from befm_jax.errors import UserError
 from befm_jax.evals.tasks import game_behavior
 from befm_jax.inference.score import bucket
-from befm_jax.llama import generation_config, hf
+from befm_jax.llama import generation_config, hf, linear
 from befm_jax.llama.attention import ForestAttention
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Llama, Params, hidden_states, vocabulary_logits
@@ -160,7 +160,9 @@ def _distances(
     """Each game's Wasserstein distance to people (its range is 100), and the mean."""
     if humans is None:
         return {}
-    answers = {game.id: simulator.distribution(game) for game in asked if humans.n(game.id)}
+    played = [game for game in asked if humans.n(game.id)]
+    read = simulator.distribution_each(played)
+    answers = {game.id: found for game, found in zip(played, read, strict=True)}
     found = game_behavior.evaluate(answers, humans, resamples=100)
     each = {
         name: group["metrics"]["wasserstein"]["value"] for name, group in found["groups"].items()
@@ -180,8 +182,10 @@ def answer_logits(
         prompt = simulator.tokenizer.prompt(*game.prompt())
         answer = simulator.tokenizer.answer(game.answers.format(int(game.values[0])))
         ids = prompt + answer[:-1]
-        tokens = np.zeros((1, bucket(len(ids))), np.int32)
-        tokens[0, : len(ids)] = ids
+        # Every device that shares rows has one; all are the same.
+        rows = linear.parts(simulator.model.layout, "rows")
+        tokens = np.zeros((rows, bucket(len(ids))), np.int32)
+        tokens[:, : len(ids)] = ids
         logits = _all_logits(simulator.model)(simulator.params, tokens, len(ids))
         found.append(np.asarray(logits)[0, 0 if whole else len(prompt) - 1 : len(ids)])
     return found
@@ -190,9 +194,9 @@ def answer_logits(
 @lru_cache(maxsize=4)
 def _all_logits(model: Llama) -> Any:
     def run(params: Params, tokens: Any, length: Any) -> Any:
-        slots = jnp.arange(tokens.shape[1])[None, :]
+        slots = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         end = jnp.where(slots < length, length - 1, slots)
-        hidden, _ = hidden_states(model, params, tokens, slots, ForestAttention(end))
+        hidden, _ = hidden_states(model, params, tokens, slots, ForestAttention(end, model.layout))
         return vocabulary_logits(model, params, hidden)
 
     return jax.jit(run)

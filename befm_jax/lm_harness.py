@@ -365,7 +365,8 @@ class BefmLM(TemplateLM):
                 self.simulator.model, self.simulator.params, groups, self.batch_size
             ):
                 numbers = numbers_of[order[group]]
-                for number, log_prob, greedy in zip(numbers, *scores, strict=True):
+                each = zip(numbers, scores.log_probs, scores.greedy, strict=True)
+                for number, log_prob, greedy in each:
                     yield number, (float(log_prob), bool(greedy))
                 bar.update(len(numbers))
         self._say_what_was_cut(kind)

@@ -188,6 +188,25 @@ def test_what_can_not_be_exported_is_said(tuned, tmp_path):
     assert not out.exists() or list(out.iterdir()) == []
 
 
+def test_over_several_devices_the_same_model_is_compared_and_written(tuned, tmp_path):
+    names = tuned / "base", tuned / "adapter"
+    written, logits = [], []
+    for devices in (1, 4):
+        used = simulator.load(*names, dtype="float32", devices=devices)
+        logits.append(export.answer_logits(used, [games.get(GAME)], whole=True)[0])
+        out = tmp_path / str(devices)
+        export.model(out, used.model.config, used.params, used.tokenizer)
+        written.append(simulator.load(out).params)
+    assert used.origin["mesh"] == "data 2 x tensor 2"
+    np.testing.assert_allclose(*logits, atol=1e-4)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(
+            np.asarray(one, np.float32), np.asarray(other, np.float32), rtol=1e-6, atol=1e-7
+        ),
+        *written,
+    )
+
+
 def test_a_model_without_a_generation_config_is_given_one_that_stops(tuned, tmp_path):
     loaded = simulator.load(tuned / "base")
     export.model(tmp_path, loaded.model.config, loaded.params, loaded.tokenizer)

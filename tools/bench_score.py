@@ -1,6 +1,6 @@
 """What a model would answer in seven games: read exactly, against sampled and parsed answers.
 
-befm_jax scores every answer of every game once (`Simulator.distribution`).  The peer draws
+befm_jax scores every answer of every game once (`Simulator.distribution_each`).  The peer draws
 `--answers` answers a game by transformers' `generate` with `num_return_sequences`, in batches of
 the quickest size, no longer than the longest answer that a game allows, and parses the texts.  It
 draws `--peer-answers` of them; `whole` is the time of all, in proportion.
@@ -137,7 +137,7 @@ class Exact:
         since = time.perf_counter()
         simulator = self._simulator
         asked = [(one["prompt"], one["checked"]) for one in self._questions.values()]
-        scored = score.answers(simulator.model, simulator.params, asked)
+        scored = score.each_answers(simulator.model, simulator.params, asked)
         self.round()
         return {
             "seconds": time.perf_counter() - since,
@@ -150,8 +150,7 @@ class Exact:
     def round(self) -> dict[str, Any]:
         """Every answer of every game, scored once."""
         since = time.perf_counter()
-        answers = sum(
-            len(self._simulator.distribution(game).weights) for game in bench_data.seven_games()
-        )
+        each = self._simulator.distribution_each(bench_data.seven_games())
+        answers = sum(len(found.weights) for found in each)
         seconds = time.perf_counter() - since
         return {"answers": answers, "seconds": seconds, "whole": seconds}

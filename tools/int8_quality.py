@@ -98,7 +98,8 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
             arguments.model, arguments.adapter, arguments.dtype, quantize, arguments.force_template
         )
         logits = export.answer_logits(model, played, whole=True)
-        found[side] = Found(logits, {game.id: model.distribution(game) for game in played})
+        each = zip(played, model.distribution_each(played), strict=True)
+        found[side] = Found(logits, {game.id: answers for game, answers in each})
         origin = model.described(played)
         del model
     split, split_seed = which_people(origin.get("trained_on", {}), everyone, arguments.humans)

@@ -13,7 +13,9 @@ from what is given.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -124,6 +126,7 @@ def build(paths: Sequence[Path], slots: int, *, seed: int = 0) -> Build:
         raise ValueError(f"a row needs at least one slot, not {slots}")
     weights: dict[tuple[int, ...], float] = {}
     codes_of: list[tuple[int, ...] | None] = []
+    given: dict[tuple[int, ...], tuple[int, ...]] = {}
     left_out: dict[str, LeftOut] = {}
     tokens_apart = 0.0
     for path in paths:
@@ -135,20 +138,23 @@ def build(paths: Sequence[Path], slots: int, *, seed: int = 0) -> Build:
             left_out[reason] = LeftOut(before.paths + 1, before.observations + path.weight)
             codes_of.append(None)
             continue
-        codes = _codes(path)
+        # One integer a token that also says whether it is given (even) or learnt (odd).
+        if path.prompt not in given:
+            given[path.prompt] = tuple(2 * token for token in path.prompt)
+        codes = given[path.prompt] + tuple(2 * token + 1 for token in path.answer)
         weights[codes] = weights.get(codes, 0.0) + path.weight
         codes_of.append(codes)
         tokens_apart += path.weight * len(codes)
 
     trees = _grow_trees(sorted(weights), slots)
-    rows = _pack([size for size, _ in trees], slots, np.random.default_rng(seed))
+    rows = _pack([tree.size for tree in trees], slots, np.random.default_rng(seed))
     forest = empty(len(rows), slots)
     place: dict[tuple[int, ...], tuple[int, int]] = {}
     slots_used = 0
     for row, members in enumerate(rows):
         cursor = 0
         for tree in members:
-            cursor = _write_tree(forest, row, cursor, trees[tree][1], weights, place)
+            cursor = _write_tree(forest, row, cursor, trees[tree], weights, place)
         slots_used += cursor
     report = Report(sum(weights.values()), tokens_apart, slots_used, left_out)
     places = tuple(None if codes is None else place[codes] for codes in codes_of)
@@ -239,28 +245,21 @@ def paths(forest: Forest) -> list[Path]:
     return found
 
 
-def path_sums(
-    forest: Forest,
-    figures: Shaped[np.ndarray, "B N"],
-    places: Iterable[tuple[int, int] | None],
-) -> Float64[np.ndarray, " A"]:
-    """Sums of the answers' figures along paths, in float64.
+def path_sums(forest: Forest, figures: Shaped[np.ndarray, "B N"]) -> Float64[np.ndarray, "B N"]:
+    """For every slot the sum of the answer's figures down to it, in float64.
 
     `figures[b, i]` belongs to slot `i` given its ancestors, such as its log-probability; only the
-    weighted slots, the answers', are added.  `places` are those of `Build`; None gives NaN.
+    weighted slots, the answers', are added: at a prompt's slot the sum is 0.
     """
-    totals = []
-    for place in places:
-        if place is None:
-            totals.append(np.nan)
-            continue
-        row, slot = place
-        answer = []
-        while slot >= 0 and forest.weight[row, slot] > 0:
-            answer.append(slot)
-            slot = int(forest.parent[row, slot])
-        totals.append(float(np.sum(figures[row, answer[::-1]], dtype=np.float64)))
-    return np.asarray(totals, np.float64)
+    totals = np.zeros(forest.tokens.shape, np.float64)
+    for row, learnt in enumerate(forest.weight > 0):
+        # Slots one by one are quicker as Python's own numbers.
+        parent, added = forest.parent[row].tolist(), figures[row].tolist()
+        found = [0.0] * len(parent)
+        for slot in np.flatnonzero(learnt).tolist():
+            found[slot] = found[parent[slot]] + added[slot]
+        totals[row] = found
+    return totals
 
 
 def _line_to(parent: np.ndarray, slot: int) -> list[int]:
@@ -283,40 +282,37 @@ def _reason_to_leave_out(path: Path, slots: int) -> str | None:
     return None
 
 
-def _codes(path: Path) -> tuple[int, ...]:
-    """One integer a token that also says whether it is given (even) or learnt (odd)."""
-    return tuple(2 * t for t in path.prompt) + tuple(2 * t + 1 for t in path.answer)
-
-
 def _shared(left: tuple[int, ...], right: tuple[int, ...]) -> int:
     """Length of the common beginning."""
-    length = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        length += 1
-    return length
+    # Walked without a step of Python's: prompts are long, and every answer repeats its own.
+    unlike = itertools.chain(map(operator.ne, left, right), (True,))
+    return operator.indexOf(unlike, True)
 
 
-def _grow_trees(
-    ordered: Sequence[tuple[int, ...]], slots: int
-) -> list[tuple[int, list[tuple[int, ...]]]]:
-    """Cuts sorted paths into trees of at most `slots` slots: `(size, paths)` each.
+class _Tree(NamedTuple):
+    """Sorted paths that stand in one tree, each with what it shares with the one before."""
+
+    size: int
+    members: list[tuple[tuple[int, ...], int]]
+
+
+def _grow_trees(ordered: Sequence[tuple[int, ...]], slots: int) -> list[_Tree]:
+    """Cuts sorted paths into trees of at most `slots` slots.
 
     In sorted order a path shares most with its neighbour, so walking that order and starting a new
     tree when the next path does not fit repeats a prefix only at the cuts.
     """
-    trees: list[tuple[int, list[tuple[int, ...]]]] = []
+    trees: list[_Tree] = []
     for codes in ordered:
         if trees:
             size, members = trees[-1]
-            shared = _shared(members[-1], codes)
+            shared = _shared(members[-1][0], codes)
             grown = size + len(codes) - shared
             if grown <= slots and shared >= SHARED_ENOUGH * len(codes):
-                members.append(codes)
-                trees[-1] = (grown, members)
+                members.append((codes, shared))
+                trees[-1] = _Tree(grown, members)
                 continue
-        trees.append((len(codes), [codes]))
+        trees.append(_Tree(len(codes), [(codes, 0)]))
     return trees
 
 
@@ -340,29 +336,35 @@ def _pack(sizes: Sequence[int], slots: int, rng: np.random.Generator) -> list[li
 def _write_tree(
     forest: Forest,
     row: int,
-    cursor: int,
-    members: Sequence[tuple[int, ...]],
+    start: int,
+    tree: _Tree,
     weights: Mapping[tuple[int, ...], float],
     place: dict[tuple[int, ...], tuple[int, int]],
 ) -> int:
-    """Writes one tree into a row from slot `cursor` on; returns the next free slot."""
-    line: list[int] = []
-    before: tuple[int, ...] = ()
-    for codes in members:
-        kept = _shared(before, codes)
-        for slot in line[kept:]:
-            forest.end[row, slot] = cursor - 1
+    """Writes one tree into a row from slot `start` on; returns the next free slot."""
+    tokens: list[int] = []
+    parent: list[int] = []
+    depth: list[int] = []
+    end = [0] * tree.size
+    weight = [0.0] * tree.size
+    line: list[int] = []  # places in the tree, from its root to where the path before ended
+    for codes, kept in tree.members:
+        for at in line[kept:]:
+            end[at] = start + len(tokens) - 1
         del line[kept:]
-        for depth in range(kept, len(codes)):
-            forest.tokens[row, cursor] = codes[depth] >> 1
-            forest.parent[row, cursor] = line[-1] if line else -1
-            forest.depth[row, cursor] = depth
-            line.append(cursor)
-            cursor += 1
-        learnt = [slot for slot, code in zip(line, codes, strict=True) if code & 1]
-        forest.weight[row, learnt] += np.float32(weights[codes])
-        place[codes] = (row, line[-1])
-        before = codes
-    for slot in line:
-        forest.end[row, slot] = cursor - 1
-    return cursor
+        for code in codes[kept:]:
+            depth.append(len(line))
+            parent.append(start + line[-1] if line else -1)
+            line.append(len(tokens))
+            tokens.append(code >> 1)
+        for at, code in zip(reversed(line), reversed(codes), strict=True):
+            if not code & 1:
+                break
+            weight[at] += weights[codes]
+        place[codes] = (row, start + line[-1])
+    for at in line:
+        end[at] = start + len(tokens) - 1
+    here = (row, slice(start, start + tree.size))
+    for array, values in zip(forest, (tokens, parent, depth, end, weight), strict=True):
+        array[here] = values
+    return start + tree.size

@@ -30,6 +30,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ class Game:
         """The user message: the instructions at this game's parameters."""
         return self.instructions(**self.parameters)
 
-    @property
+    @cached_property
     def answers(self) -> AnswerSet:
         """The answers that this game's parameters allow."""
         return self.answers_of(**self.parameters)

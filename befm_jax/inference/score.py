@@ -3,7 +3,8 @@
 The answers of one prompt are the leaves of one token tree, so the prompt is computed once.  Every
 prompt has rows to itself, whose length depends on it alone.  Computed one at a time, as they are
 by default, what else is scored in the same call can't move a bit of its result; several at a time
-(`rows`), it moves by float rounding.
+(`rows`), it moves by float rounding.  Devices that share rows have as many each: one at a time is
+one on each of them, and no bit moves.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from befm_jax.data import forest as forests
 from befm_jax.data.forest import Forest, Path, Reads
 from befm_jax.errors import UserError
 from befm_jax.inference.edges import EdgeScores, edge_scores
+from befm_jax.llama import linear
 from befm_jax.llama.model import Llama, Params
 
 # Tokens that a model reads before the last one that it is asked for.  That last one is only
@@ -36,11 +38,13 @@ class RowTooShortError(UserError):
 class Scores(NamedTuple):
     """What a model makes of a group of answers.
 
-    `log_probs` [A] float64: log-probability of each whole answer given its prompt; `greedy` [A]:
-    whether greedy decoding would have written it.
+    `log_probs` [A] float64: log-probability of each whole answer given its prompt;
+    `stem_log_probs` [A] float64: the same without the answer's last token (0 where that is all);
+    `greedy` [A]: whether greedy decoding would have written it.
     """
 
     log_probs: Float64[np.ndarray, " A"]
+    stem_log_probs: Float64[np.ndarray, " A"]
     greedy: Bool[np.ndarray, " A"]
 
 
@@ -82,12 +86,12 @@ class AnswerDistribution:
         return min(1.0, float(ended))
 
 
-def answers(
+def each_answers(
     model: Llama,
     params: Params,
-    questions: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]],
-) -> list[AnswerDistribution]:
-    """The model's distribution over the answers of each `(prompt ids, answers' ids)`.
+    questions: Iterable[tuple[Sequence[int], Sequence[Sequence[int]]]],
+) -> Iterator[AnswerDistribution]:
+    """The model's distribution over the answers of each `(prompt ids, answers' ids)`, in order.
 
     Answers must end with the end-of-turn token; then none is the beginning of another, their
     probabilities add up to at most one, and the rest is `outside`.
@@ -95,17 +99,17 @@ def answers(
     Raises:
         RowTooShortError: a prompt with an answer is longer than `LONGEST_ROW` tokens.
     """
-    found = []
-    for prompt, answer_ids in questions:
-        whole = [Path(tuple(prompt), tuple(ids)) for ids in answer_ids]
-        # Stems are beginnings of paths that are in the tree anyway.
-        stems = [path._replace(answer=path.answer[:-1]) for path in whole]
-        scored = log_probs(model, params, whole + [path for path in stems if path.answer])
-        # Nothing written yet is certain.
-        before_end = np.zeros(len(whole))
-        before_end[[bool(path.answer) for path in stems]] = scored[len(whole) :]
-        found.append(AnswerDistribution(scored[: len(whole)], before_end))
-    return found
+    groups = (
+        [Path(tuple(prompt), tuple(ids)) for ids in answer_ids] for prompt, answer_ids in questions
+    )
+    # Where several devices have a row each, one prompt may be done before another.
+    done: dict[int, AnswerDistribution] = {}
+    next_one = 0
+    for number, scores in each_group(model, params, groups):
+        done[number] = AnswerDistribution(scores.log_probs, scores.stem_log_probs)
+        while next_one in done:
+            yield done.pop(next_one)
+            next_one += 1
 
 
 def log_probs(model: Llama, params: Params, paths: Sequence[Path]) -> Float64[np.ndarray, " A"]:
@@ -124,9 +128,10 @@ def each_group(
     """Scores groups of paths; yields each group's number and scores when they are done.
 
     A group, such as the answers of one prompt, has rows to itself, in which paths that begin
-    alike share the computation.  Up to `rows` rows of one length are computed together, but no
-    more slots than the longest row has, so that memory does not depend on `rows`.  Rows of
-    padding fill up what is left over at the end, so that nothing is compiled for that.
+    alike share the computation.  Up to `rows` rows of one length are computed together, on every
+    device that shares rows, but no more slots than the longest row has, so that memory does not
+    depend on `rows`.  Rows of padding fill up what is left over at the end, so that nothing is
+    compiled for that.
 
     Raises:
         ValueError: `rows` is below 1.
@@ -134,18 +139,14 @@ def each_group(
     """
     if rows < 1:
         raise ValueError(f"rows must be at least 1, not {rows}")
-    waiting: dict[int, list[tuple[_Group, int]]] = {}
-    for number, paths in enumerate(groups):
-        group = _lay_out(number, paths)
-        length = group.forest.tokens.shape[1]
-        together = _together(length, rows)
-        for row in range(len(group.forest.tokens)):
-            batch = waiting.setdefault(length, [])
-            batch.append((group, row))
-            if len(batch) == together:
-                yield from _compute(model, params, waiting.pop(length), together)
-    for length, batch in waiting.items():
-        yield from _compute(model, params, batch, _together(length, rows))
+    begun = None
+    for batch in _batches(groups, rows, linear.parts(model.layout, "rows")):
+        # What comes next is laid out and begun while this is computed.
+        before, begun = begun, _begin(model, params, batch)
+        if before is not None:
+            yield from _finish(before)
+    if begun is not None:
+        yield from _finish(begun)
 
 
 def bucket(length: int) -> int:
@@ -162,17 +163,51 @@ class _Group:
 
     number: int
     forest: Forest
-    places: tuple[tuple[int, int] | None, ...]
+    places: tuple[tuple[int, int], ...]
     log_probs: np.ndarray
     missed: np.ndarray
     rows_to_come: int
 
     def scores(self) -> Scores:
         """The sums along the group's paths."""
-        return Scores(
-            forests.path_sums(self.forest, self.log_probs, self.places),
-            forests.path_sums(self.forest, self.missed, self.places) == 0,
-        )
+        last = tuple(np.transpose(self.places))
+        before = (last[0], self.forest.parent[last])
+        log_probs = forests.path_sums(self.forest, self.log_probs)
+        missed = forests.path_sums(self.forest, self.missed)
+        return Scores(log_probs[last], log_probs[before], missed[last] == 0)
+
+
+class _Batch(NamedTuple):
+    """Rows of groups that are computed together, `rows` of them with those of padding."""
+
+    members: list[tuple[_Group, int]]
+    rows: int
+
+
+class _Begun(NamedTuple):
+    """A batch whose scores the device is at work on."""
+
+    batch: _Batch
+    found: EdgeScores
+
+
+def _batches(groups: Iterable[Sequence[Path]], rows: int, shared: int) -> Iterator[_Batch]:
+    """The groups' rows, those of one length together, as soon as there are enough of them.
+
+    `shared`: how many devices share them.
+    """
+    waiting: dict[int, list[tuple[_Group, int]]] = {}
+    for number, paths in enumerate(groups):
+        group = _lay_out(number, paths)
+        length = group.forest.tokens.shape[1]
+        together = _together(length, rows, shared)
+        for row in range(len(group.forest.tokens)):
+            members = waiting.setdefault(length, [])
+            members.append((group, row))
+            if len(members) == together:
+                yield _Batch(waiting.pop(length), together)
+    for length, members in waiting.items():
+        yield _Batch(members, _together(length, rows, shared))
 
 
 def _lay_out(number: int, paths: Sequence[Path]) -> _Group:
@@ -185,25 +220,28 @@ def _lay_out(number: int, paths: Sequence[Path]) -> _Group:
     length = min(bucket(used), LONGEST_ROW)
     forest = Forest(*(array[:, :length] for array in built.forest))
     shape = forest.tokens.shape
+    places = tuple(place for place in built.places if place is not None)
     return _Group(
-        number, forest, built.places, np.zeros(shape, np.float32), np.zeros(shape, bool), shape[0]
+        number, forest, places, np.zeros(shape, np.float32), np.zeros(shape, bool), shape[0]
     )
 
 
-def _together(length: int, rows: int) -> int:
-    """How many rows of a length are computed together."""
-    return max(1, min(rows, LONGEST_ROW // length))
+def _together(length: int, rows: int, shared: int) -> int:
+    """How many rows of a length are computed together, `shared` evenly by so many devices."""
+    return max(1, min(rows, LONGEST_ROW // length)) * shared
 
 
-def _compute(
-    model: Llama, params: Params, batch: Sequence[tuple[_Group, int]], together: int
-) -> Iterator[tuple[int, Scores]]:
-    """Computes rows of one length; yields the groups that are complete with them."""
-    rows = [[array[row] for array in group.forest] for group, row in batch]
-    forest = forests.pad_rows(Forest(*map(np.stack, zip(*rows, strict=True))), together)
-    found = _edge_scores(model)(params, forest, forests.reads(forest))
-    log_probs, greedy = np.asarray(found.log_probs), np.asarray(found.greedy)
-    for at, (group, row) in enumerate(batch):
+def _begin(model: Llama, params: Params, batch: _Batch) -> _Begun:
+    """Has the device compute a batch; waits for nothing."""
+    rows = [[array[row] for array in group.forest] for group, row in batch.members]
+    forest = forests.pad_rows(Forest(*map(np.stack, zip(*rows, strict=True))), batch.rows)
+    return _Begun(batch, _edge_scores(model)(params, forest, forests.reads(forest)))
+
+
+def _finish(begun: _Begun) -> Iterator[tuple[int, Scores]]:
+    """Waits for a batch; yields the groups that are complete with it."""
+    log_probs, greedy = np.asarray(begun.found.log_probs), np.asarray(begun.found.greedy)
+    for at, (group, row) in enumerate(begun.batch.members):
         group.log_probs[row] = log_probs[at]
         group.missed[row] = ~greedy[at]
         group.rows_to_come -= 1
@@ -213,4 +251,9 @@ def _compute(
 
 @lru_cache(maxsize=8)
 def _edge_scores(model: Llama) -> Callable[[Params, Forest, Reads], EdgeScores]:
-    return jax.jit(lambda params, forest, reads: edge_scores(model, params, forest, reads))
+    # Every process gets all scores.
+    return jax.jit(
+        lambda params, forest, reads: edge_scores(model, params, forest, reads),
+        out_shardings=linear.sharding(model.layout),
+        compiler_options=linear.compiler_options(model.layout),
+    )

@@ -41,10 +41,10 @@ def question(seed, answers=40, length=70):
 def test_a_score_is_the_same_to_the_bit_in_any_company():
     model, params = small_model()
     mine = question(0)
-    alone = score.answers(model, params, [mine])[0].log_probs
+    alone = next(score.each_answers(model, params, [mine])).log_probs
     others = [question(seed, answers=5 * seed, length=10 * seed) for seed in range(1, 6)]
     for company in ([mine, *others], [*others, mine], [mine, mine]):
-        together = score.answers(model, params, company)[company.index(mine)].log_probs
+        together = list(score.each_answers(model, params, company))[company.index(mine)].log_probs
         np.testing.assert_array_equal(together, alone)
 
 
@@ -175,17 +175,21 @@ def test_of_equally_likely_tokens_the_lowest_id_is_greedy():
 
 def test_repeating_a_call_repeats_every_bit():
     model, params = small_model()
-    first, second = (score.answers(model, params, [question(3)])[0].log_probs for _ in range(2))
+    first, second = (
+        next(score.each_answers(model, params, [question(3)])).log_probs for _ in range(2)
+    )
     np.testing.assert_array_equal(first, second)
 
 
 def test_the_distribution_and_the_mass_outside_add_up():
     model, params = small_model()
     prompt, _ = question(1)
-    ends_at_once = score.answers(model, params, [(prompt, [(token, 1) for token in range(2, 97)])])[
-        0
-    ]
-    one_token = score.answers(model, params, [(prompt, [(token,) for token in range(97)])])[0]
+    ends_at_once = next(
+        score.each_answers(model, params, [(prompt, [(token, 1) for token in range(2, 97)])])
+    )
+    one_token = next(
+        score.each_answers(model, params, [(prompt, [(token,) for token in range(97)])])
+    )
     assert one_token.outside == pytest.approx(0, abs=1e-6)
     assert one_token.probabilities.sum() == pytest.approx(1)
     inside = np.exp(ends_at_once.log_probs).sum()
@@ -208,7 +212,7 @@ def test_the_probability_of_ending_is_that_of_transformers_after_each_answer(tmp
     prompt, answers = question(4, answers=12)
     # One is the beginning of another, one is cut short, and one is nothing but an end.
     answers += [(5, 1), (5, 7, 1), (8, 1), (1,)]
-    found = score.answers(Llama(config), params, [(prompt, answers)])[0]
+    found = next(score.each_answers(Llama(config), params, [(prompt, answers)]))
     whole = [one_by_one(reference, Path(prompt, ids)) for ids in answers]
     stems = [one_by_one(reference, Path(prompt, ids[:-1])) if ids[:-1] else 0 for ids in answers]
     np.testing.assert_allclose(found.log_probs, whole, atol=5e-5)
@@ -227,7 +231,7 @@ def test_the_probability_of_ending_costs_no_slot(monkeypatch):
     monkeypatch.setattr(
         score.forests, "build", lambda *args: built.append(build(*args)) or built[-1]
     )
-    score.answers(model, params, [(prompt, answers)])
+    next(score.each_answers(model, params, [(prompt, answers)]))
     score.log_probs(model, params, [Path(prompt, ids) for ids in answers])
     with_stems, without = built
     for one, other in zip(with_stems.forest._replace(weight=0), without.forest._replace(weight=0),
@@ -238,9 +242,9 @@ def test_the_probability_of_ending_costs_no_slot(monkeypatch):
 def test_answers_that_need_several_rows_are_all_scored(monkeypatch):
     model, params = small_model()
     prompt, answers = question(2, answers=80)
-    whole = score.answers(model, params, [(prompt, answers)])[0].log_probs
+    whole = next(score.each_answers(model, params, [(prompt, answers)])).log_probs
     monkeypatch.setattr(score, "LONGEST_ROW", 128)
-    in_rows = score.answers(model, params, [(prompt, answers)])[0].log_probs
+    in_rows = next(score.each_answers(model, params, [(prompt, answers)])).log_probs
     np.testing.assert_allclose(in_rows, whole, atol=1e-5)
 
 
@@ -248,7 +252,7 @@ def test_what_can_not_be_scored_is_an_error(monkeypatch):
     model, params = small_model()
     monkeypatch.setattr(score, "LONGEST_ROW", 64)
     with pytest.raises(score.RowTooShortError, match="prompt longer"):
-        score.answers(model, params, [question(0)])
+        next(score.each_answers(model, params, [question(0)]))
 
 
 def test_a_number_of_rows_below_one_is_an_error():
@@ -277,13 +281,15 @@ def test_real_games_score_as_each_answer_alone():
     game = games.get("public_goods")
     prompt = tokenizer.prompt(*game.prompt())
     written = [tokenizer.answer(game.answers.format(value)) for value in (0, 7, 20)]
-    together = score.answers(model, params, [(prompt, written)])[0].log_probs
+    together = next(score.each_answers(model, params, [(prompt, written)])).log_probs
     alone = [score.log_probs(model, params, [Path(prompt, ids)])[0] for ids in written]
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
 def test_bfloat16_scores_stay_near_float32():
     model, params = small_model()
-    exact = score.answers(model, params, [question(0)])[0].probabilities
-    rough = score.answers(Llama(SMALL, dtype=jnp.bfloat16), params, [question(0)])[0].probabilities
+    exact = next(score.each_answers(model, params, [question(0)])).probabilities
+    rough = next(
+        score.each_answers(Llama(SMALL, dtype=jnp.bfloat16), params, [question(0)])
+    ).probabilities
     assert 0.5 * np.abs(exact - rough).sum() < 0.05

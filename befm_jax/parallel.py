@@ -16,13 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import (
     AbstractMesh,
     Mesh,
@@ -33,7 +33,7 @@ from jax.sharding import (
 )
 from jaxtyping import Array
 
-from befm_jax.adapters.lora import Adapter
+from befm_jax.adapters.lora import Adapter, LoraKernel
 from befm_jax.errors import UserError
 from befm_jax.llama import int8, model
 from befm_jax.llama.config import LlamaConfig
@@ -64,6 +64,9 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "each_head": ("tensor",),
     "each_feed_forward": ("tensor",),
     "each_word": ("tensor",),
+    # Sampling: every device that shares rows keeps the prompts of all, and draws for some.
+    "prompts": (),
+    "rows_to_draw": ("slice", "data", "fsdp", "tensor"),
 }
 # What compilers are asked for, by platform.  On v5p and v6e the gathers of weights otherwise run by
 # themselves, with nothing computed meanwhile; v5e fuses them with products in any case.
@@ -77,6 +80,7 @@ _COMPILER_OPTIONS: Mapping[str, dict[str, str]] = {
     },
 }
 
+_Item = TypeVar("_Item")
 # What says where arrays stand: a mesh of devices, or of as many as there would be.
 AnyMesh = Mesh | AbstractMesh
 
@@ -115,6 +119,103 @@ def make_mesh(
             (1, *shape[1:]), (slices, 1, 1, 1), devices, allow_split_physical_axes=True
         )
     return Mesh(laid_out, AXES)
+
+
+def filled(slices: int, data: int, fsdp: int, tensor: int, devices: int) -> dict[str, int]:
+    """The sizes of a mesh over so many devices, for `make_mesh`; 0 stands for all that are left.
+
+    Raises:
+        ShardingError: two axes are 0, the others do not divide the devices, or do not multiply to
+            their number; says what they are.
+    """
+    sizes = {"slices": slices, "data": data, "fsdp": fsdp, "tensor": tensor}
+    open_axes = [name for name, size in sizes.items() if size == 0]
+    said = " x ".join(f"{name} {size}" for name, size in sizes.items())
+    if len(open_axes) > 1:
+        raise ShardingError(
+            f"mesh {said}: only one axis can be 0, which stands for all devices that are left"
+        )
+    product = math.prod(size for size in sizes.values() if size)
+    if open_axes:
+        if devices % product:
+            raise ShardingError(
+                f"mesh {said}: {devices} devices do not divide by {product}, so that nothing fits "
+                f"in the place of {open_axes[0]} 0"
+            )
+        sizes[open_axes[0]] = devices // product
+    elif product != devices:
+        raise ShardingError(f"mesh {said}: needs {product} devices, there are {devices}")
+    return sizes
+
+
+def in_words(mesh: AnyMesh) -> str:
+    """`data 4 x fsdp 16`: the axes that cut anything."""
+    sizes = [f"{name} {size}" for name, size in mesh.shape.items() if size > 1]
+    return " x ".join(sizes) or "one device"
+
+
+def layout_over(mesh: AnyMesh) -> Layout | None:
+    """The layout of a model over a mesh; None where all is on one device."""
+    return Layout(mesh) if mesh.size > 1 else None
+
+
+def everywhere(mesh: AnyMesh) -> NamedSharding:
+    """Of what every device holds whole: scalars, small models."""
+    return Layout(mesh).sharding()
+
+
+def put(tree: Any, sharding: Sharding) -> Any:
+    """Host arrays on the devices of a sharding.
+
+    Every process has them whole, and hands over what its own devices hold.
+    """
+    return jax.tree.map(
+        lambda whole: jax.make_array_from_callback(
+            whole.shape, sharding, lambda index: whole[index]
+        ),
+        tree,
+    )
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays whole on the host, in every process; all processes must ask for them together."""
+
+    def whole(leaf: Any) -> Any:
+        spread = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+        if not spread or leaf.is_fully_replicated:
+            return jax.device_get(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(whole, tree)
+
+
+def share_out(
+    items: Sequence[_Item], function: Callable[[_Item], Sequence[int]]
+) -> list[tuple[int, ...]]:
+    """`function` of every item, each worked out by one process and then known to all.
+
+    All processes must have the same items and ask together.
+    """
+    count = jax.process_count()
+    mine = [tuple(function(item)) for item in items[jax.process_index() :: count]]
+    if count == 1:
+        return mine
+    lengths = _gathered(np.array([len(one) for one in mine], np.int32))
+    numbers = _gathered(np.array([number for one in mine for number in one], np.int32))
+    found: list[tuple[int, ...]] = [()] * len(items)
+    for process, (sizes, flat) in enumerate(zip(lengths, numbers, strict=True)):
+        parts = np.split(flat, np.cumsum(sizes)[:-1]) if len(sizes) else []
+        found[process::count] = [tuple(part.tolist()) for part in parts]
+    return found
+
+
+def _gathered(numbers: np.ndarray) -> list[np.ndarray]:
+    """Every process's numbers, in the order of the processes; they may differ in length."""
+    lengths = multihost_utils.process_allgather(np.array(len(numbers))).ravel()
+    padded = np.zeros(max(1, int(lengths.max())), numbers.dtype)
+    padded[: len(numbers)] = numbers
+    every = multihost_utils.process_allgather(padded)
+    return [row[:length] for row, length in zip(every, lengths, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -210,7 +311,7 @@ def adapter_shardings(adapter: Adapter, mesh: AnyMesh) -> Adapter:
         ShardingError: an axis does not divide by the mesh axis that cuts it.
     """
     layout = Layout(mesh)
-    found: dict[str, Any] = {}
+    found: dict[str, dict[str, Any]] = {}
     for path, weight in adapter.weights.items():
         layers, outputs, inputs = model.logical_axes((*path.split("/"), "weight"))
         _divides(layout, path, outputs, weight["b"].shape[1])
@@ -258,3 +359,94 @@ def _divides(layout: Layout, what: str, name: str, size: int) -> None:
             f"{what}: {name} has {size} entries, which do not divide by the "
             f"mesh's {' x '.join(RULES[name])} of {parts}"
         )
+
+
+def shardings(params: Mapping[str, Any], mesh: AnyMesh) -> dict[str, Any]:
+    """The sharding of every array of a parameter tree, those of adapters and kernels too.
+
+    The weights may be abstract, and may stand in the layers' stack or, layer by layer, outside.
+    Whether they divide is not looked at: `parameter_shardings` says.
+    """
+    layout = Layout(mesh)
+    flat = flax.traverse_util.flatten_dict(params)
+    found: dict[str, Any] = flax.traverse_util.unflatten_dict(
+        {path: of_leaf(layout, model.logical_axes(path), leaf) for path, leaf in flat.items()}
+    )
+    return found
+
+
+def of_leaf(layout: Layout, names: Sequence[str], leaf: Any) -> Any:
+    """The sharding of each array of a leaf whose axes have these names, last those of the matrix.
+
+    An int8 kernel's scale stands where its outputs do; `a` of an adapter as the inputs of its
+    kernel, `b` as the outputs.
+    """
+    cut: Callable[..., Any] = layout.sharding
+    if isinstance(leaf, LoraKernel):
+        *stack, outputs, inputs = names
+        return LoraKernel(
+            of_leaf(layout, names, leaf.base),
+            cut(*stack, "rank", inputs),
+            cut(*stack, outputs, "rank"),
+            cut(*stack),
+            None if leaf.dropout_key is None else cut(*stack),
+            leaf.dropout,
+        )
+    if isinstance(leaf, int8.Int8Kernel):
+        return int8.Int8Kernel(cut(*names), cut(*names[:-1]))
+    return cut(*names)
+
+
+def place(params: Any, placed: Any) -> Any:
+    """Arrays, on one device or on the host, where a tree of shardings wants them.
+
+    What stands there already is not copied.  Every process has to have the others whole.
+    """
+
+    def move(leaf: Any, sharding: Sharding) -> Any:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
+        return put(np.asarray(leaf), sharding)
+
+    return jax.tree.map(move, params, placed)
+
+
+def answering_mesh(config: LlamaConfig, devices: Sequence[Any], slices: int = 1) -> Mesh:
+    """The mesh for scoring and sampling: `tensor` as large as the model allows, `data` the rest.
+
+    Under `fsdp` every token that is drawn would gather the weights of all layers.
+    """
+    within = len(devices) // slices
+    tensor = _most_tensor(config, within)
+    return make_mesh(data=within // tensor, tensor=tensor, slices=slices, devices=devices)
+
+
+def sampling_mesh(config: LlamaConfig, mesh: Mesh) -> Mesh:
+    """The mesh that a model over `mesh` draws answers on: the same devices, in the same order.
+
+    One without `fsdp` is taken as it is.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return mesh
+    slices = mesh.shape["slice"]
+    tensor = _most_tensor(config, mesh.size // slices)
+    return Mesh(mesh.devices.reshape(slices, -1, 1, tensor), AXES)
+
+
+def _most_tensor(config: LlamaConfig, devices: int) -> int:
+    """Over how many of so many devices, or a divisor of that, `tensor` can cut a model."""
+    for tensor in range(devices, 1, -1):
+        if devices % tensor == 0:
+            try:
+                parameter_shardings(config, AbstractMesh((1, 1, 1, tensor), AXES))
+            except ShardingError:
+                continue
+            return tensor
+    return 1
+
+
+def agreed(holds: bool) -> bool:
+    """Whether something holds in every process; all must ask together."""
+    if jax.process_count() == 1:
+        return holds
+    return bool(multihost_utils.process_allgather(np.asarray(holds)).all())

@@ -35,9 +35,16 @@ FLAGS = flags.FLAGS
 
 
 def simulator_from_flags() -> Simulator:
-    """Loads what `--model`, `--adapter` and `--dtype` name."""
+    """Loads what `--model`, `--adapter` and `--dtype` name, over `--devices`."""
     cli.keep_compiled_programs()
-    simulator = load(FLAGS.model, FLAGS.adapter, FLAGS.dtype, FLAGS.quantize, FLAGS.force_template)
+    simulator = load(
+        FLAGS.model,
+        FLAGS.adapter,
+        FLAGS.dtype,
+        FLAGS.quantize,
+        FLAGS.force_template,
+        FLAGS.devices,
+    )
     cli.note_ignored_settings(simulator.origin)
     return simulator
 
@@ -63,9 +70,9 @@ def simulate_all(
 
 def exact_all(simulator: Simulator, chosen: list[Game]) -> dict[str, Answers]:
     """The exact distribution for each game, with a progress bar."""
-    return {
-        game.id: simulator.distribution(game) for game in tqdm(chosen, desc="score", unit="game")
-    }
+    each = simulator.distribution_each(chosen)
+    shown = tqdm(each, desc="score", unit="game", total=len(chosen))
+    return {game.id: found for game, found in zip(chosen, shown, strict=True)}
 
 
 def how_sampled(participants: int, seed: int, sampling: Sampling) -> dict[str, Any]:

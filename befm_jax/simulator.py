@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from befm_jax import hub
+from befm_jax import hub, parallel
 from befm_jax.adapters import chat_template, lora, peft
 from befm_jax.data import games
 from befm_jax.data.games import Game
@@ -60,17 +60,28 @@ class Simulator:
 
         Not a sample: every answer is scored.  Raises DataError for an unknown game.
         """
-        game = _game(game)
-        prompt = self.tokenizer.prompt(*game.prompt())
-        written = [self.tokenizer.answer(game.answers.format(int(value))) for value in game.values]
-        found = score.answers(self.model, self.params, [(prompt, written)])[0]
-        return Answers(
-            found.probabilities,
-            exact=True,
-            outside=found.outside,
-            total=None,
-            ends_after_answer=found.ends_after_answer,
-        )
+        return next(self.distribution_each([game]))
+
+    def distribution_each(self, asked: Sequence[str | Game]) -> Iterator[Answers]:
+        """`distribution` for several games, in their order.
+
+        While one is computed the next is made ready; none moves a bit of another's.
+        """
+        chosen = [_game(game) for game in asked]
+        for found in score.each_answers(self.model, self.params, map(self._question, chosen)):
+            yield Answers(
+                found.probabilities,
+                exact=True,
+                outside=found.outside,
+                total=None,
+                ends_after_answer=found.ends_after_answer,
+            )
+
+    def _question(self, game: Game) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+        """Ids of a game's prompt, and of each of its answers."""
+        answers = game.answers
+        written = [self.tokenizer.answer(answers.format(value)) for value in answers.values]
+        return self.tokenizer.prompt(*game.prompt()), written
 
     def simulate(
         self, game: str | Game, n: int, seed: int = 0, sampling: Sampling | None = None
@@ -149,6 +160,7 @@ def load(
     dtype: str | None = None,
     quantize: str | None = None,
     force_template: bool = False,
+    devices: int | Sequence[jax.Device] | None = None,
 ) -> Simulator:
     """Loads a training run, a Hugging Face directory or a hub id, optionally with an adapter.
 
@@ -157,10 +169,17 @@ def load(
     the weights are stored in, not rounded.  An adapter that was trained with another chat template
     than the model's tokenizer has is taken only with `force_template`.
 
+    `devices` share the weights, as far as the model's heads allow, and beyond that the prompts and
+    participants: so many of this process's, or those given (of other processes too, where all load
+    the same).  By default all accelerators of this process, or one CPU device.  A population is the
+    same on any number of them, to the token, but for the rounding of float32.
+
     Raises:
         FileNotFoundError: a directory or a file in it is missing.
-        UserError: a model, tokenizer or adapter that can't be used; the message says why.
+        UserError: a model, tokenizer or adapter that can't be used, or more devices than there
+            are; the message says why.
     """
+    chosen = _chosen(devices)
     located = locate(model, adapter)
     origin: dict[str, Any] = {"path": str(model)}
     if located.run:
@@ -180,13 +199,34 @@ def load(
         )
         tuned = peft.load(located.adapter, config)
     quantize = quantize or located.run.get("quantize", "no")
-    config, params = hf.load(located.directory, quantize=quantize)
+    mesh = parallel.answering_mesh(config, chosen)
+    _, params = hf.load(located.directory, mesh, quantize=quantize)
     if tuned is not None:
         params = lora.attach(params, tuned)
+        params = parallel.place(params, parallel.shardings(params, mesh))
     stored = params["embed_tokens"]["weight"].dtype
     compute = jnp.dtype(dtype or located.run.get("dtype", stored))
-    origin |= {"dtype": compute.name, "quantize": quantize}
-    return Simulator(Llama(config, dtype=compute), params, tokenizer, origin, located)
+    origin |= {"dtype": compute.name, "quantize": quantize, "mesh": parallel.in_words(mesh)}
+    answering = Llama(config, dtype=compute, layout=parallel.layout_over(mesh))
+    return Simulator(answering, params, tokenizer, origin, located)
+
+
+def _chosen(devices: int | Sequence[jax.Device] | None) -> list[jax.Device]:
+    """The devices that `load` is told of.
+
+    Raises UserError where this process has not so many, or none is given.
+    """
+    own = jax.local_devices()
+    if devices is None:
+        return own[:1] if own[0].platform == "cpu" else own
+    if isinstance(devices, int):
+        if not 1 <= devices <= len(own):
+            kind = f"{own[0].device_kind} ({own[0].platform})"
+            raise UserError(f"devices is {devices}; there are {len(own)} here: {kind}")
+        return own[:devices]
+    if not devices:
+        raise UserError("devices is empty; a model needs at least one")
+    return list(devices)
 
 
 def fitting_tokenizer(directory: Path, config: LlamaConfig) -> Tokenizer:

@@ -36,11 +36,11 @@ def command(module, *flags, fails=False, **variables):
     """Runs `python -m befm_jax.MODULE`; returns what it printed."""
     environment = (
         os.environ
-        | variables
         | {
             "XLA_FLAGS": "",
             "JAX_COMPILATION_CACHE_DIR": os.environ.get("BEFM_TEST_CACHE", COMMAND_CACHE),
         }
+        | variables
     )
     found = subprocess.run(
         [sys.executable, "-m", f"befm_jax.{module}", *map(str, flags)],
@@ -113,6 +113,22 @@ def test_simulate_writes_the_exact_distribution(run, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["model"]["first_prompt"] == model["first_prompt"]
     assert results["tasks"]["game_behavior"]["ends_after_answer"] == {"value": None, "min": None}
+
+
+def test_devices_share_the_answers_and_files_say_so(run, choices, tmp_path):
+    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    out = tmp_path / "choices.csv"
+    flags = ["--model", run, "--games", "bomb"]
+    command("simulate", *flags, "--participants", 40, "--devices", 2, "--out", out, **two)
+    assert rows(out) == [row for row in rows(choices) if row["game"] == "bomb"]
+    for file, mesh in ((choices, "one device"), (out, "data 2")):
+        made = json.loads(file.with_name("choices.csv.json").read_text())
+        assert made["model"]["mesh"] == mesh
+    scored = ["--resamples", 200, "--out", tmp_path]
+    command("evaluate", *flags, *scored, "--devices", 2, **two)
+    assert json.loads((tmp_path / "results.json").read_text())["model"]["mesh"] == "data 2"
+    printed = command("simulate", *flags, "--devices", 3, "--out", out, fails=True, **two)
+    assert printed == "error: devices is 3; there are 2 here: cpu (cpu)\n"
 
 
 def test_a_models_own_settings_and_another_template_are_answered(run, tmp_path):

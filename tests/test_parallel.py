@@ -119,3 +119,50 @@ def test_rounded_weights_that_are_widened_in_blocks_are_cut_like_others(
     over = dataclasses.replace(model, layout=Layout(mesh))
     loss, slopes = gradient(over, base, cut, spread)
     assert_equal(loss, slopes, alone["int8"])
+
+
+def test_a_trees_shardings_are_those_that_it_is_loaded_and_trained_with(case):
+    model, params, adapter, _ = case
+    mesh = mesh_of((1, 2, 2, 2))
+    base = placed(int8.quantize(params), mesh, model.config)
+    cut = jax.device_put(adapter, parallel.adapter_shardings(adapter, mesh))
+    attached = lora.attach(base, cut)
+    found = jax.tree.leaves(parallel.shardings(attached, mesh))
+    leaves = jax.tree.leaves(attached)
+    stand = [leaf.sharding for leaf in leaves]
+    # All but the layers' scalings, which no device has yet but the first.
+    elsewhere = [number for number, one in enumerate(found) if stand[number] != one]
+    assert {leaves[number].shape for number in elsewhere} == {(model.config.num_hidden_layers,)}
+    moved = jax.tree.leaves(parallel.place(attached, parallel.shardings(attached, mesh)))
+    assert [leaf.sharding for leaf in moved] == found
+    assert all(moved[n] is leaves[n] for n in range(len(leaves)) if n not in elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("fields", "devices", "expected"),
+    [
+        ({}, 8, (1, 1, 1, 8)),
+        ({"num_key_value_heads": 2}, 8, (1, 4, 1, 2)),
+        ({"vocab_size": 98}, 8, (1, 4, 1, 2)),
+        ({"vocab_size": 97}, 8, (1, 8, 1, 1)),
+        ({}, 6, (1, 3, 1, 2)),
+        ({}, 1, (1, 1, 1, 1)),
+    ],
+    ids=str,
+)
+def test_answering_cuts_heads_as_far_as_the_model_allows(fields, devices, expected):
+    model, _ = small_model(**FIELDS | fields)
+    mesh = parallel.answering_mesh(model.config, jax.devices()[:devices])
+    assert mesh.devices.shape == expected
+    assert list(mesh.devices.flat) == jax.devices()[:devices]
+    parallel.parameter_shardings(model.config, mesh)
+
+
+def test_sampling_takes_a_training_meshs_devices_in_their_order_without_fsdp():
+    model, _ = small_model(**FIELDS)
+    trained = mesh_of((2, 1, 2, 2))
+    mesh = parallel.sampling_mesh(model.config, trained)
+    assert mesh.devices.shape == (2, 1, 1, 4)
+    assert list(mesh.devices.flat) == list(trained.devices.flat)
+    kept = mesh_of((1, 4, 1, 2))
+    assert parallel.sampling_mesh(model.config, kept) is kept

@@ -106,3 +106,31 @@ def test_the_first_prompt_is_what_transformers_reads(directory):
         "text": reference.apply_chat_template(messages, add_generation_prompt=True, tokenize=False),
     }
     assert described == simulator.origin == simulator.described([])
+
+
+def test_several_devices_answer_as_one(directory, adapter):
+    alone = befm_jax.load(directory, adapter)
+    assert alone.origin["mesh"] == "one device"
+    assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(alone.params)} == {1}
+    several = []
+    for devices, mesh in ((3, "data 3"), (4, "data 2 x tensor 2")):
+        several.append(befm_jax.load(directory, adapter, devices=devices))
+        assert several[-1].origin == alone.origin | {"mesh": mesh}
+    last = befm_jax.load(directory, adapter, devices=jax.devices()[5:6])
+    assert {dev for leaf in jax.tree.leaves(last.params) for dev in leaf.devices()} == {
+        jax.devices()[5]
+    }
+    for other in (*several, last):
+        assert other.simulate(GAME, 60, seed=3).texts == alone.simulate(GAME, 60, seed=3).texts
+        np.testing.assert_allclose(
+            other.distribution(GAME).distribution, alone.distribution(GAME).distribution, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize(
+    ("devices", "said"),
+    [(9, "devices is 9; there are 8 here"), (0, "devices is 0"), ([], "devices is empty")],
+)
+def test_more_devices_than_there_are_is_an_error_that_says_how_many(directory, devices, said):
+    with pytest.raises(UserError, match=said):
+        befm_jax.load(directory, devices=devices)

@@ -43,7 +43,7 @@ class EdgeScores(NamedTuple):
 def edge_scores(model: Llama, params: Params, forest: Forest, reads: Reads) -> EdgeScores:
     """Scores of every weighted slot."""
     hidden = _hidden(model, params, forest)
-    head, size = _head(model, params), _columns_at_once(model, forest)
+    head, size = vocabulary_head(model, params), _columns_at_once(model, forest)
 
     def meet(columns: _Columns, found: EdgeScores) -> EdgeScores:
         logits = vocabulary_logits(model, head, columns.hidden)
@@ -66,7 +66,7 @@ def log_likelihood(model: Llama, params: Params, forest: Forest, reads: Reads) -
     pass nor made a second time; the vocabulary projection gets one only where it is trained.
     """
     hidden = _hidden(model, params, forest)
-    return _log_likelihood(model, _head(model, params), hidden, forest, reads)
+    return _log_likelihood(model, vocabulary_head(model, params), hidden, forest, reads)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -208,7 +208,7 @@ def _hidden(model: Llama, params: Params, forest: Forest) -> Float[Array, "B N D
     return hidden_states(model, params, forest.tokens, forest.depth, attention)[0]
 
 
-def _head(model: Llama, params: Params) -> Params:
+def vocabulary_head(model: Llama, params: Params) -> Params:
     """The part of the parameters that the vocabulary projection uses.
 
     Gathered from the devices that hold rows of it, once for all chunks.

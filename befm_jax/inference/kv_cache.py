@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from befm_jax.llama.attention import ForestAttention
+from befm_jax.llama.linear import Layout
 
 _LARGEST = 127.0
 
@@ -32,6 +34,11 @@ class KeysValues(NamedTuple):
     values: Array
     key_scales: Float[Array, "B K S"] | None = None
     value_scales: Float[Array, "B K S"] | None = None
+
+
+# The axes of every array in the caches of prompts and of participants; more are not cut.
+OF_PROMPTS = ("prompts", "each_head")
+OF_PEOPLE = ("rows", "each_head")
 
 
 class Cache(NamedTuple):
@@ -64,13 +71,17 @@ class Prefill(flax.struct.PyTreeNode):
 class Rows(NamedTuple):
     """Which row of a batch answers which prompt.
 
-    `prompt` [N]: the number of a row's prompt in the batch; `lanes` [G, P]: the rows that answer a
-    prompt, filled up with row 0; `lane` [N]: where in the flattened `lanes` a row stands.
+    The rows are in `M` blocks of the same length, one for each part of the devices that share
+    rows; what is said of a row is said within its block, so that no device asks another.
+
+    `prompt` [N]: the number of a row's prompt in the batch; `lanes` [M, G, P]: the rows of a block
+    that answer a prompt, filled up with row 0; `lane` [N]: where in its block's flattened `lanes` a
+    row stands.
     """
 
-    prompt: Int[Array, " N"]
-    lanes: Int[Array, "G P"]
-    lane: Int[Array, " N"]
+    prompt: Int[Array, " N"] | Int[np.ndarray, " N"]
+    lanes: Int[Array, "M G P"] | Int[np.ndarray, "M G P"]
+    lane: Int[Array, " N"] | Int[np.ndarray, " N"]
 
 
 class Decode(flax.struct.PyTreeNode):
@@ -82,12 +93,14 @@ class Decode(flax.struct.PyTreeNode):
     flash decoding): no array holds the scores of both.
 
     `lengths`: how much of each padded prefix is real.  `written`: how many suffix tokens were
-    written before this one.
+    written before this one.  `layout` says how participants and heads are cut over devices: every
+    device has prefixes of its own heads, and needs nothing of another.
     """
 
     rows: Rows
     lengths: Int[Array, " G"]
     written: Int[Array, ""]
+    layout: Layout | None = flax.struct.field(pytree_node=False, default=None)
 
     def __call__(
         self,
@@ -97,10 +110,33 @@ class Decode(flax.struct.PyTreeNode):
         state: Cache,
     ) -> tuple[Float[Array, "N 1 H h"], KeysValues]:
         """Mixed values, and the suffix with this token written."""
+        if self.layout is None:
+            return self._alone(query, key, value, *state)
+
+        def alone(
+            rows: Rows, lengths: Array, written: Array, *arrays: Any
+        ) -> tuple[Array, KeysValues]:
+            return Decode(rows, lengths, written)._alone(*arrays)
+
+        heads = ("rows", None, "each_head")
+        taken = (("rows",), ("prompts",), (), heads, heads, heads, OF_PROMPTS, OF_PEOPLE)
+        everywhere = self.layout.on_each_device(alone, taken, (heads, OF_PEOPLE))
+        mixed, suffix = everywhere(self.rows, self.lengths, self.written, query, key, value, *state)
+        return mixed, suffix
+
+    def _alone(
+        self,
+        query: Float[Array, "N 1 H h"],
+        key: Float[Array, "N 1 K h"],
+        value: Float[Array, "N 1 K h"],
+        prefix: KeysValues,
+        suffix: KeysValues,
+    ) -> tuple[Float[Array, "N 1 H h"], KeysValues]:
+        """The participants and heads of one device, all of them where there is no other."""
         people, _, heads, width = query.shape
         grouped = (query * width**-0.5).reshape(people, key.shape[2], -1, width)
-        suffix = write(state.suffix, key, value, self.written)
-        on_prefix = self._on_prefix(grouped, state.prefix)
+        suffix = write(suffix, key, value, self.written)
+        on_prefix = self._on_prefix(grouped, prefix)
         on_suffix = self._on_suffix(grouped, suffix)
         highest = jnp.maximum(on_prefix.highest, on_suffix.highest)
         one, other = on_prefix.rescaled(highest), on_suffix.rescaled(highest)
@@ -109,7 +145,7 @@ class Decode(flax.struct.PyTreeNode):
 
     def _on_prefix(self, query: Float[Array, "N K g h"], prefix: KeysValues) -> _Share:
         _, kinds, groups, width = query.shape
-        prompts, lanes = self.rows.lanes.shape
+        _, prompts, lanes = self.rows.lanes.shape
         # With one prompt the rows are its lanes.
         apart = query if prompts == 1 else query[self.rows.lanes.reshape(-1)]
         apart = apart.reshape(prompts, lanes, kinds, groups, width).transpose(0, 2, 1, 3, 4)

@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int32
 
@@ -21,9 +20,10 @@ from befm_jax.data import forest as forests
 from befm_jax.data.forest import Forest, Path
 from befm_jax.inference import decode
 from befm_jax.inference.decode import Answers, Asked, Programs, Prompts
-from befm_jax.inference.kv_cache import Rows
 from befm_jax.inference.next_token import Sampling, next_token
 from befm_jax.inference.score import bucket
+from befm_jax.inference.seats import Seats, power_of_two, shrunk
+from befm_jax.llama import linear
 from befm_jax.llama.model import Apart, Llama, Params
 
 # Participants who are decoded together.
@@ -36,9 +36,6 @@ PROMPT_TOKENS_AT_A_TIME = 16_384
 LOOK_EVERY = 16
 # Slots that a suffix begins with, and how many times more it gets when they are full.
 FIRST_ROOM, MORE_ROOM = 16, 4
-# A batch goes on with fewer rows when no more than one in so many is unfinished, down to so few.
-# Every size is a program to compile, so the sizes lie far apart.
-SHRINK, SMALLEST = 4, 16
 # Slots of a row of prompts, more for a longer prompt.  Long rows share more and have less padding:
 # against rows of 512, 48 prompts of 140 to 360 tokens that share nothing take 0.7 of the time, 48
 # of 150 that share instructions 0.7, 0.9 or 1.1 (three samples, 2 CPU cores); from 1,024 to 2,048
@@ -120,15 +117,16 @@ def each_population(
         raise ValueError("a prompt, at least one participant and at least one stop id are needed")
     sampling = sampling or Sampling()
     stops, steps = tuple(sorted(set(stop_ids))), sampling.max_new_tokens
-    # Programs of another length are the same.
-    programs = _programs(model, replace(sampling, max_new_tokens=1), stops)
+    decoder, weights = decode.weights_for_decoding(model, params)
     engine = _Engine(
-        params,
-        decode.weights_for_decoding(params),
-        programs,
+        weights,
+        # Programs of another length are the same.
+        _programs(decoder, replace(sampling, max_new_tokens=1), stops),
         sampling,
         np.stack([jax.random.key_data(jax.random.key(one.seed)) for one in requests]),
         ended,
+        linear.parts(decoder.layout, "rows"),
+        linear.parts(decoder.layout, "rows_to_draw"),
     )
     tokens = [np.full((one.participants, steps), stops[0], np.int32) for one in requests]
     to_come = [one.participants for one in requests]
@@ -203,10 +201,12 @@ def _computed(model: Llama, params: Params, prompts: Sequence[tuple[int, ...]]) 
     length = bucket(1 + max(int(line[-1]) for _, line in lines))
     forest = Forest(*(array[:, :length] for array in built.forest))
     forest = forest._replace(end=np.minimum(forest.end, length - 1))
-    # A power of two, or 1.5 times that: a row of padding costs as much as any other.
-    rows = _power_of_two(len(parent))
-    rows = rows * 3 // 4 if rows * 3 // 4 >= len(parent) else rows
-    forest = forests.pad_rows(forest, rows)
+    # A device has a power of two, or 1.5 times that: a row of padding costs as much as any other.
+    parts = linear.parts(model.layout, "rows")
+    needed = -(-len(parent) // parts)
+    rows = power_of_two(needed)
+    rows = rows * 3 // 4 if rows * 3 // 4 >= needed else rows
+    forest = forests.pad_rows(forest, rows * parts)
     return _Window(
         decode.prefill(model)(params, forest), [row * length + line for row, line in lines]
     )
@@ -231,7 +231,7 @@ def _batches(people: Sequence[np.ndarray], lengths: Sequence[int]) -> Iterator[_
         if batch.prompts:
             most = len(batch.people[0])
             in_all = sum(map(len, batch.people)) + len(some)
-            lanes = _power_of_two(most) * _power_of_two(len(batch.prompts) + 1)
+            lanes = power_of_two(most) * power_of_two(len(batch.prompts) + 1)
             if in_all > AT_A_TIME or lanes > 2 * AT_A_TIME or most > 4 * len(some):
                 yield batch
                 batch = _Batch([], [])
@@ -243,136 +243,99 @@ def _batches(people: Sequence[np.ndarray], lengths: Sequence[int]) -> Iterator[_
 
 @dataclass(frozen=True)
 class _Engine:
-    """What all batches of a call share; `seeds` [requests, ...]: the data of their random keys."""
+    """What all batches of a call share.
 
-    params: Params
+    `seeds` [requests, ...]: the data of their random keys.  Rows are in `blocks` blocks, and
+    `draws` devices draw for them (see `Seats`).
+    """
+
     weights: Params | Apart
     programs: Programs
     sampling: Sampling
     seeds: np.ndarray
     ended: Callable[[int, Sequence[int]], bool] | None
+    blocks: int
+    draws: int
 
     def answers(self, window: _Window, batch: _Batch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Decodes a batch; yields `(request, participant)` and their tokens as they are done."""
         steps = self.sampling.max_new_tokens
         people = np.concatenate(batch.people)
-        prompt = np.repeat(np.arange(len(batch.prompts)), [len(some) for some in batch.people])
-        asked, answers = self._begun(window, batch, people, prompt)
+        done = np.zeros(len(people), bool)
+        seats, asked, answers = self._begun(window, batch)
         while True:
-            size, room = answers.tokens.shape
-            written = int(answers.written)
+            room, written = answers.tokens.shape[1], int(answers.written)
             limit = min(steps, room)
             if self.ended is not None:
                 limit = min(limit, (written // LOOK_EVERY + 1) * LOOK_EVERY)
-            few = size // SHRINK if size > SMALLEST else 0
+            over = seats.spread(done, True)
             answers = self.programs.go_on(
-                self.weights, asked, answers, np.int32(limit), np.int32(few)
+                self.weights, asked, answers, over, np.int32(limit), np.int32(seats.few)
             )
             written = int(answers.written)
-            done = np.array(answers.done)[: len(people)]
-            tokens = np.asarray(answers.tokens)[: len(people), :written]
+            done = np.asarray(answers.done)[seats.row]
+            tokens = np.asarray(answers.tokens)[seats.row, :written]
             if self.ended is not None and written % LOOK_EVERY == 0 and written < steps:
-                for row in np.flatnonzero(~done):
-                    done[row] = self.ended(int(people[row, 0]), tokens[row].tolist())
+                for one in np.flatnonzero(~done):
+                    done[one] = self.ended(int(people[one, 0]), tokens[one].tolist())
             if written == steps or done.all():
                 yield from zip(people, tokens, strict=True)
                 return
-            unfinished = np.flatnonzero(~done)
-            if len(unfinished) <= few:
+            left = np.flatnonzero(~done)
+            if seats.fullest(left) <= seats.few:
                 yield from zip(people[done], tokens[done], strict=True)
-                asked, answers, prompt = _fewer(asked, answers, unfinished, prompt)
-                people = people[unfinished]
-            else:
-                answers = answers._replace(done=jnp.asarray(_padded(done, size, True)))
+                seats, asked, answers = self._fewer(seats, asked, answers, left)
+                people, done = people[left], done[left]
             if written == room:
-                answers = decode.with_room(answers, room * MORE_ROOM)
+                answers = self.programs.with_room(answers, room * MORE_ROOM)
 
-    def _begun(
-        self, window: _Window, batch: _Batch, people: np.ndarray, prompt: np.ndarray
-    ) -> tuple[Asked, Answers]:
-        prompts = batch.prompts
-        size, groups = _power_of_two(len(people)), _power_of_two(len(prompts))
+    def _begun(self, window: _Window, batch: _Batch) -> tuple[Seats, Asked, Answers]:
+        """A batch with everyone's first token drawn."""
+        prompts, people = batch.prompts, np.concatenate(batch.people)
+        prompt = np.repeat(np.arange(len(prompts)), [len(some) for some in batch.people])
+        seats = Seats.dealt(prompt, self.blocks, self.draws)
+        groups = power_of_two(len(prompts))
         lengths = np.ones(groups, np.int32)
         lengths[: len(prompts)] = [len(window.paths[one]) for one in prompts]
         paths = np.zeros((groups, bucket(int(lengths.max()))), np.int32)
         for at, one in enumerate(prompts):
             paths[at, : lengths[at]] = window.paths[one]
-        prefix = decode.prefixes(
-            window.prompts.keys_values, paths, int8=self.sampling.cache == "int8"
+        # As many as the devices share evenly.
+        ends = np.zeros(-(-groups // self.blocks) * self.blocks, np.int32)
+        ends[:groups] = paths[np.arange(groups), lengths - 1]
+        keys = self.programs.keys(
+            seats.spread(self.seeds[people[:, 0]]), seats.spread(people[:, 1])
         )
-        keys = decode.everyones_keys(
-            _padded(self.seeds[people[:, 0]], size), _padded(people[:, 1], size)
-        )
-        most = max(len(some) for some in batch.people)
-        rows = _rows(prompt, size, groups, _power_of_two(most))
+        rows = seats.rows(groups, power_of_two(seats.most()))
+        shared = self.weights.shared if isinstance(self.weights, Apart) else self.weights
         answers = self.programs.begin(
-            {name: leaf for name, leaf in self.params.items() if name != "layers"},
+            {name: leaf for name, leaf in shared.items() if name != "layers"},
             window.prompts.hidden,
-            np.take_along_axis(paths, lengths[:, None] - 1, axis=1)[:, 0],
+            ends,
             keys,
             rows.prompt,
-            np.arange(size) < len(people),
+            seats.spread(np.ones(len(people), bool)),
             FIRST_ROOM,
         )
-        return Asked(prefix, jnp.asarray(lengths), rows, keys), answers
+        prefix = self.programs.prefixes(window.prompts.keys_values, paths)
+        return seats, Asked(prefix, lengths, rows, keys), answers
 
-
-def _fewer(
-    asked: Asked, answers: Answers, unfinished: np.ndarray, prompt: np.ndarray
-) -> tuple[Asked, Answers, np.ndarray]:
-    """A batch of the unfinished rows alone; `prompt`: which prompt each row answers."""
-    size = _shrunk(len(answers.done), len(unfinished))
-    rows = _padded(unfinished, size)
-    keys, tokens, suffix = decode.taken((asked.keys, answers.tokens, answers.suffix), rows)
-    prefix, lengths = asked.prefix, np.asarray(asked.lengths)
-    left, renumbered = np.unique(prompt[unfinished], return_inverse=True)
-    groups = 1 if len(left) == 1 else _shrunk(len(lengths), len(left))
-    prompt = prompt[unfinished]
-    if groups < len(lengths):
-        prompts = _padded(left, groups)
-        prefix, lengths, prompt = decode.taken(prefix, prompts), lengths[prompts], renumbered
-    lanes = _shrunk(asked.rows.lanes.shape[1], int(np.bincount(prompt).max()))
-    done = np.arange(size) >= len(unfinished)
-    return (
-        Asked(prefix, jnp.asarray(lengths), _rows(prompt, size, groups, lanes), keys),
-        Answers(answers.written, jnp.asarray(done), tokens, suffix),
-        prompt,
-    )
-
-
-def _rows(prompt: np.ndarray, size: int, groups: int, lanes: int) -> Rows:
-    """Who answers what, for rows that stand prompt by prompt; padded to `size` rows.
-
-    A prompt has room for so many as `lanes` says; if it is the only one, for all rows.
-    """
-    counts = np.bincount(prompt, minlength=groups)
-    table = np.zeros((groups, size if groups == 1 else lanes), np.int32)
-    place = np.arange(len(prompt)) - (np.cumsum(counts) - counts)[prompt]
-    table[prompt, place] = np.arange(len(prompt))
-    return Rows(
-        prompt=jnp.asarray(_padded(prompt, size)),
-        lanes=jnp.asarray(table),
-        lane=jnp.asarray(_padded(prompt * table.shape[1] + place, size)),
-    )
-
-
-def _padded(values: np.ndarray, size: int, fill: Any = 0) -> np.ndarray:
-    """The same in 32 bits (or as booleans), with `fill` behind it, up to a size."""
-    dtype = values.dtype if values.dtype.itemsize < 8 else np.int32
-    padded = np.full((size, *values.shape[1:]), fill, dtype)
-    padded[: len(values)] = values
-    return padded
-
-
-def _shrunk(size: int, needed: int) -> int:
-    """The least of `size`, `size / SHRINK`, `size / SHRINK ** 2`, ... that is enough."""
-    while size // SHRINK >= needed:
-        size //= SHRINK
-    return size
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << (int(number) - 1).bit_length()
+    def _fewer(
+        self, seats: Seats, asked: Asked, answers: Answers, left: np.ndarray
+    ) -> tuple[Seats, Asked, Answers]:
+        """A batch of some of its people alone."""
+        seats, kept = seats.closed_up(left)
+        keys, answers = self.programs.fewer(asked.keys, answers, kept)
+        prefix, lengths = asked.prefix, asked.lengths
+        prompts, renumbered = np.unique(seats.prompt, return_inverse=True)
+        groups = 1 if len(prompts) == 1 else shrunk(len(lengths), len(prompts))
+        if groups < len(lengths):
+            padded = np.zeros(groups, np.int32)
+            padded[: len(prompts)] = prompts
+            prefix, lengths = self.programs.of_prompts(prefix, padded), lengths[padded]
+            seats = replace(seats, prompt=renumbered)
+        rows = seats.rows(groups, shrunk(asked.rows.lanes.shape[2], seats.most()))
+        return seats, Asked(prefix, lengths, rows, keys), answers
 
 
 def _draws(tokens: Int32[np.ndarray, "n T"], stops: tuple[int, ...]) -> Draws:

@@ -43,8 +43,15 @@ class Layout(Protocol):
     """How arrays are cut over devices (`befm_jax.parallel.Layout`), by the names of their axes."""
 
     @property
+    def mesh(self) -> Any:
+        """The devices, or as many as there would be."""
+
+    @property
     def compiler_options(self) -> dict[str, str] | None:
         """What programs over these devices are compiled with, for `jax.jit`."""
+
+    def sharding(self, *names: str | None) -> jax.sharding.NamedSharding:
+        """The sharding of an array with these axes."""
 
     def constrain(self, x: Array, *names: str | None) -> Array:
         """`x`, cut along its axes."""
@@ -61,3 +68,18 @@ class Layout(Protocol):
 def placed(layout: Layout | None, x: Array, *names: str | None) -> Array:
     """`x`, cut over the devices of a layout; on one device as it is."""
     return x if layout is None else layout.constrain(x, *names)
+
+
+def parts(layout: Layout | None, name: str) -> int:
+    """Into how many parts an axis is cut; on one device it is whole."""
+    return 1 if layout is None else layout.parts(name)
+
+
+def sharding(layout: Layout | None, *names: str | None) -> jax.sharding.NamedSharding | None:
+    """The sharding of a program's result with these axes; on one device the compiler's choice."""
+    return None if layout is None else layout.sharding(*names)
+
+
+def compiler_options(layout: Layout | None) -> dict[str, str] | None:
+    """What programs over the devices of a layout are compiled with."""
+    return None if layout is None else layout.compiler_options

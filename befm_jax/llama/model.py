@@ -269,7 +269,7 @@ def hidden_states_apart(
     config = model.config
     embedding = Embedding(config.vocab_size, config.hidden_size, model.layout)
     x: Any = embedding.apply({"params": params.shared["embed_tokens"]}, tokens)
-    x = x.astype(model.dtype)
+    x = placed(model.layout, x.astype(model.dtype), "rows", "slots", "features")
     turn = rope.tables(positions, config)
     found = []
     for layer, state in zip(params.layers, states, strict=True):

@@ -11,6 +11,7 @@ from small import game_tokenizer, small_model
 from befm_jax.data import games
 from befm_jax.inference import decode, kv_cache, sample
 from befm_jax.inference.kv_cache import Cache, Decode, Rows
+from befm_jax.inference.seats import Seats
 from befm_jax.llama.model import hidden_states_apart, vocabulary_logits
 
 HEADS, KINDS, WIDTH = 6, 2, 16
@@ -46,11 +47,11 @@ def batch(prompts, seed=0, room=8, prefix=12):
 
 def decoded(made, prompts, written, int8=False):
     counts = np.bincount(prompts, minlength=3)
-    lanes = np.zeros((3, counts.max()), np.int32)
+    lanes = np.zeros((1, 3, counts.max()), np.int32)
     lane = np.zeros(len(prompts), np.int32)
     for prompt in range(3):
         rows = np.flatnonzero(np.asarray(prompts) == prompt)
-        lanes[prompt, : len(rows)] = rows
+        lanes[0, prompt, : len(rows)] = rows
         lane[rows] = prompt * counts.max() + np.arange(len(rows))
     strategy = Decode(
         Rows(jnp.asarray(prompts), jnp.asarray(lanes), jnp.asarray(lane)),
@@ -148,11 +149,16 @@ def test_int8_moves_the_distribution_of_an_answer_by_little():
     paths = np.zeros((len(prompts), lengths.max()), np.int32)
     for row, path in enumerate(window.paths):
         paths[row, : len(path)] = path
-    rows = sample._rows(np.arange(len(prompts)), len(prompts), len(prompts), 1)
-    weights = decode.weights_for_decoding(params)
+    everyone = np.arange(len(prompts))
+    rows = Seats(everyone, everyone, 1, len(prompts), 1).rows(len(prompts), 1)
+    _, weights = decode.weights_for_decoding(model, params)
+    programs = {
+        int8: decode.programs(model, lambda logits, keys: logits, (1,), int8=int8)
+        for int8 in (False, True)
+    }
 
     def logits(int8):
-        prefix = decode.prefixes(window.prompts.keys_values, paths, int8=int8)
+        prefix = programs[int8].prefixes(window.prompts.keys_values, paths)
         shape = (len(prompts), 2, 32, len(answer))
         suffix = (kv_cache.room(shape, jnp.float32, int8=int8),) * 4
         found = []

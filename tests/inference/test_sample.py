@@ -12,9 +12,10 @@ from parity import carried_over, reference_model
 from scipy import stats
 from small import small_model
 
-from befm_jax.inference import decode, sample, score
+from befm_jax.inference import decode, sample, score, seats
 from befm_jax.inference.next_token import next_token
 from befm_jax.inference.sample import Request, Sampling
+from befm_jax.llama import linear
 from befm_jax.llama.model import Llama
 
 PROMPT = tuple(np.random.default_rng(0).integers(2, 97, 37).tolist())
@@ -70,7 +71,7 @@ def test_draws_agree_with_exact_scores_by_chi_square(dtype):
     stop = 1
     others = [token for token in range(12) if token != stop]
     sequences = [(stop,)] + [(a, stop) for a in others] + [(a, b) for a in others for b in others]
-    exact = np.exp(score.answers(model, params, [(prompt, sequences)])[0].log_probs)
+    exact = np.exp(next(score.each_answers(model, params, [(prompt, sequences)])).log_probs)
     assert exact.sum() == pytest.approx(1, abs=1e-5 if dtype == jnp.float32 else 0.01)
     draws = sample.population(
         model, params, prompt, 20_000, stop_ids=(stop,), seed=11,
@@ -118,17 +119,15 @@ def test_a_population_does_not_depend_on_company_order_or_size_of_the_batch(monk
     assert min(lengths) < 2
     assert max(lengths) > 40
     sizes = []
-    fewer = sample._fewer
+    fewer = sample._Engine._fewer
 
-    def watched(asked, answers, *rest):
-        found = fewer(asked, answers, *rest)
-        sizes.append(
-            (len(answers.done), len(found[1].done), len(asked.lengths), len(found[0].lengths))
-        )
+    def watched(engine, seats, asked, *rest):
+        found = fewer(engine, seats, asked, *rest)
+        sizes.append((seats.size, found[0].size, len(asked.lengths), len(found[1].lengths)))
         return found
 
-    monkeypatch.setattr(sample, "_fewer", watched)
-    monkeypatch.setattr(sample, "SMALLEST", 1)
+    monkeypatch.setattr(sample._Engine, "_fewer", watched)
+    monkeypatch.setattr(seats, "SMALLEST", 1)
     together = sample.populations(model, params, wanted, **options)
     assert [texts(draws) for draws in together] == alone
     assert any(after < before for before, after, _, _ in sizes)
@@ -138,7 +137,7 @@ def test_a_population_does_not_depend_on_company_order_or_size_of_the_batch(monk
     monkeypatch.setattr(sample, "AT_A_TIME", 32)
     few = sample.populations(model, params, wanted, prompts=2, **options)
     assert [texts(draws) for draws in few] == alone
-    monkeypatch.setattr(sample, "SMALLEST", 10**9)
+    monkeypatch.setattr(seats, "SMALLEST", 10**9)
     never_shrunk = sample.populations(model, params, wanted, **options)
     assert [texts(draws) for draws in never_shrunk] == alone
     for name in ("tokens", "lengths", "stopped"):
@@ -194,17 +193,16 @@ def compiled_decoding(model, params, people=256, room=16, prefix=256, int8=False
     """The optimised program of the decoding loop, and the bytes of its caches."""
     sampling = Sampling(cache="int8" if int8 else "full")
     requests = np.zeros((people, 2), np.int64)
+    decoder, weights = decode.weights_for_decoding(model, params)
     engine = sample._Engine(
-        params, decode.weights_for_decoding(params), programs_of(model, sampling, (1,)),
-        sampling, np.zeros((1, 2), np.uint32), None,
+        weights, programs_of(decoder, sampling, (1,)), sampling, np.zeros((1, 2), np.uint32),
+        None, linear.parts(decoder.layout, "rows"), linear.parts(decoder.layout, "rows_to_draw"),
     )  # fmt: skip
     window = sample._computed(model, params, [tuple(range(2, prefix + 2))])
-    asked, answers = engine._begun(
-        window, sample._Batch([0], [requests]), requests, np.zeros(people, np.int64)
-    )
-    answers = decode.with_room(answers, room)
+    _, asked, answers = engine._begun(window, sample._Batch([0], [requests]))
+    answers = engine.programs.with_room(answers, room)
     lowered = engine.programs.go_on.lower(
-        engine.weights, asked, answers, np.int32(room), np.int32(0)
+        engine.weights, asked, answers, np.zeros(people, bool), np.int32(room), np.int32(0)
     )
     suffix = sum(leaf.nbytes for leaf in jax.tree.leaves(answers.suffix))
     return lowered.compile(), suffix, engine.weights
@@ -245,7 +243,7 @@ def test_layers_apart_or_stacked_decode_alike(monkeypatch):
     model, params = small_model(seed=6, vocab_size=24)
     options = {"stop_ids": (1,), "sampling": Sampling(max_new_tokens=12)}
     apart = sample.populations(model, params, many_requests(), **options)
-    monkeypatch.setattr(decode, "weights_for_decoding", lambda params: params)
+    monkeypatch.setattr(decode, "weights_for_decoding", lambda *given: given)
     stacked = sample.populations(model, params, many_requests(), **options)
     assert [texts(one) for one in stacked] == [texts(one) for one in apart]
 

@@ -25,6 +25,7 @@ QUANTIZE = ("no", "int8")
 CACHES = ("full", "int8")
 TRAINED = ("adapter", "all")
 SPLITS = ("test", "validation")
+USE = ("last", "best")
 
 
 class ConfigError(UserError):
@@ -71,7 +72,7 @@ class Data:
     examples: str = ""  # further examples: Alpaca .json or chat .jsonl, separated by commas
     split_seed: int = 0  # which people are for training and which for the test
     slots: int = 2048  # tokens a row of a forest
-    rows: int = 8  # rows computed together: the micro-batch
+    rows: int = 8  # rows computed together, at least: as many as devices share evenly
     observations_per_step: int = 64  # 0: all observations in every step
 
 
@@ -102,7 +103,8 @@ class Checkpoints:
     """What is kept on the way."""
 
     every: int = 100  # steps between checkpoints; the last step is always kept
-    keep: int = 2
+    keep: int = 2  # the last so many, and the best
+    use: str = "last"  # or "best": of least loss on people of the validation split
 
 
 @dataclass
@@ -116,11 +118,14 @@ class Evaluation:
 
 @dataclass
 class Mesh:
-    """How devices share the work; the sizes multiply to the number of devices."""
+    """How devices share the work; the sizes multiply to the number of devices.
+
+    One of them may be 0: all devices that are left.
+    """
 
     slices: int = 1  # TPU slices, joined by the data centre's network: rows are shared
-    data: int = 1  # rows are shared, weights held by each
-    fsdp: int = 0  # rows are shared, weights too; 0: all devices that are left
+    data: int = 0  # rows are shared, weights held by each
+    fsdp: int = 1  # rows are shared, weights too
     tensor: int = 1  # heads and feed-forward width are shared
     topology: str = ""  # what the run is made for, such as v5p:4x4x4; for befm_jax.plan
 
@@ -150,9 +155,9 @@ _RULES: dict[str, tuple[str, Any]] = {
     "model.dtype": (f"one of {', '.join(DTYPES)}", lambda value: value in DTYPES),
     "model.quantize": (f"one of {', '.join(QUANTIZE)}", lambda value: value in QUANTIZE),
     "mesh.slices": _AT_LEAST_ONE,
-    "mesh.data": _AT_LEAST_ONE,
+    "mesh.data": _NOT_NEGATIVE,
     "mesh.fsdp": _NOT_NEGATIVE,
-    "mesh.tensor": _AT_LEAST_ONE,
+    "mesh.tensor": _NOT_NEGATIVE,
     "data.slots": ("at least 8", lambda value: value >= 8),
     "data.rows": _AT_LEAST_ONE,
     "data.observations_per_step": _NOT_NEGATIVE,
@@ -172,6 +177,7 @@ _RULES: dict[str, tuple[str, Any]] = {
     "optimizer.clip_norm": _POSITIVE,
     "checkpoints.every": _AT_LEAST_ONE,
     "checkpoints.keep": _AT_LEAST_ONE,
+    "checkpoints.use": (f"one of {', '.join(USE)}", lambda value: value in USE),
     "evaluation.split": (f"one of {', '.join(SPLITS)}", lambda value: value in SPLITS),
     "evaluation.participants": _AT_LEAST_ONE,
     "evaluation.resamples": ("at least 100", lambda value: value >= 100),
@@ -213,6 +219,17 @@ def validate(config: Config) -> None:
         )
     if not (config.data.games or config.data.examples):
         raise ConfigError("data.games and data.examples are both empty: there is nothing to learn")
+    if config.checkpoints.use == "best":
+        if not config.data.games:
+            raise ConfigError(
+                "checkpoints.use is 'best', and data.games is empty: what is best is told by games "
+                "of people in the validation split"
+            )
+        if config.evaluation.split == "validation":
+            raise ConfigError(
+                "checkpoints.use is 'best' and evaluation.split 'validation': a model that was "
+                "chosen by these people can't be held against them; use the test split"
+            )
 
 
 def names(listed: str) -> list[str]:
@@ -235,16 +252,19 @@ def save(config: Config, path: Path) -> None:
     json_files.write_object(path, dataclasses.asdict(config))
 
 
+_MAY_CHANGE = ("mesh.", "checkpoints.", "evaluation.")
+
+
 def check_same(config: Config, path: Path) -> None:
     """Raises ConfigError where a saved config differs in a field that changes what is learnt.
 
-    The working directory, checkpointing and the final evaluation may change between the sittings
-    of one run.
+    The working directory, the mesh, checkpointing and the final evaluation may change between the
+    sittings of one run.
     """
     saved = json_files.read_object(path, ConfigError)
     differing = []
     for name, value in fields(config):
-        if name == "workdir" or name.startswith(("checkpoints.", "evaluation.")):
+        if name == "workdir" or name.startswith(_MAY_CHANGE):
             continue
         old: Any = saved
         for part in name.split("."):

@@ -63,14 +63,13 @@ def asked(settings: Config, on: Topology) -> list[Sizes]:
     Raises:
         ConfigError: a mesh of another form or size, or nothing that could be searched.
     """
+    from befm_jax.parallel import ShardingError
     from befm_jax.planning import plans, workload
 
     if FLAGS.search:
-        found = list(plans.meshes(settings, on, workload.shape_of(settings)))
+        found = list(plans.meshes(on, workload.shape_of(settings)))
         if not found:
-            raise ConfigError(
-                f"no mesh of {on} divides both the model and data.rows ({settings.data.rows})"
-            )
+            raise ConfigError(f"no mesh of {on} divides the model")
         by_formula = [
             plans.make(settings, on, sizes, **_figures(), compile_it=False) for sizes in found
         ]
@@ -87,29 +86,28 @@ def asked(settings: Config, on: Topology) -> list[Sizes]:
         return [read_mesh(text, on)]
     try:
         return [read_mesh(text, on)]
-    except ConfigError:
+    except ShardingError:
         # Of another size than the config's: all that it says of this one is `tensor`.
         return [read_mesh(f"tensor={mesh.tensor}", on)]
 
 
 def read_mesh(text: str, on: Topology) -> Sizes:
-    """`data=4,fsdp=16,tensor=1` as sizes; what is not said is 1, fsdp what is left.
+    """`data=4,fsdp=16,tensor=1` as sizes; 0 is what is left, and so is `fsdp` where it is not said.
 
     Raises:
-        ConfigError: an unknown axis, no number, or a product that is not the number of chips.
+        ConfigError: an unknown axis, or no number.
+        ShardingError: a product that is not the number of chips.
     """
-    sizes = {"data": 1, "fsdp": 0, "tensor": 1}
+    from befm_jax import parallel
+
+    given: Sizes = {}
     for entry in config.names(text):
         name, _, size = entry.partition("=")
-        if name not in sizes or not size.isdecimal():
+        if name not in ("data", "fsdp", "tensor") or not size.isdecimal():
             raise ConfigError(f"--mesh {text}: {entry!r} is not of the form data=4 (fsdp, tensor)")
-        sizes[name] = int(size)
-    chips = on.chips // on.slices
-    if not sizes["fsdp"]:
-        sizes["fsdp"] = max(1, chips // max(1, sizes["data"] * sizes["tensor"]))
-    if sizes["data"] * sizes["fsdp"] * sizes["tensor"] != chips:
-        raise ConfigError(f"--mesh {text}: the sizes must multiply to the {chips} chips of {on}")
-    return {"slices": on.slices, **sizes}
+        given[name] = int(size)
+    sizes = {"data": 1, "fsdp": int(0 in given.values()), "tensor": 1} | given
+    return parallel.filled(on.slices, **sizes, devices=on.chips)
 
 
 def made(settings: Config, on: Topology, meshes: list[Sizes]) -> list[Plan]:

@@ -11,19 +11,18 @@ The same command line goes on where an interrupted run stopped.
 from __future__ import annotations
 
 import math
+import re
 import time
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 from absl import flags
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from befm_jax import cli, config, export, json_files, simulate
+from befm_jax import cli, config, export, hosts, parallel, simulate
 from befm_jax.adapters import lora, peft
 from befm_jax.config import Config, ConfigError
 from befm_jax.data import examples as example_files
@@ -32,7 +31,8 @@ from befm_jax.data import people as human
 from befm_jax.data.examples import Example
 from befm_jax.data.games import Game
 from befm_jax.data.people import People
-from befm_jax.data.pipeline import ForestBatches, encode
+from befm_jax.data.pipeline import Encoder, ForestBatches, encode
+from befm_jax.errors import UserError
 from befm_jax.evals import report
 from befm_jax.evaluate import evaluation, provenance
 from befm_jax.inference.sample import Sampling
@@ -42,52 +42,55 @@ from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Llama, Params
 from befm_jax.llama.tokenizer import Tokenizer
 from befm_jax.located import RUN_FILE, Located, locate, write_run
-from befm_jax.simulator import (
-    Simulator,
-    device_in_words,
-    fitting_tokenizer,
-    said_of_text,
-)
-from befm_jax.training import optimizer as optimizers
-from befm_jax.training import step as steps
-from befm_jax.training.ahead import StepAhead
-from befm_jax.training.checkpoint import Checkpoints
-from befm_jax.training.metrics import Log
+from befm_jax.parallel import Layout
+from befm_jax.simulator import Simulator, device_in_words, fitting_tokenizer, said_of_text
+from befm_jax.training import boards, loop
+from befm_jax.training import setup as setups
+from befm_jax.training.loop import Phase
+from befm_jax.training.metrics import Watch
+from befm_jax.training.step import State
 
 FLAGS = flags.FLAGS
 BASE, ADAPTER, TUNED = "base", "adapter", "tuned"
 
 
-def train(settings: Config) -> Path:
+def train(settings: Config, watch: Watch | None = None) -> Path:
     """One whole run: data, base model, tuning, evaluation.  Returns the working directory.
 
     Raises UserError for what a person can mend: a field, a file, a table, a diverging loss.
     """
-    since = time.perf_counter()
+    since, watch = time.perf_counter(), watch or Watch()
     workdir = start_or_resume(settings)
+    mesh = mesh_of(settings)
 
     chosen = games.select(settings.data.games) if settings.data.games else []
     learnt, held_out = people_of(settings, chosen)
-    located = base_of(settings, chosen, workdir)
+    located = base_of(settings, chosen, workdir, mesh, watch)
     tokenizer = fitting_tokenizer(located.directory, llama_config.read(located.directory))
 
-    batches = forests_of(settings, examples_of(settings, learnt, chosen), tokenizer)
-    print(describe(batches))
-    tuning = tuning_ahead(settings, located, batches)  # compiles while the weights are read
-    base = base_model(settings, located, tokenizer)
-    tuned = tune(settings, base, tuning, workdir, learnt)
+    parts = Layout(mesh).parts("rows")
+    batches = forests_of(settings, examples_of(settings, learnt, chosen), tokenizer, parts)
+    print(describe(batches, settings.data.rows, mesh))
+    validation = validation_of(settings, chosen, tokenizer, parts)
+    # The step compiles while the weights are read.
+    tuning = tuning_ahead(settings, located, mesh, batches, validation)
+    base = base_model(settings, located, tokenizer, mesh, tuning.setup.model)
+    tuned = tune(settings, base, tuning, workdir, learnt, watch)
 
     if held_out is not None:
         results = provenance() | compare(settings, base, tuned, held_out, chosen)
         results["train"] = {
             "device": device_in_words(),
+            "mesh": parallel.in_words(mesh),
+            "processes": hosts.count(),
             "seconds_of_the_last_sitting": round(time.perf_counter() - since, 1),
             "steps": batches.steps,
             "observations": batches.report.observations,
             "left_out": batches.report.reasons() or "nothing",
             "tokens_saved_by_sharing": batches.report.saved,
         }
-        report.write(results, workdir)
+        if hosts.is_first():
+            report.write(results, workdir)
         print(report.summary(results))
         print(f"page:    {workdir / 'report.html'}\nfigures: {workdir / 'results.json'}")
     print(f"model:   {workdir}   (python -m befm_jax.simulate --model {workdir} ...)")
@@ -97,7 +100,8 @@ def train(settings: Config) -> Path:
 def start_or_resume(settings: Config) -> Path:
     """Makes the working directory, or goes on in it if it holds a run of the same config.
 
-    A directory in which nothing was trained yet takes any config: a typo is not for ever.
+    A directory in which nothing was trained yet takes any config: a typo is not for ever.  Of
+    several processes the first writes, and all look whether they see it.
     """
     config.validate(settings)
     workdir = Path(settings.workdir)
@@ -105,25 +109,28 @@ def start_or_resume(settings: Config) -> Path:
     trained = (workdir / BASE, workdir / "checkpoints", workdir / RUN_FILE)
     if saved.is_file() and any(path.exists() for path in trained):
         config.check_same(settings, saved)
-    config.save(settings, saved)
+    hosts.meet("the config is checked")
+    if hosts.is_first():
+        config.save(settings, saved)
+    hosts.meet("the working directory is there")
+    if not saved.is_file():
+        raise ConfigError(
+            f"workdir is {settings.workdir!r}, which this host does not share with that of the "
+            "first process; it must be a directory that all hosts mount"
+        )
     return workdir
 
 
-def check_same_inputs(workdir: Path, phase: str, inputs: Mapping[str, str], go_on: bool) -> None:
-    """Refuses to go on where files changed behind the paths of an unchanged config.
+def mesh_of(settings: Config) -> Mesh:
+    """The run's mesh: over all devices, or over the first of one machine's where it is smaller.
 
-    `inputs` are hashes of what a phase learns from; they are kept in `inputs.json`.  Raises
-    ConfigError if the phase goes on from a checkpoint that was made from others.
+    Raises ShardingError where the config's sizes do not fit the devices.
     """
-    path = workdir / "inputs.json"
-    kept = json_files.read_object(path, ConfigError) if path.is_file() else {}
-    changed = [name for name in inputs if kept.get(phase, {}).get(name) != inputs[name]]
-    if go_on and changed:
-        raise ConfigError(
-            f"{workdir}: the {' and the '.join(changed)} changed since this run began ({phase}). "
-            "Give another --workdir, or delete that one"
-        )
-    json_files.write_object(path, kept | {phase: dict(inputs)})
+    wanted, devices = settings.mesh, jax.devices()
+    sizes = (wanted.slices, wanted.data, wanted.fsdp, wanted.tensor)
+    if hosts.count() == 1 and 0 not in sizes:
+        devices = devices[: math.prod(sizes)]
+    return parallel.make_mesh(**parallel.filled(*sizes, devices=len(devices)), devices=devices)
 
 
 def people_of(settings: Config, chosen: list[Game]) -> tuple[People | None, People | None]:
@@ -146,21 +153,45 @@ def examples_of(settings: Config, learnt: People | None, chosen: list[Game]) -> 
     return found
 
 
-def forests_of(settings: Config, found: list[Example], tokenizer: Tokenizer) -> ForestBatches:
-    """The run's batches of token forests."""
+def forests_of(
+    settings: Config, found: list[Example], tokenizer: Encoder, parts: int
+) -> ForestBatches:
+    """The run's batches of token forests, whose rows `parts` devices share."""
     data = settings.data
     return ForestBatches(
-        encode(found, tokenizer),
+        encode(found, tokenizer, parallel.share_out),
         slots=data.slots,
         rows=data.rows,
         epochs=settings.optimizer.epochs,
         observations_per_step=data.observations_per_step,
         seed=settings.seed,
+        parts=parts,
     )
 
 
-def describe(batches: ForestBatches) -> str:
-    """What is learnt from and what sharing saves, in lines for a reader."""
+def validation_of(
+    settings: Config, chosen: list[Game], tokenizer: Tokenizer, parts: int
+) -> ForestBatches | None:
+    """People that the loss is measured on at every checkpoint; None where there are none."""
+    if not chosen:
+        return None
+    data = settings.data
+    kept = human.load(data.humans, chosen, "validation", data.split_seed)
+    asked = [game for game in chosen if kept.n(game.id)]
+    if not asked:
+        return None
+    return ForestBatches(
+        encode(human.examples(kept, asked), tokenizer),
+        slots=data.slots,
+        rows=data.rows,
+        epochs=1,
+        seed=settings.seed,
+        parts=parts,
+    )
+
+
+def describe(batches: ForestBatches, rows: int, mesh: Mesh) -> str:
+    """What is learnt from, what sharing saves and who does the work, in lines for a reader."""
     found = batches.report
     lines = [
         f"{found.observations:,.0f} observations, {batches.steps:,} steps; "
@@ -169,10 +200,16 @@ def describe(batches: ForestBatches) -> str:
     ]
     if found.left_out:
         lines.append(f"left out: {found.reasons()}")
+    if mesh.size > 1:
+        lines.append(f"{mesh.size} devices of {hosts.count()} processes: {parallel.in_words(mesh)}")
+    if batches.rows != rows:
+        lines.append(f"{batches.rows} rows together (data.rows is {rows}): one or more a device")
     return "\n".join(lines)
 
 
-def base_of(settings: Config, chosen: list[Game], workdir: Path) -> Located:
+def base_of(
+    settings: Config, chosen: list[Game], workdir: Path, mesh: Mesh, watch: Watch
+) -> Located:
     """The files of the model to tune: a checkpoint, or a small one made here."""
     if settings.model.path:
         located = locate(settings.model.path)
@@ -183,33 +220,34 @@ def base_of(settings: Config, chosen: list[Game], workdir: Path) -> Located:
             )
         return located
     directory = workdir / BASE
-    if not (directory / "config.json").is_file():
-        make_base(settings, chosen, workdir)
+    if not hosts.agree("whether the base is there", (directory / "config.json").is_file()):
+        make_base(settings, chosen, workdir, mesh, watch)
     return Located(directory, str(directory.resolve()))
 
 
-def model_of(settings: Config, shape: LlamaConfig) -> Llama:
-    """The model to tune, as a function of its parameters."""
-    return Llama(shape, dtype=jnp.dtype(settings.model.dtype), remat=settings.model.remat)
-
-
-def base_model(settings: Config, located: Located, tokenizer: Tokenizer) -> Simulator:
+def base_model(
+    settings: Config, located: Located, tokenizer: Tokenizer, mesh: Mesh, model: Llama
+) -> Simulator:
     """The model to tune, its weights read."""
-    shape, params = hf.load(located.directory, quantize=settings.model.quantize)
+    quantize = settings.model.quantize
+    _, params = hf.load(located.directory, mesh, quantize=quantize)
     origin = {
         "path": settings.model.path or "made from nothing",
         "dtype": settings.model.dtype,
-        "quantize": settings.model.quantize,
+        "quantize": quantize,
+        "mesh": parallel.in_words(mesh),
         **said_of_text(located.directory, tokenizer),
     }
     cli.note_ignored_settings(origin)
-    return Simulator(model_of(settings, shape), params, tokenizer, origin, located)
+    return Simulator(model, params, tokenizer, origin, located)
 
 
-def make_base(settings: Config, chosen: list[Game], workdir: Path) -> None:
+def make_base(
+    settings: Config, chosen: list[Game], workdir: Path, mesh: Mesh, watch: Watch
+) -> None:
     """A small model from nothing, taught to answer every game in the right form, uniformly.
 
-    Without games its weights stay as they were drawn.
+    Every device of the run holds it whole.  Without games its weights stay as they were drawn.
     """
     wanted, data = settings.model.scratch, settings.data
     # Every game counts alike, however many answers it has.
@@ -248,102 +286,62 @@ def make_base(settings: Config, chosen: list[Game], workdir: Path) -> None:
             epochs=math.ceil(wanted.steps / steps_per_epoch),
             observations_per_step=wanted.answers_per_step,
             seed=settings.seed,
+            parts=mesh.size,
         )
-        rates = optimizers.schedule(wanted.learning_rate, batches.steps, 0.1)
-        model = Llama(shape, dtype=jnp.float32, remat=settings.model.remat)
-        teaching = phase_ahead(
-            settings, "base", model, steps.train_all, None, params, batches, rates
-        )
-        params = fit(settings, teaching, None, params, {})
-    export.model(workdir / BASE, shape, params, tokenizer)
+        alike = parallel.make_mesh(data=mesh.size, devices=list(mesh.devices.flat))
+        setup = setups.from_nothing(settings, shape, alike, batches.steps)
+        teaching = loop.ahead("base", setup, batches)
+        fresh = partial(setup.fresh, setups.fresh_parameters, params, seed=settings.seed)
+        params = loop.run(settings, teaching, None, fresh, {}, Watch(board=watch.board))
+    write_model(workdir / BASE, shape, params, tokenizer)
 
 
-class Phase(NamedTuple):
-    """A training loop to come, its first program compiling in the background."""
-
-    name: str
-    batches: ForestBatches
-    rates: optax.Schedule
-    optimizer: optax.GradientTransformation
-    step: StepAhead
-
-
-def phase_ahead(
+def tuning_ahead(
     settings: Config,
-    name: str,
-    model: Llama,
-    combine: steps.Combine,
-    base: Any,
-    trained: Any,
+    located: Located,
+    mesh: Mesh,
     batches: ForestBatches,
-    rates: optax.Schedule,
+    validation: ForestBatches | None,
 ) -> Phase:
-    """Begins to compile a phase's step; of `base` and `trained` only the shapes count."""
-    wanted = settings.optimizer
-    optimizer = optimizers.adamw(rates, wanted.weight_decay, wanted.clip_norm)
-    start = partial(steps.init_state, optimizer=optimizer, seed=settings.seed)
-    state = jax.eval_shape(start, trained)
-    train_step = steps.make_train_step(model, optimizer, combine)
-    return Phase(name, batches, rates, optimizer, StepAhead(train_step, state, base, batches[0][0]))
-
-
-def tuning_ahead(settings: Config, located: Located, batches: ForestBatches) -> Phase:
     """Begins to compile the step that tunes a model whose weights were not read yet."""
-    shape, params = hf.abstract(located.directory, quantize=settings.model.quantize)
-    wanted = settings.optimizer
-    rates = optimizers.schedule(wanted.learning_rate, batches.steps, wanted.warmup_fraction)
-    trained = jax.eval_shape(partial(untrained, settings), params)
-    all_of_it = settings.trained == "all"
-    return phase_ahead(
-        settings,
-        "tune",
-        model_of(settings, shape),
-        steps.train_all if all_of_it else steps.train_adapter,
-        None if all_of_it else params,
-        trained,
-        batches,
-        rates,
-    )
-
-
-def untrained(settings: Config, params: Params) -> Any:
-    """What tuning starts from: a fresh adapter, or every parameter.
-
-    The parameters as a copy in float32, the dtype that small updates need: a step consumes what it
-    is given.
-    """
-    if settings.trained == "all":
-        return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)
-    wanted = settings.lora
-    return lora.init(
-        jax.random.key(settings.seed),
-        params,
-        rank=wanted.rank,
-        alpha=wanted.alpha,
-        rslora=wanted.rslora,
-        dropout=wanted.dropout,
-        targets=config.names(wanted.targets),
-    )
+    shape, params = hf.abstract(located.directory, mesh, quantize=settings.model.quantize)
+    setup = setups.of(settings, shape, params, mesh, batches.steps)
+    return loop.ahead("tune", setup, batches, validation)
 
 
 def tune(
-    settings: Config, base: Simulator, tuning: Phase, workdir: Path, learnt: People | None
+    settings: Config,
+    base: Simulator,
+    tuning: Phase,
+    workdir: Path,
+    learnt: People | None,
+    watch: Watch,
 ) -> Simulator:
     """Trains the adapter (or every parameter), writes it, and returns the tuned model."""
     inputs = {"base": hf.fingerprint(base.located.directory)}
+    setup, seed = tuning.setup, settings.seed
     adapter_dir = None
-    trained = untrained(settings, base.params)
     if settings.trained == "adapter":
-        adapter = fit(settings, tuning, base.params, trained, inputs)
+
+        def fresh() -> State:
+            return setup.fresh(partial(setups.fresh_adapter, settings, setup.base), seed=seed)
+
+        adapter = loop.run(settings, tuning, base.params, fresh, inputs, watch)
         made_here = not settings.model.path
         template = base.tokenizer.template_hash
-        peft.save(workdir / ADAPTER, adapter, base.located.name, template)
+        on_host = parallel.fetch(adapter)
+        if hosts.is_first():
+            peft.save(workdir / ADAPTER, on_host, base.located.name, template)
         model, adapter_dir = BASE if made_here else base.located.pinned, ADAPTER
         params = lora.attach(base.params, adapter)
     else:
-        params = fit(settings, tuning, None, trained, inputs)
-        source = base.located.directory
-        export.model(workdir / TUNED, base.model.config, params, base.tokenizer, source=source)
+
+        def fresh() -> State:
+            return setup.fresh(setups.fresh_parameters, base.params, seed=seed)
+
+        params = loop.run(settings, tuning, None, fresh, inputs, watch)
+        source, shape = base.located.directory, base.model.config
+        write_model(workdir / TUNED, shape, params, base.tokenizer, source)
         model, made_here = TUNED, True
     trained_on = {
         "fingerprint": learnt.fingerprint if learnt is not None else "",
@@ -351,49 +349,32 @@ def tune(
         "split_seed": settings.data.split_seed,
         "examples": settings.data.examples,
     }
-    write_run(
-        workdir,
-        model=model,
-        made_here=made_here,
-        adapter=adapter_dir,
-        dtype=settings.model.dtype,
-        quantize=settings.model.quantize,
-        trained_on=trained_on,
-    )
+    if hosts.is_first():
+        write_run(
+            workdir,
+            model=model,
+            made_here=made_here,
+            adapter=adapter_dir,
+            dtype=settings.model.dtype,
+            quantize=settings.model.quantize,
+            trained_on=trained_on,
+        )
     origin = base.origin | {"tuned": settings.trained, "trained_on": trained_on}
     return Simulator(base.model, params, base.tokenizer, origin, base.located)
 
 
-def fit(settings: Config, phase: Phase, base: Any, trained: Any, inputs: Mapping[str, str]) -> Any:
-    """The training loop: from the last checkpoint, or from the start, to the last step.
-
-    `inputs` are hashes of what it learns from beside the batches (see `check_same_inputs`).
-    """
-    workdir, batches = Path(settings.workdir), phase.batches
-    state = steps.init_state(trained, phase.optimizer, settings.seed)
-    saved = Checkpoints(workdir / "checkpoints" / phase.name, settings.checkpoints.keep)
-    inputs = {"observations": batches.fingerprint, **inputs}
-    check_same_inputs(workdir, phase.name, inputs, go_on=saved.last is not None)
-    if saved.last is not None:
-        state = saved.restore(state)
-        print(f"{phase.name}: going on from the checkpoint of step {saved.last}")
-    start = int(state.step)
-    if start < batches.steps:
-        print(f"{phase.name}: {phase.step.wait(batches[start][0])}")
-    log = Log(workdir, phase.name, batches.steps, start, phase.rates)
-    try:
-        for number in range(start + 1, batches.steps + 1):
-            batch, source = batches[number - 1]
-            state, metrics = phase.step(state, base, batch)
-            log.step(number, metrics, source)
-            if number % settings.checkpoints.every == 0 or number == batches.steps:
-                log.settle()
-                saved.save(number, state)
-                log.last_checkpoint = number
-    finally:
-        log.close()
-        saved.close()
-    return state.trained
+def write_model(
+    directory: Path,
+    shape: LlamaConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    source: Path | None = None,
+) -> None:
+    """Writes a whole model, which is gathered from all devices, from the first process."""
+    on_host = parallel.fetch(params)
+    if hosts.is_first():
+        export.model(directory, shape, on_host, tokenizer, source=source)
+    hosts.meet(f"{directory.name} is written")
 
 
 def compare(
@@ -426,18 +407,49 @@ def compare(
     }
 
 
+def profile_of(text: str | None) -> tuple[int, int] | None:
+    """First and last step of `5:8` (or of `5`).
+
+    Raises UserError for another form.
+    """
+    if not text:
+        return None
+    found = re.fullmatch(r"([1-9]\d*)(?::([1-9]\d*))?", text)
+    steps = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+    if steps[0] > steps[1]:
+        raise UserError(f"--profile_steps={text}: give a first and a last step, such as 5:8")
+    return steps
+
+
 def main() -> None:
     """`python -m befm_jax.train`."""
     settings: Config = FLAGS.config
     if FLAGS.workdir:
         settings.workdir = FLAGS.workdir
+    hosts.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id)
+    cli.only_the_first_speaks()
     cli.keep_compiled_programs()
-    train(settings)
+    profile = profile_of(FLAGS.profile_steps)
+    board = None
+    if FLAGS.wandb and hosts.is_first():
+        config.validate(settings)
+        Path(settings.workdir).mkdir(parents=True, exist_ok=True)
+        board = boards.wandb_run(FLAGS.wandb, settings)
+    train(settings, Watch(profile, board))
+    if board is not None:
+        board.finish()
 
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "a .py file with get_config()")
     flags.DEFINE_string("workdir", None, "where the run is kept (default: as in the config)")
+    flags.DEFINE_string(
+        "profile_steps", None, "write a profile of these steps of tuning (5:8), for TensorBoard"
+    )
+    flags.DEFINE_string(
+        "wandb", None, "the project of Weights & Biases that figures go to (needs befm_jax[wandb])"
+    )
+    cli.define_process_flags()
     flags.mark_flag_as_required("config")
     defaults = "\n".join(f"    {name} = {value!r}" for name, value in config.fields(Config()))
     cli.run(main, f"{__doc__}\nFields of the config, with their defaults:\n\n{defaults}\n")

@@ -12,6 +12,10 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 )
+# Threads of XLA's pool: a collective of a virtual device waits for the others in one of them, and
+# several can wait at a time; with as many threads as two cores give, meshes of two axes then wait
+# for ever for one that has none left to run in.
+os.environ.setdefault("NPROC", "32")
 # Nothing in the suite may reach for a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -34,6 +38,11 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How often `test_survival.py` kills a run."""
+    parser.addoption("--kills", type=int, default=3, help="kills of a run (default: 3)")
 
 
 @pytest.fixture(scope="session")

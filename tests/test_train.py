@@ -23,6 +23,7 @@ from befm_jax.config import (
     Data,
     Evaluation,
     Lora,
+    Mesh,
     Model,
     Optimizer,
     Scratch,
@@ -30,12 +31,15 @@ from befm_jax.config import (
 from befm_jax.data import games
 from befm_jax.data import people as human
 from befm_jax.data.examples import Example, write_chat
+from befm_jax.data.pipeline import ForestBatches, encode
 from befm_jax.errors import UserError
 from befm_jax.evals import report
 from befm_jax.llama import config as llama_config
 from befm_jax.llama import hf
 from befm_jax.llama.tokenizer import Tokenizer
+from befm_jax.training import setup
 from befm_jax.training.metrics import Log, NonFiniteLossError
+from befm_jax.training.step import make_loss, train_all
 
 GAMES = "public_goods,trust_banker"
 
@@ -48,6 +52,7 @@ def tiny(workdir, **changes) -> Config:
     return replace(
         Config(
             workdir=str(workdir),
+            mesh=Mesh(data=1),
             model=Model(dtype="float32", remat=False, scratch=scratch),
             data=Data(games=GAMES, slots=512, rows=4, observations_per_step=1000),
             lora=Lora(rank=2, alpha=4.0),
@@ -66,7 +71,7 @@ def run(tmp_path_factory):
 
 def lines(workdir, phase):
     found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in found if line["phase"] == phase]
+    return [line for line in found if line["phase"] == phase and "loss" in line]
 
 
 def test_a_run_leaves_everything_behind(run):
@@ -199,8 +204,8 @@ def power_cut(monkeypatch):
     log_step = Log.step
 
     def cut(config, at_phase, at_step):
-        def interrupt(self, step, metrics, source):
-            log_step(self, step, metrics, source)
+        def interrupt(self, step, metrics, source, batch):
+            log_step(self, step, metrics, source, batch)
             if (self._phase, step) == (at_phase, at_step):
                 raise Interrupted
 
@@ -294,7 +299,7 @@ def test_a_diverging_loss_stops_with_step_source_and_checkpoint(tmp_path, monkey
 
     config = tiny(tmp_path)
     config.model.scratch.steps = 1
-    monkeypatch.setattr(training.optimizers, "schedule", explode)
+    monkeypatch.setattr(setup.optimizers, "schedule", explode)
     told = r"tune, step (9|10): .*epoch 1, batch (9|10) of .*last good checkpoint is that of step 5"
     with pytest.raises(NonFiniteLossError, match=told):
         training.train(config)
@@ -440,11 +445,42 @@ def test_a_run_file_that_was_cut_off_is_named(tmp_path, content):
         befm_jax.load(tmp_path)
 
 
-def test_a_damaged_checkpoint_is_named(run, tmp_path, power_cut):
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run, tmp_path, power_cut, capsys):
     config = tiny(tmp_path)
+    config.checkpoints.every = 3
     power_cut(config, "tune", 8)
-    for path in (tmp_path / "checkpoints" / "tune" / "5" / "default").rglob("*"):
+    for path in (tmp_path / "checkpoints" / "tune" / "6").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UserError, match=r"checkpoints/tune/5.*delete that folder"):
-        training.train(config)
+    training.train(config)
+    said = capsys.readouterr()
+    assert "checkpoints/tune/6: this checkpoint is damaged" in said.err
+    assert "tune: going on from the checkpoint of step 3" in said.out
+    assert [line["loss"] for line in lines(tmp_path, "tune")] == [
+        line["loss"] for line in lines(run, "tune")
+    ]
+
+
+def test_the_best_checkpoint_can_be_the_tuned_model(tmp_path, monkeypatch):
+    """With a rate that undoes what was learnt, the best is not the last."""
+    config = tiny(tmp_path)
+    config.checkpoints.every, config.checkpoints.use = 1, "best"
+    monkeypatch.setattr(
+        setup.optimizers,
+        "schedule",
+        lambda peak, steps, warmup: lambda step: jnp.where(step < 8, 1e-2, -3e-2),
+    )
+    training.train(config)
+    found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    figures = {line["step"]: line["validation_loss"] for line in found if "validation_loss" in line}
+    best = min(figures, key=figures.get)
+    assert best < 14 == max(figures)
+    kept = sorted(int(path.name) for path in (tmp_path / "checkpoints" / "tune").iterdir())
+    assert kept == [best, 13, 14]
+    # The loss on validation people, worked out anew from what the run left behind.
+    tuned = befm_jax.load(tmp_path)
+    chosen = games.select(GAMES)
+    people = human.examples(human.load("", chosen, "validation", 0), chosen)
+    batches = ForestBatches(encode(people, tuned.tokenizer), slots=512, rows=4, epochs=1)
+    loss = make_loss(tuned.model, train_all)(tuned.params, None, batches[0][0])
+    assert float(loss) == pytest.approx(figures[best], rel=1e-5)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -39,6 +39,30 @@ class Batch(NamedTuple):
     forest: Forest
     reads: Reads
 
+    def pairs(self, used: int) -> int:
+        """Pairs of a slot and one that it sees (itself, an ancestor), of its `used` slots."""
+        # Padding sees itself alone.
+        depth = self.forest.depth
+        return int((depth + 1).sum()) - (depth.size - used)
+
+    def parents(self) -> int:
+        """At how many slots a token is read."""
+        return int(self._columns().sum())
+
+    def projected(self) -> int:
+        """At how many slots the vocabulary is projected: in every row as many as in the fullest."""
+        columns = self._columns()
+        return int(columns.max(axis=1).sum()) * columns.shape[1]
+
+    def _columns(self) -> np.ndarray:
+        """How many columns of `reads` each row of each micro-batch uses, `[M, B]`."""
+        used: np.ndarray = np.where(self.forest.weight > 0, self.reads.column + 1, 0).max(axis=2)
+        return used
+
+
+_Text = tuple[str, ...]
+Each = Callable[[Sequence[_Text], Callable[[_Text], Sequence[int]]], list[tuple[int, ...]]]
+
 
 @dataclass(frozen=True)
 class Source:
@@ -52,16 +76,26 @@ class Source:
         return f"epoch {self.epoch + 1}, batch {self.step_of_epoch + 1} of that epoch"
 
 
-def encode(examples: Sequence[Example], encoder: Encoder) -> list[Path]:
-    """Examples as token paths, each prompt rendered once however many answers it has."""
-    prompts: dict[tuple[str, str], tuple[int, ...]] = {}
-    paths = []
-    for example in examples:
-        key = (example.system, example.user)
-        if key not in prompts:
-            prompts[key] = encoder.prompt(*key)
-        paths.append(Path(prompts[key], encoder.answer(example.answer), example.weight))
-    return paths
+def _one_by_one(
+    items: Sequence[_Text], function: Callable[[_Text], Sequence[int]]
+) -> list[tuple[int, ...]]:
+    return [tuple(function(item)) for item in items]
+
+
+def encode(examples: Sequence[Example], encoder: Encoder, each: Each = _one_by_one) -> list[Path]:
+    """Examples as token paths; each prompt and each answer is rendered once, however many have it.
+
+    `each(items, function)` gives `function` of every item; `parallel.share_out` has every process
+    of a run render a part of them.
+    """
+    prompts = list(dict.fromkeys((example.system, example.user) for example in examples))
+    answers = list(dict.fromkeys((example.answer,) for example in examples))
+    prompt_ids = dict(zip(prompts, each(prompts, lambda key: encoder.prompt(*key)), strict=True))
+    answer_ids = dict(zip(answers, each(answers, lambda key: encoder.answer(*key)), strict=True))
+    return [
+        Path(prompt_ids[one.system, one.user], answer_ids[one.answer,], one.weight)
+        for one in examples
+    ]
 
 
 class ForestBatches:
@@ -73,16 +107,15 @@ class ForestBatches:
     whole-number weight counts as that many observations; one of fractional weight is drawn as
     one, with its weight.
 
-    `slots` is the row length, `rows` the rows that are computed together: a step with more rows
-    has several micro-batches.  Where steps differ, the number of micro-batches (or of rows, if
-    one is enough) is rounded up to a power of two, so that few shapes are ever compiled.  A
-    micro-batch always has a multiple of `parts` rows, for as many devices to share.
+    `slots` is the row length, `rows` the rows that are computed together, rounded up to a multiple
+    of `parts`, which is how many devices share them: a step with more rows has several
+    micro-batches.  Where steps differ, the number of micro-batches (or of rows, if one is enough)
+    is rounded up to a power of two, so that few shapes are ever compiled.
 
     `fingerprint` is a hash of all that is learnt: token ids and weights.
 
     Raises:
         DataError: nothing is left to learn from at this row length; says why.
-        ValueError: `rows` is no multiple of `parts`.
     """
 
     def __init__(
@@ -96,8 +129,6 @@ class ForestBatches:
         seed: int = 0,
         parts: int = 1,
     ) -> None:
-        if rows % parts:
-            raise ValueError(f"{rows} rows can't be shared evenly by {parts}")
         whole = forests.build(paths, slots, seed=seed)
         self.report = whole.report
         if not whole.report.observations:
@@ -106,7 +137,8 @@ class ForestBatches:
         self._paths = [
             path for path, place in zip(paths, whole.places, strict=True) if place is not None
         ]
-        self._slots, self._rows, self._seed, self._parts = slots, rows, seed, parts
+        self._slots, self._seed, self._parts = slots, seed, parts
+        self.rows = rows_together(rows, parts)
         self._per_step = observations_per_step
         self._whole = whole
         counts = [
@@ -140,12 +172,12 @@ class ForestBatches:
     def _layout(self, forest: Forest) -> Batch:
         """Rows padded and cut into micro-batches, with the places where tokens are read."""
         needed = len(forest.tokens)
-        micro = math.ceil(needed / self._rows)
+        micro = math.ceil(needed / self.rows)
         rows = math.ceil(needed / micro)
         if self._per_step:
             micro = _power_of_two(micro)
-            rows = self._rows if micro > 1 else min(self._rows, _power_of_two(rows))
-        rows = math.ceil(rows / self._parts) * self._parts
+            rows = self.rows if micro > 1 else min(self.rows, _power_of_two(rows))
+        rows = rows_together(rows, self._parts)
         padded = forests.pad_rows(forest, micro * rows)
         reads = forests.reads(padded)
 
@@ -153,6 +185,11 @@ class ForestBatches:
             return array.reshape(micro, rows, *array.shape[1:])
 
         return Batch(Forest(*map(fold, padded)), Reads(*map(fold, reads)))
+
+
+def rows_together(rows: int, parts: int) -> int:
+    """`rows`, rounded up so that `parts` devices share them evenly."""
+    return math.ceil(rows / parts) * parts
 
 
 def _power_of_two(number: int) -> int:

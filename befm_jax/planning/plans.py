@@ -14,7 +14,7 @@ from befm_jax import config, operations, parallel
 from befm_jax.config import Config
 from befm_jax.inference import sample
 from befm_jax.llama.config import LlamaConfig
-from befm_jax.parallel import AnyMesh, ShardingError
+from befm_jax.parallel import AnyMesh, Layout, ShardingError
 from befm_jax.planning import formula, hlo, programs, workload
 from befm_jax.planning.topology import Topology
 from befm_jax.planning.workload import Workload
@@ -44,7 +44,8 @@ class PerChip:
 class SamplerPlan:
     """The loop that draws answers, for `participants` at a time: `seconds` a token at the least.
 
-    The mesh is cut over `tensor` as far as the key-value heads allow, participants over `data`.
+    The weights are cut over `tensor` as far as the model allows, participants over `data`.  Where
+    there is room the layers stand there twice (`decode.weights_for_decoding`).
     """
 
     mesh: Sizes
@@ -114,26 +115,26 @@ def make(
 
     Raises:
         ShardingError: the model can't be cut so.
-        ConfigError: the rows can't be shared so, or the config is not one that can be planned.
+        ConfigError: the config is not one that can be planned.
         TopologyError: the compiler can't be had.
     """
     shape = workload.shape_of(settings)
-    shared = sizes["slices"] * sizes["data"] * sizes["fsdp"]
-    work = (
-        workload.from_data(settings, shared, shape)
-        if observations is None
-        else workload.from_figures(settings, shared, *observations)
-    )
     mesh: AnyMesh
     if compile_it:
         mesh = parallel.make_mesh(**sizes, devices=on.devices())
     else:
         mesh = AbstractMesh(tuple(sizes.values()), parallel.AXES)
+    shared = Layout(mesh).parts("rows")
+    work = (
+        workload.from_data(settings, shared, shape)
+        if observations is None
+        else workload.from_figures(settings, shared, *observations)
+    )
     given = programs.abstract(settings, shape, mesh)
-    held = (given.parameters, given.trained)
+    held = programs.bytes_held(given)
     chunks = programs.vocabulary_chunks(shape, mesh, work)
     if isinstance(mesh, Mesh):
-        compiled = programs.compile_step(settings, shape, mesh, given, work)
+        compiled = programs.compile_step(given, work)
         peak, seconds = compiled.peak, compiled.seconds
         fits = compiled.fits and peak <= on.chip.memory
         if text and compiled.text:
@@ -193,18 +194,16 @@ def make(
 
 def plan_sampler(settings: Config, on: Topology, shape: LlamaConfig) -> SamplerPlan:
     """Plans the drawing of answers on a topology, weights cut over `tensor` alone."""
-    chips = on.chips // on.slices
-    tensor = max(size for size in _divisors(chips) if shape.num_key_value_heads % size == 0)
-    sizes = {"slices": on.slices, "data": chips // tensor, "fsdp": 1, "tensor": tensor}
-    mesh = parallel.make_mesh(**sizes, devices=on.devices())
+    mesh = parallel.answering_mesh(shape, on.devices(), on.slices)
+    sizes = dict(zip(("slices", "data", "fsdp", "tensor"), mesh.devices.shape, strict=True))
     given = programs.abstract(settings, shape, mesh)
-    compiled = programs.compile_sampler(settings, shape, mesh, given, _PROMPT)
+    compiled = programs.compile_sampler(settings, shape, mesh, given, _PROMPT, on.chip.memory)
     # One token: the loop itself ends when data say, and is counted once.
     sent = hlo.traffic(compiled.text, on.chips, on.slices) if compiled.text else None
     counted = operations.decoding(shape, tokens=sample.AT_A_TIME, pairs=sample.AT_A_TIME * _PROMPT)
     limits = {
         "compute": counted.done / on.chips / on.chip.operations,
-        "memory": given.parameters / on.chip.bandwidth,
+        "memory": programs.bytes_held(given)[0] / on.chip.bandwidth,
         "network": (sum(sent.within.values()) if sent else 0.0) / on.chip.network,
     }
     bound = max(limits, key=lambda name: limits[name])
@@ -221,8 +220,8 @@ def plan_sampler(settings: Config, on: Topology, shape: LlamaConfig) -> SamplerP
     )
 
 
-def meshes(settings: Config, on: Topology, shape: LlamaConfig) -> Iterator[Sizes]:
-    """Every way to cut a config's model and rows over a topology."""
+def meshes(on: Topology, shape: LlamaConfig) -> Iterator[Sizes]:
+    """Every way to cut a config's model over a topology, a row or more for each that has rows."""
     chips = on.chips // on.slices
     for tensor in _divisors(chips):
         for fsdp in _divisors(chips // tensor):
@@ -232,8 +231,6 @@ def meshes(settings: Config, on: Topology, shape: LlamaConfig) -> Iterator[Sizes
                 "fsdp": fsdp,
                 "tensor": tensor,
             }
-            if settings.data.rows % (chips // tensor * on.slices):
-                continue
             try:
                 parallel.parameter_shardings(
                     shape, AbstractMesh(tuple(sizes.values()), parallel.AXES)

@@ -5,28 +5,30 @@ from __future__ import annotations
 import math
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from befm_jax import config, parallel
+from befm_jax import parallel
 from befm_jax.adapters import lora
 from befm_jax.config import Config
 from befm_jax.data.forest import Forest, Reads
 from befm_jax.data.pipeline import Batch
 from befm_jax.inference import decode, kv_cache, sample
 from befm_jax.inference.edges import columns_at_once
-from befm_jax.inference.kv_cache import KeysValues, Rows
+from befm_jax.inference.kv_cache import KeysValues
 from befm_jax.inference.next_token import Sampling, next_token
+from befm_jax.inference.seats import Seats
 from befm_jax.llama.config import LlamaConfig
-from befm_jax.llama.model import Llama
+from befm_jax.llama.model import Llama, apart
 from befm_jax.parallel import AnyMesh, Layout
 from befm_jax.planning.workload import Workload
-from befm_jax.training import optimizer as optimizers
-from befm_jax.training import step as steps
+from befm_jax.training import setup
+from befm_jax.training.setup import Setup
 
 _SIZE = r"([\d.]+)([KMGT]?)B?"
 # The compiler's two ways to say that a program does not fit: what it needs, what there is.
@@ -35,33 +37,10 @@ _EXCEEDED = (
     re.compile(rf"memory required for .*? \({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
 )
 _UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
+# Steps of a schedule that is compiled and never run.
+_SCHEDULE = 1000
 # Stop tokens of a sampler that is compiled and never run.
 _STOPS = (0,)
-
-
-@dataclass(frozen=True)
-class Abstract:
-    """What a training step takes, as shapes that say where each part stands.
-
-    `base` is what is frozen (None where everything is trained), `state` what is trained and its
-    optimiser's moments.
-    """
-
-    state: steps.State
-    base: Any
-    combine: steps.Combine
-    optimizer: Any
-
-    @property
-    def parameters(self) -> int:
-        """Bytes a device of the model."""
-        return held(self.state.trained if self.base is None else self.base)
-
-    @property
-    def trained(self) -> int:
-        """Bytes a device of what is trained (an adapter) and of the optimiser."""
-        model = held(self.state.trained) if self.base is None else 0
-        return held(self.state) - model
 
 
 @dataclass(frozen=True)
@@ -78,106 +57,94 @@ class Compiled:
     seconds: float
 
 
-def abstract(settings: Config, shape: LlamaConfig, mesh: AnyMesh) -> Abstract:
-    """The state and the base of a run over a mesh; nothing is made.
+def abstract(settings: Config, shape: LlamaConfig, mesh: AnyMesh) -> Setup:
+    """What a run of a config trains over a mesh; nothing is made.
 
     Raises:
         ShardingError: the model can't be cut over the mesh.
         AdapterError: the adapter does not fit the model.
     """
-    everywhere = Layout(mesh).sharding()
-    chosen = settings.optimizer
-    rates = optimizers.schedule(chosen.learning_rate, 1000, chosen.warmup_fraction)
-    optimizer = optimizers.adamw(rates, chosen.weight_decay, chosen.clip_norm)
-    base: Any = parallel.abstract_parameters(
-        shape, mesh, jnp.dtype(settings.model.dtype), settings.model.quantize == "int8"
-    )
-    if settings.trained == "adapter":
-        wanted = settings.lora
-        spec = lora.LoraSpec(
-            wanted.rank,
-            wanted.alpha,
-            wanted.rslora,
-            wanted.dropout,
-            tuple(config.names(wanted.targets)),
-        )
-        trained: Any = jax.eval_shape(lambda key: lora.init_from(key, base, spec), _key())
-        shardings: Any = parallel.adapter_shardings(trained, mesh)
-        combine: steps.Combine = steps.train_adapter
-    else:
-        trained = parallel.abstract_parameters(shape, mesh, jnp.float32)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, trained)
-        base, combine = None, steps.train_all
-    placed = steps.state_shardings(optimizer, trained, shardings, everywhere)
-    state = jax.eval_shape(lambda trained: steps.init_state(trained, optimizer, 0), trained)
-    return Abstract(jax.tree.map(_shape, state, placed), base, combine, optimizer)
+    dtype, quantize = jnp.dtype(settings.model.dtype), settings.model.quantize == "int8"
+    params = parallel.abstract_parameters(shape, mesh, dtype, quantize)
+    return setup.of(settings, shape, params, mesh, _SCHEDULE)
 
 
-def compile_step(
-    settings: Config, shape: LlamaConfig, mesh: Mesh, given: Abstract, work: Workload
-) -> Compiled:
+def bytes_held(given: Setup) -> tuple[int, int]:
+    """Bytes a device of the model, and of what is trained and its optimiser.
+
+    Where everything is trained, the second are those of the optimiser alone.
+    """
+    if given.base is not None:
+        return held(given.base), held(given.state)
+    model = held(given.state.trained)
+    return model, held(given.state) - model
+
+
+def compile_step(given: Setup, work: Workload) -> Compiled:
     """The training step of a run, by the compiler of the mesh's devices."""
-    layout = Layout(mesh)
-    model = Llama(shape, jnp.dtype(settings.model.dtype), settings.model.remat, layout)
     size = (work.micro_batches, work.rows, work.slots)
-    place = parallel.batch_sharding(mesh)
+    place = parallel.batch_sharding(given.mesh)
     whole: Any = jax.ShapeDtypeStruct(size, jnp.int32, sharding=place)
     weight: Any = jax.ShapeDtypeStruct(size, jnp.float32, sharding=place)
     batch = Batch(Forest(whole, whole, whole, whole, weight), Reads(whole, whole))
-    step: Any = steps.make_train_step(model, given.optimizer, given.combine)
-    return _compile(lambda: step.lower(given.state, given.base, batch))
+    return _compile(lambda: given.step().lower(given.state, given.base, batch))
 
 
 def compile_sampler(
-    settings: Config, shape: LlamaConfig, mesh: Mesh, given: Abstract, prompt: int
+    settings: Config, shape: LlamaConfig, mesh: Mesh, given: Setup, prompt: int, memory: float
 ) -> Compiled:
     """The loop that draws answers for as many participants as are asked together.
 
-    `prompt`: slots of the prompt that they share.
+    `prompt`: slots of the prompt that they share; `memory`: bytes that a device has.  As in a run
+    the weights stand there twice where there is room for that, and the peak has both.
     """
     layout = Layout(mesh)
     dtype = jnp.dtype(settings.model.dtype)
     model = Llama(shape, dtype, layout=layout)
-    people, heads, width = sample.AT_A_TIME, shape.num_key_value_heads, shape.head_dim
+    of_asked, of_answers = decode.placements(layout)
+    seats = Seats.dealt(
+        np.zeros(sample.AT_A_TIME, np.int32), layout.parts("rows"), layout.parts("rows_to_draw")
+    )
+    people, heads, width = seats.size, shape.num_key_value_heads, shape.head_dim
 
-    def cache(rows: int, slots: int, who: str | None) -> tuple[KeysValues, ...]:
-        place = layout.sharding(who, "each_head", None, None)
+    def cache(rows: int, slots: int, place: Any) -> tuple[KeysValues, ...]:
         made = jax.eval_shape(lambda: kv_cache.room((rows, heads, width, slots), dtype, int8=False))
         one: KeysValues = jax.tree.map(lambda leaf: _shape(leaf, place), made)
         return (one,) * shape.num_hidden_layers
 
-    def of_people(dtype: Any, *more: int) -> Any:
-        place = layout.sharding("rows", *(None for _ in more))
-        return jax.ShapeDtypeStruct((people, *more), dtype, sharding=place)
+    def whole(dtype: Any, *sizes: int) -> Any:
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=of_asked.keys)
 
-    number: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    numbers = of_people(jnp.int32)
-    lanes: Any = jax.ShapeDtypeStruct((1, people), jnp.int32)
-    lengths: Any = jax.ShapeDtypeStruct((1,), jnp.int32)
     asked = decode.Asked(
-        cache(1, prompt, None),
-        lengths,
-        Rows(numbers, lanes, numbers),
-        of_people(_key().dtype),
+        cache(1, prompt, of_asked.prefix),
+        whole(jnp.int32, 1),
+        jax.tree.map(lambda leaf: whole(leaf.dtype, *leaf.shape), seats.rows(1, people)),
+        whole(_key().dtype, people),
     )
     answers = decode.Answers(
-        number,
-        of_people(jnp.bool_),
-        of_people(jnp.int32, sample.FIRST_ROOM),
-        cache(people, sample.FIRST_ROOM, "rows"),
+        whole(jnp.int32),
+        whole(jnp.bool_, people),
+        whole(jnp.int32, people, sample.FIRST_ROOM),
+        cache(people, sample.FIRST_ROOM, of_answers.suffix),
     )
     params = given.state.trained
     if given.base is not None:
-        params = jax.tree.map(
-            lambda leaf: leaf if isinstance(leaf, jax.ShapeDtypeStruct) else _shape(leaf),
-            lora.attach(given.base, given.state.trained),
-        )
+        params = lora.attach(given.base, given.state.trained)
+    placed = parallel.shardings(params, mesh)
+    params = jax.tree.map(_shape, params, placed)
+    stacked, weights = held(params["layers"]), params
+    twice = 2 * stacked <= memory - held(params)
+    if twice:
+        by_layer = decode.placed_apart(shape.num_hidden_layers, placed)
+        weights = jax.tree.map(_shape, jax.eval_shape(apart, params), by_layer)
 
     def draw(logits: Any, keys: Any) -> Any:
         return next_token(logits, keys, Sampling())
 
     run: Any = decode.programs(model, draw, _STOPS, int8=False).go_on
-    return _compile(lambda: run.lower(params, asked, answers, number, number))
+    over, number = whole(jnp.bool_, people), whole(jnp.int32)
+    compiled = _compile(lambda: run.lower(weights, asked, answers, over, number, number))
+    return replace(compiled, peak=compiled.peak + twice * stacked)
 
 
 def vocabulary_chunks(shape: LlamaConfig, mesh: AnyMesh, work: Workload) -> int:

@@ -15,7 +15,7 @@ from befm_jax.config import Config, ConfigError
 from befm_jax.data import examples as example_files
 from befm_jax.data import games
 from befm_jax.data import people as human
-from befm_jax.data.pipeline import Batch, Encoder, ForestBatches, encode
+from befm_jax.data.pipeline import Encoder, ForestBatches, encode, rows_together
 from befm_jax.llama import config as llama_config
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.published import PUBLISHED
@@ -72,11 +72,8 @@ def from_data(settings: Config, parts: int, shape: LlamaConfig) -> Workload:
 
     `parts`: how many devices share the rows of a micro-batch.
 
-    Raises:
-        ConfigError: the rows can't be shared so.
-        UserError: data that can't be read; see `befm_jax.train`.
+    Raises UserError for data that can't be read; see `befm_jax.train`.
     """
-    _shared(settings, parts)
     data, encoder, tokenizer = settings.data, *_encoder(settings, shape)
     chosen = games.select(data.games) if data.games else []
     found = []
@@ -99,11 +96,7 @@ def from_data(settings: Config, parts: int, shape: LlamaConfig) -> Workload:
     largest = max((batch for batch, _ in looked_at), key=lambda batch: batch.forest.tokens.size)
     micro_batches, rows, slots = largest.forest.tokens.shape
     used = [source.report.slots_used for _, source in looked_at]
-    # Padding sees itself alone.
-    pairs = [
-        (batch.forest.depth + 1).sum() - (batch.forest.depth.size - source.report.slots_used)
-        for batch, source in looked_at
-    ]
+    pairs = [batch.pairs(source.report.slots_used) for batch, source in looked_at]
     return Workload(
         steps=batches.steps,
         micro_batches=micro_batches,
@@ -111,7 +104,7 @@ def from_data(settings: Config, parts: int, shape: LlamaConfig) -> Workload:
         slots=slots,
         used=float(np.mean(used)),
         pairs=float(np.mean(pairs)),
-        reads=float(np.mean([_reads(batch) for batch, _ in looked_at])),
+        reads=float(np.mean([batch.projected() for batch, _ in looked_at])),
         observations=batches.report.observations / batches.steps_per_epoch,
         source=f"{batches.report.observations:,.0f} observations of the config's data, {tokenizer}",
     )
@@ -120,21 +113,17 @@ def from_data(settings: Config, parts: int, shape: LlamaConfig) -> Workload:
 def from_figures(
     settings: Config, parts: int, observations: float, slots_per_observation: float
 ) -> Workload:
-    """Of so many observations that take so many slots each; every slot is taken to be learnt.
-
-    Raises:
-        ConfigError: the rows can't be shared so.
-    """
-    _shared(settings, parts)
+    """Of so many observations that take so many slots each; every slot is taken to be learnt."""
     data = settings.data
+    rows = rows_together(data.rows, parts)
     per_step = min(data.observations_per_step or observations, observations)
     used = per_step * slots_per_observation
-    micro_batches = math.ceil(used / (data.rows * data.slots))
+    micro_batches = math.ceil(used / (rows * data.slots))
     steps = settings.optimizer.epochs * math.ceil(observations / per_step)
     return Workload(
         steps=steps,
         micro_batches=1 << (micro_batches - 1).bit_length(),
-        rows=data.rows,
+        rows=rows,
         slots=data.slots,
         used=used,
         pairs=used * (min(slots_per_observation, data.slots) + 1) / 2,
@@ -144,14 +133,6 @@ def from_figures(
     )
 
 
-def _shared(settings: Config, parts: int) -> None:
-    if settings.data.rows % parts:
-        raise ConfigError(
-            f"data.rows is {settings.data.rows}; {parts} devices (slices x data x fsdp) share the "
-            "rows, so it must be a multiple of that"
-        )
-
-
 def _encoder(settings: Config, shape: LlamaConfig) -> tuple[Encoder, str]:
     directory = Path(settings.model.path)
     if settings.model.path and any(directory.glob("tokenizer*")):
@@ -159,13 +140,6 @@ def _encoder(settings: Config, shape: LlamaConfig) -> tuple[Encoder, str]:
 
         return fitting_tokenizer(directory, shape), "by its tokenizer"
     return Pieces(), "tokens estimated from words (the tokenizer is not here)"
-
-
-def _reads(batch: Batch) -> float:
-    """How many slots the vocabulary is projected at: those of the fullest row, in every row."""
-    learnt = batch.forest.weight > 0
-    columns = np.where(learnt, batch.reads.column + 1, 0).max(axis=(1, 2))
-    return float(columns.sum() * learnt.shape[1])
 
 
 def _pieces(text: str) -> list[int]:

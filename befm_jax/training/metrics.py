@@ -1,4 +1,4 @@
-"""Where the figures of a run go: a progress bar, `metrics.jsonl` and TensorBoard."""
+"""Where the figures of a run go: a progress bar, `metrics.jsonl`, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -6,19 +6,44 @@ import json
 import math
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import optax
+import jax
+import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from befm_jax.data.pipeline import Source
+from befm_jax import chips, hosts, operations
+from befm_jax.adapters.lora import Adapter
+from befm_jax.data.pipeline import Batch, Source
 from befm_jax.errors import UserError
+from befm_jax.training.setup import Setup
 from befm_jax.training.step import Metrics
+
+
+# What the time of a step goes to; see `Log`.
+PARTS = ("data", "device", "checkpoint")
 
 
 class NonFiniteLossError(UserError):
     """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is recorded on request.
+
+    `profile`: first and last step of which a profile is written (see `--profile_steps`); `board`:
+    a run of Weights & Biases that every figure goes to, or None.
+    """
+
+    profile: tuple[int, int] | None = None
+    board: Any = None
 
 
 class Log:
@@ -26,19 +51,31 @@ class Log:
 
     Step `k`'s figures are read after step `k + 1` was dispatched, so that reading them does not
     hold the device up.  Steps are numbered from 1; on resuming, lines of steps that are about to
-    be done again are dropped.
+    be done again are dropped.  Only the first process writes and shows anything.
+
+    The time of a step is that between its figures and those of the step before, as this process
+    saw it: `seconds` = `seconds_data` (laying out a batch and handing it over) +
+    `seconds_checkpoint` (validation and saving, as far as training waits for it) +
+    `seconds_device` (handing work to the devices and waiting for them) + a little rest.  Where
+    `seconds_device` is near 0, the devices wait for data.
+
+    `utilisation`: the operations that the mathematics of the step needs, padding left out, over
+    what the chips could do in its time (their peak in bf16); where `befm_jax.chips` knows them.
+    `memory_bytes`: the most that a device of this process has held, where it says so.
     """
 
     def __init__(
-        self, directory: Path, phase: str, steps: int, start: int, rates: optax.Schedule
+        self, directory: Path, phase: str, steps: int, start: int, setup: Setup, watch: Watch
     ) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._phase = phase
-        self._rates = rates
-        path = directory / "metrics.jsonl"
-        _forget(path, phase, start)
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+        self._phase, self._setup, self._watch = phase, setup, watch
+        self._directory = directory
+        self._writes = hosts.is_first()
+        if self._writes:
+            directory.mkdir(parents=True, exist_ok=True)
+            path = directory / "metrics.jsonl"
+            _forget(path, phase, start)
+            self._file = path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
         self._bar = tqdm(
             total=steps,
             initial=start,
@@ -46,21 +83,32 @@ class Log:
             unit="step",
             # In a log file, a line now and then instead of one a step.
             mininterval=0.2 if sys.stderr.isatty() else 10.0,
+            disable=not self._writes,
         )
-        self._waiting: tuple[int, Metrics, Source] | None = None
+        devices = setup.mesh.devices
+        chip = chips.of(devices.flat[0].device_kind)
+        self._peak = chip.operations * devices.size if chip else None
+        # All at once: asked for step by step, each would wait behind the step under way.
+        self._rates = np.asarray(setup.rates(np.arange(steps)))
+        self._waiting: tuple[int, Metrics, Source, Batch] | None = None
         self._since = time.perf_counter()
+        self._spent: dict[str, float] = defaultdict(float)
+        self._profiling = False
         self.last_checkpoint: int | None = start or None
 
-    def step(self, step: int, metrics: Metrics, source: Source) -> None:
+    def step(self, step: int, metrics: Metrics, source: Source, batch: Batch) -> None:
         """Takes the figures of a step that was just dispatched, and logs those of the one before.
 
         Raises:
             NonFiniteLossError: names the step, what its batch was made of and the checkpoint
                 before it.
         """
-        before, self._waiting = self._waiting, (step, metrics, source)
+        before, self._waiting = self._waiting, (step, metrics, source, batch)
         if before is not None:
             self._write(*before)
+        if self._profiling and self._watch.profile and step == self._watch.profile[1]:
+            self.settle()
+            self._end_profile()
 
     def settle(self) -> None:
         """Logs the step that is still waiting: before a checkpoint, which must hold no NaN."""
@@ -68,14 +116,53 @@ class Log:
             before, self._waiting = self._waiting, None
             self._write(*before)
 
-    def close(self) -> None:
-        """Closes bar and files."""
-        self._bar.close()
-        self._board.close()
-        self._file.close()
+    def checkpoint(self, step: int, validation_loss: float | None) -> None:
+        """Notes a checkpoint, and the loss on what is held out for it, where there is any."""
+        self.last_checkpoint = step
+        if validation_loss is not None:
+            self._record(step, {"validation_loss": validation_loss})
 
-    def _write(self, step: int, metrics: Metrics, source: Source) -> None:
-        loss, gradient_norm = float(metrics.loss), float(metrics.gradient_norm)
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Counts the time inside as that of one of `PARTS`."""
+        since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[part] += time.perf_counter() - since
+
+    @contextmanager
+    def profiled(self, step: int) -> Iterator[None]:
+        """Writes a profile to `profile/` where this step is one of those that are wanted."""
+        first, last = self._watch.profile or (0, -1)
+        if first <= step <= last and not self._profiling:
+            self.settle()
+            jax.profiler.start_trace(str(self._directory / "profile"))
+            self._profiling = True
+        with self._annotated(step):
+            yield
+
+    def close(self) -> None:
+        """Closes bar, files and a profile that was not ended."""
+        if self._profiling:
+            self._end_profile()
+        self._bar.close()
+        if self._writes:
+            self._board.close()
+            self._file.close()
+
+    def _annotated(self, step: int) -> AbstractContextManager[Any]:
+        if not self._profiling:
+            return nullcontext()
+        return jax.profiler.StepTraceAnnotation(self._phase, step_num=step)
+
+    def _end_profile(self) -> None:
+        jax.profiler.stop_trace()
+        self._profiling = False
+
+    def _write(self, step: int, metrics: Metrics, source: Source, batch: Batch) -> None:
+        with self.timed("device"):
+            loss, gradient_norm = float(metrics.loss), float(metrics.gradient_norm)
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             kept = (
                 "there is no checkpoint before it"
@@ -93,19 +180,58 @@ class Log:
         figures = {
             "loss": loss,
             "gradient_norm": gradient_norm,
-            "learning_rate": float(self._rates(step - 1)),
+            "learning_rate": float(self._rates[step - 1]),
             "observations_per_second": report.observations / seconds,
             "tokens_per_second": report.slots_used / seconds,
             "tokens_saved": report.saved,
             "seconds": seconds,
+            **{f"seconds_{part}": self._spent[part] for part in PARTS},
         }
+        self._spent.clear()
+        if self._peak is not None:
+            needed = _needed(self._setup, batch, report.slots_used)
+            figures["utilisation"] = needed / seconds / self._peak
+        held = _memory_held()
+        if held is not None:
+            figures["memory_bytes"] = held
+        self._record(step, figures)
+        rate = f"{figures['observations_per_second']:,.0f}"
+        self._bar.set_postfix(loss=f"{loss:.4f}", obs_per_s=rate, refresh=False)
+        self._bar.update()
+
+    def _record(self, step: int, figures: Mapping[str, float]) -> None:
+        if not self._writes:
+            return
         self._file.write(json.dumps({"phase": self._phase, "step": step, **figures}) + "\n")
         self._file.flush()
         for name, figure in figures.items():
             self._board.add_scalar(f"{self._phase}/{name}", figure, step)
-        rate = f"{figures['observations_per_second']:,.0f}"
-        self._bar.set_postfix(loss=f"{loss:.4f}", obs_per_s=rate, refresh=False)
-        self._bar.update()
+        if self._watch.board is not None:
+            named = {f"{self._phase}/{name}": figure for name, figure in figures.items()}
+            self._watch.board.log({f"{self._phase}/step": step, **named})
+
+
+def _needed(setup: Setup, batch: Batch, used: int) -> float:
+    """Operations that a step needs: those of the `used` slots of a batch, nothing twice."""
+    trained = setup.state.trained
+    adapter = trained if isinstance(trained, Adapter) else None
+    return operations.training(
+        setup.model.config,
+        slots=used,
+        pairs=batch.pairs(used),
+        reads=batch.parents(),
+        rank=adapter.spec.rank if adapter else 0,
+        targets=[path.rsplit("/", 1)[-1] for path in adapter.weights] if adapter else (),
+    ).needed
+
+
+def _memory_held() -> int | None:
+    """The most bytes that a device of this process has held, where its runtime says so."""
+    held = [
+        (device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()
+    ]
+    known = [size for size in held if size is not None]
+    return max(known) if known else None
 
 
 def _forget(path: Path, phase: str, start: int) -> None:

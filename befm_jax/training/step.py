@@ -21,8 +21,8 @@ from befm_jax.data.pipeline import Batch
 from befm_jax.inference.edges import log_likelihood
 from befm_jax.llama.model import Llama, Params
 
-# (frozen base, what is trained, key) -> the parameters that the model runs on
-Combine = Callable[[Any, Any, Array], Params]
+# (frozen base, what is trained, key of its dropout or None) -> what the model runs on
+Combine = Callable[[Any, Any, Array | None], Params]
 
 
 class State(flax.struct.PyTreeNode):
@@ -41,12 +41,12 @@ class Metrics(NamedTuple):
     gradient_norm: Float[Array, ""]
 
 
-def train_adapter(base: Params, adapter: lora.Adapter, key: Array) -> Params:
+def train_adapter(base: Params, adapter: lora.Adapter, key: Array | None) -> Params:
     """`Combine` for LoRA: the base is frozen, the adapter is trained."""
     return lora.attach(base, adapter, key if adapter.spec.dropout else None)
 
 
-def train_all(base: None, params: Params, key: Array) -> Params:
+def train_all(base: None, params: Params, key: Array | None) -> Params:
     """`Combine` for training every parameter: nothing is frozen."""
     del base, key
     return params
@@ -100,9 +100,15 @@ def value_and_gradient(
 
 
 def make_train_step(
-    model: Llama, optimizer: optax.GradientTransformation, combine: Combine
+    model: Llama,
+    optimizer: optax.GradientTransformation,
+    combine: Combine,
+    shardings: State | None = None,
 ) -> Callable[[State, Any, Batch], tuple[State, Metrics]]:
-    """One jitted optimiser step `(state, base, batch) -> (state, metrics)`; donates the state."""
+    """One jitted optimiser step `(state, base, batch) -> (state, metrics)`; donates the state.
+
+    `shardings`: where the state stands, before the step and after it (see `state_shardings`).
+    """
 
     def train_step(state: State, base: Any, batch: Batch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
@@ -113,4 +119,22 @@ def make_train_step(
         return new, Metrics(loss, optax.tree.norm(gradient))
 
     options = model.layout.compiler_options if model.layout is not None else None
-    return jax.jit(train_step, donate_argnums=0, compiler_options=options)
+    # The metrics stand where the step's number does: everywhere.
+    given = None if shardings is None else (shardings, shardings.step)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=given, compiler_options=options)
+
+
+def make_loss(model: Llama, combine: Combine) -> Callable[[Any, Any, Batch], Float[Array, ""]]:
+    """The jitted mean loss `(trained, base, batch) -> loss`, without dropout or gradient."""
+
+    def loss(trained: Any, base: Any, batch: Batch) -> Array:
+        params = combine(base, trained, None)
+
+        def add(total: Array, micro: tuple[Forest, Reads]) -> tuple[Array, None]:
+            return total - log_likelihood(model, params, *micro), None
+
+        total, _ = jax.lax.scan(add, jnp.zeros(()), (batch.forest, batch.reads))
+        return total / jnp.sum(batch.forest.weight)
+
+    options = model.layout.compiler_options if model.layout is not None else None
+    return jax.jit(loss, compiler_options=options)

@@ -2,12 +2,17 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from befm_jax import operations, parallel
+from befm_jax.adapters import lora
 from befm_jax.config import Config, Data, Lora, Model
+from befm_jax.inference import decode, sample
 from befm_jax.inference.edges import columns_at_once
+from befm_jax.inference.sample import Sampling
 from befm_jax.llama.config import LlamaConfig
+from befm_jax.llama.model import Llama
 from befm_jax.parallel import Layout
 from befm_jax.planning import hlo, programs, workload
 
@@ -34,7 +39,7 @@ def sent(**mesh):
     given = programs.abstract(CONFIG, SHAPE, over)
     work = workload.from_figures(CONFIG, 8 // mesh.get("tensor", 1), 8, 64)
     assert work.micro_batches == 1
-    compiled = programs.compile_step(CONFIG, SHAPE, over, given, work)
+    compiled = programs.compile_step(given, work)
     return hlo.traffic(compiled.text, 8).by_kind()
 
 
@@ -71,7 +76,47 @@ def test_bytes_held_are_those_of_the_shards():
         out_shardings=jax.tree.map(lambda leaf: leaf.sharding, given.base),
     )()
     first = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(made)]
-    assert given.parameters == sum(first)
+    parameters, trained = programs.bytes_held(given)
+    assert parameters == sum(first)
     # Two moments beside every matrix, the step and AdamW's own count of it, and the key.
     adapter = programs.held(given.state.trained)
-    assert given.trained == pytest.approx(3 * adapter, abs=64)
+    assert trained == pytest.approx(3 * adapter, abs=64)
+
+
+def test_the_planned_loop_of_sampling_is_the_one_that_runs():
+    """Against arrays that are really made: a prompt computed, everyone's first token drawn."""
+    over = parallel.answering_mesh(SHAPE, jax.devices()[:8])
+    given = programs.abstract(CONFIG, SHAPE, over)
+    planned = programs.compile_sampler(CONFIG, SHAPE, over, given, 64, 1e9)
+    model = Llama(SHAPE, layout=Layout(over))
+    abstract = lora.attach(given.base, given.state.trained)
+    params = jax.jit(
+        lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract),
+        out_shardings=parallel.shardings(abstract, over),
+    )()
+    _, weights = decode.weights_for_decoding(model, params)
+    made = sample._programs(model, Sampling(), (0,))
+    engine = sample._Engine(weights, made, Sampling(), np.zeros((1, 2), np.uint32), None, 1, 8)
+    people = np.zeros((sample.AT_A_TIME, 2), np.int64)
+    window = sample._computed(model, params, [tuple(range(1, 64))])
+    _, asked, answers = engine._begun(window, sample._Batch([0], [people]))
+    over_already = np.zeros(sample.AT_A_TIME, bool)
+    real = made.go_on.lower(
+        weights, asked, answers, over_already, np.int32(16), np.int32(0)
+    ).compile()
+    assert hlo.traffic(planned.text, 8) == hlo.traffic(real.as_text(), 8)
+    memory = real.memory_analysis()
+    needed = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    # The layers stand there stacked, too; where there is no room for that, stacked alone.
+    stacked = sum(
+        leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(params["layers"])
+    )
+    assert planned.peak == pytest.approx(needed + stacked, rel=1e-3)
+    tight = programs.compile_sampler(CONFIG, SHAPE, over, given, 64, 2.0 * stacked)
+    assert stacked / 2 < planned.peak - tight.peak < 1.1 * stacked

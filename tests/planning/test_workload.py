@@ -32,7 +32,7 @@ def test_a_step_is_that_of_the_batches(per_step):
     chosen = games.select("all")
     learnt, _ = train.people_of(settings, chosen)
     examples = train.examples_of(settings, learnt, chosen)
-    batches = train.forests_of(settings, examples, workload.Pieces())
+    batches = train.forests_of(settings, examples, workload.Pieces(), 2)
     assert found.steps == batches.steps
     first = [batches[step] for step in range(min(4, batches.steps))]
     assert found.used == np.mean([source.report.slots_used for _, source in first])
@@ -57,9 +57,9 @@ def test_told_figures_fill_rows():
     assert found.pairs == 512 * 128 * 129 / 2
 
 
-def test_rows_that_devices_can_not_share_are_an_error_that_names_the_field():
-    with pytest.raises(ConfigError, match=r"data\.rows is 6; 4 devices"):
-        workload.from_data(config_of(rows=6), 4, SHAPE)
+def test_rows_are_as_many_as_devices_share_evenly():
+    assert workload.from_data(config_of(slots=256, rows=6), 4, SHAPE).rows % 4 == 0
+    assert workload.from_figures(config_of(slots=1024, rows=6), 4, 10_000, 128).rows == 8
 
 
 def test_a_model_that_is_not_known_is_an_error_that_names_those_that_are():

@@ -11,7 +11,7 @@ from small import random_paths, small_model
 
 from befm_jax import train as training
 from befm_jax.adapters import lora
-from befm_jax.config import Config, Data, Evaluation, Lora, Model, Optimizer, Scratch
+from befm_jax.config import Config, Data, Evaluation, Lora, Mesh, Model, Optimizer, Scratch
 from befm_jax.data.pipeline import ForestBatches
 from befm_jax.llama import hf, int8
 from befm_jax.training import optimizer as optimizers
@@ -85,6 +85,7 @@ def test_a_run_compiles_a_step_for_each_phase_and_shape_and_no_more(tmp_path, tr
     config = Config(
         workdir=str(tmp_path),
         trained=trained,
+        mesh=Mesh(data=1),
         model=Model(dtype="float32", remat=False, scratch=scratch),
         data=Data(games="public_goods", slots=512, rows=2, observations_per_step=0),
         lora=Lora(rank=2),

@@ -1,0 +1,33 @@
+"""Weights & Biases, by option: the figures of `metrics.jsonl` on a page of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from befm_jax.config import Config
+from befm_jax.errors import UserError
+
+
+def wandb_run(project: str, settings: Config) -> Any:
+    """A run of a project of Weights & Biases, or its going on where the working directory has one.
+
+    What the service needs is said by its own variables (`WANDB_API_KEY`, `WANDB_MODE=offline`).
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("--wandb needs a package: pip install 'befm_jax[wandb]'") from error
+    run = wandb.init(
+        project=project,
+        config=dataclasses.asdict(settings),
+        dir=settings.workdir,
+        resume="auto",
+    )
+    for phase in ("base", "tune"):
+        run.define_metric(f"{phase}/step")
+        run.define_metric(f"{phase}/*", step_metric=f"{phase}/step")
+    return run

@@ -1,0 +1,137 @@
+"""The training loop of one phase: from its last checkpoint, or from the start, to its last step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from befm_jax import hosts, json_files, parallel
+from befm_jax.config import Config, ConfigError
+from befm_jax.data.pipeline import Batch, ForestBatches
+from befm_jax.training import step as steps
+from befm_jax.training.ahead import StepAhead
+from befm_jax.training.checkpoint import Checkpoints
+from befm_jax.training.metrics import Log, Watch
+from befm_jax.training.setup import Setup
+
+INPUTS = "inputs.json"
+
+
+class Phase(NamedTuple):
+    """A training loop to come, its first program compiling in the background.
+
+    `validation`: what the loss is measured on at every checkpoint, or None.
+    """
+
+    name: str
+    setup: Setup
+    batches: ForestBatches
+    validation: ForestBatches | None
+    step: StepAhead
+
+
+def ahead(
+    name: str, setup: Setup, batches: ForestBatches, validation: ForestBatches | None = None
+) -> Phase:
+    """Begins to compile a phase's step."""
+    step = StepAhead(setup.step(), setup.state, setup.base, placed(setup, batches[0][0]))
+    return Phase(name, setup, batches, validation, step)
+
+
+def placed(setup: Setup, batch: Batch) -> Batch:
+    """A batch on the devices of a phase's mesh; every process hands over its own rows."""
+    on_devices: Batch = parallel.put(batch, parallel.batch_sharding(setup.mesh))
+    return on_devices
+
+
+def run(
+    settings: Config,
+    phase: Phase,
+    base: Any,
+    fresh: Callable[[], steps.State],
+    inputs: Mapping[str, str],
+    watch: Watch,
+) -> Any:
+    """What a phase has trained after its last step.
+
+    `fresh` makes the state before the first step, where there is no checkpoint; `inputs` are hashes
+    of what is learnt from beside the batches (see `check_same_inputs`).
+
+    Raises:
+        ConfigError: the inputs are not those that the last checkpoint was made from.
+        NonFiniteLossError: see `Log.step`.
+        PreemptedError: the run was asked to stop, and its state is saved.
+    """
+    workdir, setup, batches = Path(settings.workdir), phase.setup, phase.batches
+    best = phase.validation is not None and settings.checkpoints.use == "best"
+    saved = Checkpoints(workdir / "checkpoints" / phase.name, settings.checkpoints.keep, best)
+    inputs = {"observations": batches.fingerprint, **inputs}
+    check_same_inputs(workdir, phase.name, inputs, go_on=saved.last is not None)
+    state = saved.restore(setup.state)
+    if state is None:
+        state = fresh()
+    start = int(state.step)
+    if start:
+        print(f"{phase.name}: going on from the checkpoint of step {start}")
+    if start < batches.steps:
+        print(f"{phase.name}: {phase.step.wait(placed(setup, batches[start][0]))}")
+    validate = _validation(phase, base)
+    log = Log(workdir, phase.name, batches.steps, start, setup, watch)
+    try:
+        with hosts.stopping_at_steps():
+            for number in range(start + 1, batches.steps + 1):
+                with log.timed("data"):
+                    batch, source = batches[number - 1]
+                    on_devices = placed(setup, batch)
+                with log.profiled(number), log.timed("device"):
+                    state, metrics = phase.step(state, base, on_devices)
+                log.step(number, metrics, source, batch)
+                stop = hosts.asked_to_stop()
+                if stop or number % settings.checkpoints.every == 0 or number == batches.steps:
+                    log.settle()
+                    with log.timed("checkpoint"):
+                        figure = validate(state.trained)
+                        saved.save(number, state, figure)
+                    log.checkpoint(number, figure)
+                if stop:
+                    raise hosts.PreemptedError(f"{phase.name}: saved at step {number}")
+        if best:
+            found = saved.restore_best(setup.state.trained)
+            if found is not None:
+                step, trained = found
+                print(f"{phase.name}: step {step} has the least loss on validation people")
+                return trained
+    finally:
+        log.close()
+        saved.close()
+    return state.trained
+
+
+def _validation(phase: Phase, base: Any) -> Callable[[Any], float | None]:
+    """The loss on the observations held out for it, by what is trained."""
+    if phase.validation is None:
+        return lambda trained: None
+    setup = phase.setup
+    loss = steps.make_loss(setup.model, setup.combine)
+    batch = placed(setup, phase.validation[0][0])
+    return lambda trained: float(loss(trained, base, batch))
+
+
+def check_same_inputs(workdir: Path, phase: str, inputs: Mapping[str, str], go_on: bool) -> None:
+    """Refuses to go on where files changed behind the paths of an unchanged config.
+
+    `inputs` are hashes of what a phase learns from; the first process keeps them in `inputs.json`.
+    Raises ConfigError if the phase goes on from a checkpoint that was made from others.
+    """
+    path = workdir / INPUTS
+    kept = json_files.read_object(path, ConfigError) if path.is_file() else {}
+    changed = [name for name in inputs if kept.get(phase, {}).get(name) != inputs[name]]
+    if go_on and changed:
+        raise ConfigError(
+            f"{workdir}: the {' and the '.join(changed)} changed since this run began ({phase}). "
+            "Give another --workdir, or delete that one"
+        )
+    hosts.meet(f"{phase} inputs")
+    if hosts.is_first():
+        json_files.write_object(path, kept | {phase: dict(inputs)})

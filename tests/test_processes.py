@@ -1,0 +1,58 @@
+"""The same run in one, two and four real processes."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from pods import losses, pod, write_config
+from small import real_paths
+
+
+def whole_paths():
+    """Every observation of `real_paths`, as a path of tokens."""
+    wanted = Counter()
+    for path in real_paths(observations=200):
+        wanted[path.prompt + path.answer] += round(path.weight)
+    return wanted
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_together_read_every_example_exactly_once_an_epoch(tmp_path, processes):
+    pod(processes, str(Path(__file__).with_name("pod_rows.py")), str(tmp_path))
+    read = [json.loads((tmp_path / f"{index}.json").read_text()) for index in range(processes)]
+    found = Counter()
+    for mine in read:
+        for _, path, observations in mine:
+            found[tuple(path)] += observations
+    assert found == whole_paths()
+    steps = {step for mine in read for step, *_ in mine}
+    assert steps == set(range(4))
+    # Nobody reads it all: in every step the rows are shared.
+    assert all(len(mine) > 0 for mine in read)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    config = write_config(folder)
+    pod(1, "-m", "befm_jax.train", f"--config={config}", f"--workdir={folder / 'run'}")
+    return config, losses(folder / "run")
+
+
+@pytest.mark.parametrize(
+    ("processes", "mesh"),
+    [(2, ()), (4, ()), (2, ("--config.mesh.data=1", "--config.mesh.tensor=2"))],
+)
+def test_losses_do_not_depend_on_the_number_of_processes(tmp_path, alone, processes, mesh):
+    config, expected = alone
+    ran = pod(
+        processes, "-m", "befm_jax.train", f"--config={config}", f"--workdir={tmp_path}", *mesh
+    )
+    assert f"{processes} devices of {processes} processes" in ran.stdout
+    assert len(expected) > 8
+    assert losses(tmp_path) == pytest.approx(expected, rel=1e-5)
+    # Only the first process says anything; the transport does by itself.
+    said = [line for line in ran.stdout.splitlines() if "[Gloo]" not in line]
+    assert said
+    assert all(line.startswith("[0]") for line in said)

@@ -1,0 +1,118 @@
+"""Runs of two processes that are killed and started again end as one that was left alone.
+
+`pytest tests/test_survival.py --kills 10` kills as often as that; the suite does so three times.
+"""
+
+import random
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from pods import losses, pod, start_pod, write_config
+
+COMMAND = ("-m", "befm_jax.train")
+
+
+def trained(workdir: Path) -> bytes:
+    return (workdir / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def arguments(config, workdir):
+    # Long enough to be interrupted often; a checkpoint every third step.
+    return (*COMMAND, f"--config={config}", f"--workdir={workdir}", "--config.optimizer.epochs=8")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config = write_config(folder)
+    pod(2, *arguments(config, folder / "run"))
+    return config, folder / "run"
+
+
+def wait_for(running: subprocess.Popen, happens) -> bool:
+    """Waits until something happens; False where the run ends before."""
+    until = time.monotonic() + 300
+    while running.poll() is None:
+        if happens():
+            return True
+        assert time.monotonic() < until, "nothing happened in five minutes"
+        time.sleep(0.002)
+    return False
+
+
+def logged(workdir: Path) -> int:
+    """The last step in the log; 0 where there is none."""
+    path = workdir / "metrics.jsonl"
+    steps = re.findall(r'"step": (\d+), "loss"', path.read_text()) if path.is_file() else []
+    return int(steps[-1]) if steps else 0
+
+
+def workers(running: subprocess.Popen) -> list[int]:
+    """The processes of a pod that are alive."""
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    return [int(child) for child in children]
+
+
+def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(
+    tmp_path, undisturbed, request
+):
+    config, expected = undisturbed
+    kills = request.config.getoption("--kills")
+    draw = random.Random(11)
+    checkpoints = tmp_path / "checkpoints" / "tune"
+    happened = []
+    for number in range(kills):
+        running = start_pod(2, "--grace=20", *arguments(config, tmp_path))
+        while_saving = number % 2 == 1
+        from_here = logged(tmp_path) + draw.randrange(2, 12)
+
+        def due(while_saving=while_saving, from_here=from_here):
+            saving = any(checkpoints.glob("*.orbax-checkpoint-tmp*"))
+            return logged(tmp_path) >= from_here and (saving or not while_saving)
+
+        assert wait_for(running, due), running.communicate()
+        time.sleep(0 if while_saving else draw.random() * 0.2)
+        victim = draw.randrange(2)
+        subprocess.run(["kill", "-KILL", str(workers(running)[victim])], check=True)
+        _, err = running.communicate(timeout=120)
+        assert running.returncode != 0
+        assert f"process {victim} was ended by SIGKILL" in err
+        happened.append((logged(tmp_path), "saving" if while_saving else "a step", victim))
+    ran = pod(2, *arguments(config, tmp_path))
+    print("killed after steps", happened)
+    assert "tune: going on from the checkpoint of step" in ran.stdout
+    assert losses(tmp_path) == losses(expected)
+    assert sorted(losses(tmp_path)) == list(range(1, len(losses(expected)) + 1))
+    assert trained(tmp_path) == trained(expected)
+
+
+def test_after_sigterm_no_step_is_lost(tmp_path, undisturbed):
+    config, expected = undisturbed
+    for steps in (5, 20):
+        running = start_pod(2, *arguments(config, tmp_path))
+        assert wait_for(running, lambda steps=steps: logged(tmp_path) >= steps)
+        running.send_signal(signal.SIGTERM)
+        out, err = running.communicate(timeout=120)
+        assert running.returncode == 75, out + err
+        saved = max(int(path.name) for path in (tmp_path / "checkpoints" / "tune").iterdir())
+        assert saved == logged(tmp_path) >= steps
+        assert f"tune: saved at step {saved}" in err
+    ran = pod(2, *arguments(config, tmp_path))
+    assert f"tune: going on from the checkpoint of step {saved}" in ran.stdout
+    assert losses(tmp_path) == losses(expected)
+    assert trained(tmp_path) == trained(expected)
+
+
+def test_another_number_of_processes_goes_on(tmp_path, undisturbed):
+    config, expected = undisturbed
+    running = start_pod(2, *arguments(config, tmp_path))
+    assert wait_for(running, lambda: logged(tmp_path) >= 8)
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=120)
+    ran = pod(1, *arguments(config, tmp_path))
+    assert "tune: going on from the checkpoint of step" in ran.stdout
+    assert losses(tmp_path) == pytest.approx(losses(expected), rel=1e-5)

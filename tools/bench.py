@@ -5,6 +5,7 @@
     python tools/bench.py score|sample|attention [--shape tiny|100m]
     python tools/bench.py train|score|sample|attention --device gpu [--shape 8b]
     python tools/bench.py metrics
+    python tools/bench.py processes
 
 Prints a table.  `--json` writes the command line, the versions, the machine, both sides' figures
 run by run, and `ratio` (median, min, max): how many times better than the peer befm_jax is, so
@@ -27,6 +28,7 @@ import bench_attention
 import bench_load
 import bench_metrics
 import bench_models
+import bench_processes
 import bench_sample
 import bench_score
 import bench_train
@@ -46,6 +48,7 @@ BENCHES = {
     "metrics": bench_metrics,
     "attention": bench_attention,
     "load": bench_load,
+    "processes": bench_processes,
 }
 ON_A_DEVICE = ("train", "score", "sample", "attention")
 

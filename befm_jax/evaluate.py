@@ -15,6 +15,7 @@ report.html and games.png.
 from __future__ import annotations
 
 import datetime
+import shlex
 import sys
 from collections.abc import Mapping
 from importlib import metadata
@@ -70,14 +71,15 @@ def provenance() -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
+        "command": shlex.join(["python", *_what_python_runs(), *sys.argv[1:]]),
         "versions": {name: metadata.version(name) for name in _PACKAGES},
     }
 
 
-def _module() -> str:
+def _what_python_runs() -> list[str]:
+    """`-m MODULE`, or the script's path as it was typed."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name if spec else Path(sys.argv[0]).name
+    return ["-m", spec.name] if spec else [sys.argv[0]]
 
 
 def warning_if_not_held_out(

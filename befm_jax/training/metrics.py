@@ -25,7 +25,6 @@ from befm_jax.errors import UserError
 from befm_jax.training.setup import Setup
 from befm_jax.training.step import Metrics
 
-
 # What the time of a step goes to; see `Log`.
 PARTS = ("data", "device", "checkpoint")
 

@@ -42,7 +42,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How often `test_survival.py` kills a run."""
-    parser.addoption("--kills", type=int, default=3, help="kills of a run (default: 3)")
+    parser.addoption("--kills", type=int, default=2, help="kills of a run (default: 2)")
 
 
 @pytest.fixture(scope="session")

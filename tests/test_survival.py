@@ -1,6 +1,6 @@
 """Runs of two processes that are killed and started again end as one that was left alone.
 
-`pytest tests/test_survival.py --kills 10` kills as often as that; the suite does so three times.
+`pytest tests/test_survival.py --kills 10` kills as often as that; the suite does so twice.
 """
 
 import random
@@ -92,15 +92,14 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(
 
 def test_after_sigterm_no_step_is_lost(tmp_path, undisturbed):
     config, expected = undisturbed
-    for steps in (5, 20):
-        running = start_pod(2, *arguments(config, tmp_path))
-        assert wait_for(running, lambda steps=steps: logged(tmp_path) >= steps)
-        running.send_signal(signal.SIGTERM)
-        out, err = running.communicate(timeout=120)
-        assert running.returncode == 75, out + err
-        saved = max(int(path.name) for path in (tmp_path / "checkpoints" / "tune").iterdir())
-        assert saved == logged(tmp_path) >= steps
-        assert f"tune: saved at step {saved}" in err
+    running = start_pod(2, *arguments(config, tmp_path))
+    assert wait_for(running, lambda: logged(tmp_path) >= 5)
+    running.send_signal(signal.SIGTERM)
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 75, out + err
+    saved = max(int(path.name) for path in (tmp_path / "checkpoints" / "tune").iterdir())
+    assert saved == logged(tmp_path) >= 5
+    assert f"tune: saved at step {saved}" in err
     ran = pod(2, *arguments(config, tmp_path))
     assert f"tune: going on from the checkpoint of step {saved}" in ran.stdout
     assert losses(tmp_path) == losses(expected)

@@ -35,10 +35,6 @@ class PreemptedError(Exception):
     """The run was asked to stop, and its state is saved."""
 
 
-class DifferingError(UserError):
-    """Processes of one run were started with something that differs between them."""
-
-
 class _Course:
     """Where this process is in the run, and where the run is to stop.
 
@@ -163,24 +159,6 @@ def agree(name: str, value: Value) -> Value:
         _group.put(key, json.dumps(value))
     agreed: Value = json.loads(_group.get(key))
     return agreed
-
-
-def check_same(name: str, text: str) -> None:
-    """Raises DifferingError on all processes unless they came with the same text.
-
-    `name` says in the message what differs.
-    """
-    if _group is None:
-        return
-    key = _group.next_meeting(name)
-    _group.put(f"{key}/{_group.index}", text)
-    texts = [_group.get(f"{key}/{process}") for process in range(_group.count)]
-    for process, other in enumerate(texts):
-        if other != texts[0]:
-            raise DifferingError(
-                f"{name}: {_group.name(process)} has {other!r}, {_group.name(0)} has {texts[0]!r}; "
-                "start all processes with the same"
-            )
 
 
 @contextmanager

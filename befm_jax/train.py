@@ -118,6 +118,8 @@ def start_or_resume(settings: Config) -> Path:
             f"workdir is {settings.workdir!r}, which this host does not share with that of the "
             "first process; it must be a directory that all hosts mount"
         )
+    # Of all processes: what one was started with the others must have been, too.
+    config.check_same(settings, saved)
     return workdir
 
 

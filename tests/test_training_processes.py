@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from pods import losses, pod, write_config
+from pods import losses, pod, start_pod, write_config
 from small import real_paths
 
 
@@ -56,3 +56,18 @@ def test_losses_do_not_depend_on_the_number_of_processes(tmp_path, alone, proces
     said = [line for line in ran.stdout.splitlines() if "[Gloo]" not in line]
     assert said
     assert all(line.startswith("[0]") for line in said)
+
+
+def test_a_process_that_was_started_with_another_config_is_refused(tmp_path):
+    config = write_config(tmp_path)
+    # Each process adds its own number to the seed.
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import runpy, sys\n"
+        "sys.argv.append('--config.seed=' + sys.argv[sys.argv.index('--process_id') + 1])\n"
+        "runpy.run_module('befm_jax.train', run_name='__main__', alter_sys=True)\n"
+    )
+    running = start_pod(2, str(script), f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    _, err = running.communicate(timeout=300)
+    assert running.returncode == 2
+    assert "holds a run of another config: seed was 0, now 1" in err

@@ -123,10 +123,13 @@ def interval(
 ) -> tuple[float, float] | None:
     """The bias-shifted percentile interval of a figure, cut at the metric's own range.
 
+    The figure itself is always in it: where fewer replicates than a tail holds differ from the
+    others, both percentiles are one value, and shifting by the mean would leave the figure out.
     None where the figure or any replicate is undefined.
     """
     if not np.isfinite(value) or not np.isfinite(replicates).all():
         return None
     tail = 50.0 * (1.0 - level)
     low, high = np.percentile(replicates - replicates.mean(), [tail, 100.0 - tail]) + value
+    low, high = min(low, value), max(high, value)
     return float(max(low, metric.lower)), float(min(high, metric.upper))

@@ -242,6 +242,13 @@ def test_an_interval_holds_its_estimate_where_resampling_is_biased_most():
     assert 0 < high < compared.floor
 
 
+@pytest.mark.parametrize("unlike", [1.0, -1.0])
+def test_an_interval_holds_its_estimate_where_few_replicates_differ(unlike):
+    replicates = np.array([0.0] * 990 + [unlike] * 10)
+    low, high = bootstrap.interval(0.0, replicates, METRICS["mean_difference"])
+    assert low <= 0.0 <= high
+
+
 def test_an_undefined_figure_has_no_interval():
     metric = METRICS["log_score"]
     assert bootstrap.interval(np.nan, np.ones(9), metric) is None

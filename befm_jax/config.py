@@ -72,7 +72,7 @@ class Data:
     examples: str = ""  # further examples: Alpaca .json or chat .jsonl, separated by commas
     split_seed: int = 0  # which people are for training and which for the test
     slots: int = 2048  # tokens a row of a forest
-    rows: int = 8  # rows computed together, at least: as many as devices share evenly
+    rows: int = 8  # rows computed together at most, rounded up to what devices share evenly
     observations_per_step: int = 64  # 0: all observations in every step
 
 
@@ -120,7 +120,8 @@ class Evaluation:
 class Mesh:
     """How devices share the work; the sizes multiply to the number of devices.
 
-    One of them may be 0: all devices that are left.
+    One of them may be 0: all devices that are left.  Of one machine the first so many are taken
+    where the sizes multiply to fewer.
     """
 
     slices: int = 1  # TPU slices, joined by the data centre's network: rows are shared

@@ -28,6 +28,7 @@ from befm_jax.config import Config, ConfigError
 from befm_jax.data import examples as example_files
 from befm_jax.data import games
 from befm_jax.data import people as human
+from befm_jax.data.errors import DataError
 from befm_jax.data.examples import Example
 from befm_jax.data.games import Game
 from befm_jax.data.people import People
@@ -178,10 +179,14 @@ def validation_of(
     if not chosen:
         return None
     data = settings.data
-    kept = human.load(data.humans, chosen, "validation", data.split_seed)
-    asked = [game for game in chosen if kept.n(game.id)]
-    if not asked:
+    try:
+        kept = human.load(data.humans, chosen, "validation", data.split_seed)
+    except DataError as error:
+        if settings.checkpoints.use == "best":
+            raise ConfigError(f"checkpoints.use is 'best', which needs people: {error}") from error
+        print(f"no loss is measured at checkpoints: {error}")
         return None
+    asked = [game for game in chosen if kept.n(game.id)]
     return ForestBatches(
         encode(human.examples(kept, asked), tokenizer),
         slots=data.slots,
@@ -205,7 +210,9 @@ def describe(batches: ForestBatches, rows: int, mesh: Mesh) -> str:
     if mesh.size > 1:
         lines.append(f"{mesh.size} devices of {hosts.count()} processes: {parallel.in_words(mesh)}")
     if batches.rows != rows:
-        lines.append(f"{batches.rows} rows together (data.rows is {rows}): one or more a device")
+        lines.append(
+            f"{batches.rows} rows together (data.rows is {rows}): at most, one or more a device"
+        )
     return "\n".join(lines)
 
 
@@ -290,7 +297,8 @@ def make_base(
             seed=settings.seed,
             parts=mesh.size,
         )
-        alike = parallel.make_mesh(data=mesh.size, devices=list(mesh.devices.flat))
+        slices = mesh.shape["slice"]
+        alike = Mesh(mesh.devices.reshape(slices, -1, 1, 1), parallel.AXES)
         setup = setups.from_nothing(settings, shape, alike, batches.steps)
         teaching = loop.ahead("base", setup, batches)
         fresh = partial(setup.fresh, setups.fresh_parameters, params, seed=settings.seed)

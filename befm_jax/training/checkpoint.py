@@ -88,7 +88,7 @@ class Checkpoints:
         Raises:
             CheckpointError: it can't be written, or the one before could not be.
         """
-        self._settle()
+        self.settle()
         if step in self._figures:
             return
         figure = float(figure) if figure is not None and math.isfinite(figure) else None
@@ -116,7 +116,7 @@ class Checkpoints:
             CheckpointMismatchError: it is that of a state of other shapes or dtypes.
             CheckpointError: it is whole and can't be read, or not by every process.
         """
-        self._settle()
+        self.settle()
         return None if self.last is None else self._read(self.last, like, "")
 
     def restore_best(self, like: Any) -> tuple[int, Any] | None:
@@ -124,7 +124,7 @@ class Checkpoints:
 
         `like` is abstract: `State.trained`, as for `restore`, which see for errors.
         """
-        self._settle()
+        self.settle()
         while (step := self._best_step()) is not None:
             folder = self._directory / str(step)
             if hosts.agree("the best", hosts.is_first() and _keep_if_whole(folder) is not None):
@@ -139,7 +139,7 @@ class Checkpoints:
             CheckpointError: it could not be written.
         """
         try:
-            self._settle()
+            self.settle()
         finally:
             self._checkpointer.close()
 
@@ -147,7 +147,7 @@ class Checkpoints:
         figures = [(figure, step) for step, figure in self._figures.items() if figure is not None]
         return min(figures)[1] if figures else None
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Waits for what is being saved, and lets go of what it replaces."""
         if self._saving is None:
             return

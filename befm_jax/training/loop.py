@@ -96,6 +96,8 @@ def run(
                     log.checkpoint(number, figure)
                 if stop:
                     raise hosts.PreemptedError(f"{phase.name}: saved at step {number}")
+            # Outside of these steps SIGTERM ends the run at once: nothing may be under way then.
+            saved.settle()
         if best:
             found = saved.restore_best(setup.state.trained)
             if found is not None:

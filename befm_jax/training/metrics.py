@@ -134,7 +134,7 @@ class Log:
     def profiled(self, step: int) -> Iterator[None]:
         """Writes a profile to `profile/` where this step is one of those that are wanted."""
         first, last = self._watch.profile or (0, -1)
-        if first <= step <= last and not self._profiling:
+        if self._writes and first <= step <= last and not self._profiling:
             self.settle()
             jax.profiler.start_trace(str(self._directory / "profile"))
             self._profiling = True
@@ -245,4 +245,6 @@ def _forget(path: Path, phase: str, start: int) -> None:
             continue
         if record["phase"] != phase or record["step"] <= start:
             kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
+    aside = path.with_name(f".{path.name}")
+    aside.write_text("".join(kept), encoding="utf-8")
+    aside.replace(path)

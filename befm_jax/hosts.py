@@ -97,8 +97,7 @@ def start(
 
     The arguments are the flags of the same names: `coordinator` is HOST:PORT of process 0.
     Without them Slurm, GKE and TPU VMs say who is who; where nothing does, or `processes` is 1,
-    this is a run of one process, and no network is touched.  `join_within` is in
-    seconds.
+    this is a run of one process, and no network is touched.  `join_within` is in seconds.
 
     Raises:
         UserError: the flags contradict each other.

@@ -108,10 +108,10 @@ def start_or_resume(settings: Config) -> Path:
     workdir = Path(settings.workdir)
     saved = workdir / "config.json"
     trained = (workdir / BASE, workdir / "checkpoints", workdir / RUN_FILE)
-    if saved.is_file() and any(path.exists() for path in trained):
-        config.check_same(settings, saved)
-    hosts.meet("the config is checked")
+    # The others look only when it is there: a shared file system may remember that it was not.
     if hosts.is_first():
+        if saved.is_file() and any(path.exists() for path in trained):
+            config.check_same(settings, saved)
         config.save(settings, saved)
     hosts.meet("the working directory is there")
     if not saved.is_file():
@@ -229,7 +229,9 @@ def base_of(
             )
         return located
     directory = workdir / BASE
-    if not hosts.agree("whether the base is there", (directory / "config.json").is_file()):
+    # Only the first looks: a shared file system may remember for the others that it was not there.
+    there = hosts.is_first() and (directory / "config.json").is_file()
+    if not hosts.agree("whether the base is there", there):
         make_base(settings, chosen, workdir, mesh, watch)
     return Located(directory, str(directory.resolve()))
 

@@ -8,9 +8,10 @@ K virtual devices.  Every line of output is prefixed with the process's number.
 
 As soon as one process fails, or this program gets SIGTERM or SIGINT, everything is over within
 `--grace` seconds.  After a failure the others get SIGTERM, and SIGKILL when the grace is over.
-Exit code 75 means that the run has saved its state and every process is about to end: the others
-get the whole grace without SIGTERM.  A signal is passed on to all.  The exit code is that of the
-first process that failed, 128 + n if signal n ended it; 0 if all ended well.
+Exit code 75 means that the run can go on from its last checkpoint (it was stopped, or a process
+was lost) and that every process is about to end: the others get the whole grace without SIGTERM.
+A signal is passed on to all.  The exit code is that of the first process that failed, 128 + n if
+signal n ended it; 0 if all ended well.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ def how_it_ended(code: int) -> str:
     """A return code of subprocess in words."""
     if code < 0:
         return f"was ended by {name_of(-code)}"
-    note = " (its state is saved: run the same command again)" if code == RESUME else ""
+    note = " (run the same command again to go on)" if code == RESUME else ""
     return f"ended with exit code {code}{note}"
 
 

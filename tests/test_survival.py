@@ -90,16 +90,22 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(
     assert trained(tmp_path) == trained(expected)
 
 
-def test_after_sigterm_no_step_is_lost(tmp_path, undisturbed):
-    config, expected = undisturbed
-    running = start_pod(2, *arguments(config, tmp_path))
-    assert wait_for(running, lambda: logged(tmp_path) >= 5)
+def stopped(config, workdir, after: int) -> int:
+    """Runs two processes until so many steps are logged, sends SIGTERM; the step that is saved."""
+    running = start_pod(2, *arguments(config, workdir))
+    assert wait_for(running, lambda: logged(workdir) >= after)
     running.send_signal(signal.SIGTERM)
     out, err = running.communicate(timeout=120)
     assert running.returncode == 75, out + err
-    saved = max(int(path.name) for path in (tmp_path / "checkpoints" / "tune").iterdir())
-    assert saved == logged(tmp_path) >= 5
+    saved = max(int(path.name) for path in (workdir / "checkpoints" / "tune").iterdir())
+    assert saved == logged(workdir) >= after
     assert f"tune: saved at step {saved}" in err
+    return saved
+
+
+def test_after_sigterm_no_step_is_lost(tmp_path, undisturbed):
+    config, expected = undisturbed
+    saved = stopped(config, tmp_path, after=5)
     ran = pod(2, *arguments(config, tmp_path))
     assert f"tune: going on from the checkpoint of step {saved}" in ran.stdout
     assert losses(tmp_path) == losses(expected)
@@ -108,10 +114,7 @@ def test_after_sigterm_no_step_is_lost(tmp_path, undisturbed):
 
 def test_another_number_of_processes_goes_on(tmp_path, undisturbed):
     config, expected = undisturbed
-    running = start_pod(2, *arguments(config, tmp_path))
-    assert wait_for(running, lambda: logged(tmp_path) >= 8)
-    running.send_signal(signal.SIGTERM)
-    running.communicate(timeout=120)
+    saved = stopped(config, tmp_path, after=8)
     ran = pod(1, *arguments(config, tmp_path))
-    assert "tune: going on from the checkpoint of step" in ran.stdout
+    assert f"tune: going on from the checkpoint of step {saved}" in ran.stdout
     assert losses(tmp_path) == pytest.approx(losses(expected), rel=1e-5)

@@ -447,9 +447,11 @@ def main() -> None:
         config.validate(settings)
         Path(settings.workdir).mkdir(parents=True, exist_ok=True)
         board = boards.wandb_run(FLAGS.wandb, settings)
-    train(settings, Watch(profile, board))
-    if board is not None:
-        board.finish()
+    try:
+        train(settings, Watch(profile, board))
+    finally:
+        if board is not None:
+            board.finish()
 
 
 if __name__ == "__main__":

@@ -15,18 +15,21 @@ def wandb_run(project: str, settings: Config) -> Any:
     What the service needs is said by its own variables (`WANDB_API_KEY`, `WANDB_MODE=offline`).
 
     Raises:
-        UserError: the package is not installed.
+        UserError: the package is not installed, or the service refuses (no key, no network).
     """
     try:
         import wandb
     except ImportError as error:
         raise UserError("--wandb needs a package: pip install 'befm_jax[wandb]'") from error
-    run = wandb.init(
-        project=project,
-        config=dataclasses.asdict(settings),
-        dir=settings.workdir,
-        resume="auto",
-    )
+    try:
+        run = wandb.init(
+            project=project,
+            config=dataclasses.asdict(settings),
+            dir=settings.workdir,
+            resume="auto",
+        )
+    except wandb.errors.Error as error:
+        raise UserError(f"--wandb {project}: {error}") from error
     for phase in ("base", "tune"):
         run.define_metric(f"{phase}/step")
         run.define_metric(f"{phase}/*", step_metric=f"{phase}/step")

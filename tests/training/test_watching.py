@@ -1,0 +1,72 @@
+"""What a run records of itself: where a step's time goes, utilisation, profiles, a board."""
+
+import json
+
+import pytest
+from small import random_paths, small_model
+
+from befm_jax import chips, operations, parallel
+from befm_jax.config import Config, Model, Optimizer
+from befm_jax.data.pipeline import ForestBatches
+from befm_jax.training import loop, setup
+from befm_jax.training.metrics import PARTS, Watch
+
+
+class Board:
+    """Stands for a run of Weights & Biases."""
+
+    def __init__(self):
+        self.lines = []
+
+    def log(self, figures):
+        self.lines.append(figures)
+
+
+def ran(folder, watch):
+    """The log of six steps that train every parameter of a small model, and their batches."""
+    model, params = small_model()
+    settings = Config(workdir=str(folder), trained="all", model=Model(dtype="float32", remat=False),
+                      optimizer=Optimizer(learning_rate=1e-3))  # fmt: skip
+    mesh = parallel.make_mesh(devices=parallel.jax.devices()[:1])
+    batches = ForestBatches(random_paths(0), slots=40, rows=2, epochs=6)
+    made = setup.of(settings, model.config, params, mesh, batches.steps)
+    loop.run(
+        settings, loop.ahead("tune", made, batches), None,
+        lambda: made.fresh(setup.fresh_parameters, params, seed=0), {}, watch,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return lines, model, batches
+
+
+def test_parts_of_a_step_are_no_more_than_the_whole_and_a_board_gets_every_figure(tmp_path):
+    board = Board()
+    lines, _, _ = ran(tmp_path, Watch(board=board))
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    for line in lines:
+        parts = [line[f"seconds_{part}"] for part in PARTS]
+        assert min(parts) >= 0
+        assert sum(parts) <= line["seconds"]
+        assert "utilisation" not in line  # of a CPU no peak is known
+    named = [
+        {f"tune/{name}": value for name, value in line.items() if name != "phase"} for line in lines
+    ]
+    assert board.lines == named
+    assert not (tmp_path / "profile").exists()
+
+
+def test_utilisation_is_what_is_needed_over_what_the_chip_could_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(chips, "of", lambda kind: chips.CHIPS["v5e"])
+    lines, model, batches = ran(tmp_path, Watch())
+    batch, source = batches[0]
+    used = source.report.slots_used
+    needed = operations.training(
+        model.config, slots=used, pairs=batch.pairs(used), reads=batch.parents()
+    ).needed
+    for line in lines:
+        could = line["seconds"] * chips.CHIPS["v5e"].operations
+        assert line["utilisation"] == pytest.approx(needed / could)
+
+
+def test_a_profile_is_of_the_steps_that_are_asked_for(tmp_path):
+    ran(tmp_path, Watch(profile=(3, 4)))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))

@@ -342,7 +342,7 @@ def _write_tree(
     place: dict[tuple[int, ...], tuple[int, int]],
 ) -> int:
     """Writes one tree into a row from slot `start` on; returns the next free slot."""
-    tokens: list[int] = []
+    tokens: list[int] = []  # with the bit that says whether they are learnt
     parent: list[int] = []
     depth: list[int] = []
     end = [0] * tree.size
@@ -352,19 +352,23 @@ def _write_tree(
         for at in line[kept:]:
             end[at] = start + len(tokens) - 1
         del line[kept:]
-        for code in codes[kept:]:
-            depth.append(len(line))
-            parent.append(start + line[-1] if line else -1)
-            line.append(len(tokens))
-            tokens.append(code >> 1)
+        # A run of new slots at a time: long texts are thousands of them.
+        run = range(len(tokens), len(tokens) + len(codes) - kept)
+        parent.append(start + line[-1] if line else -1)
+        parent.extend(range(start + run.start, start + run.stop - 1))
+        depth.extend(range(kept, len(codes)))
+        line.extend(run)
+        tokens.extend(codes[kept:])
+        observations = weights[codes]
         for at, code in zip(reversed(line), reversed(codes), strict=True):
             if not code & 1:
                 break
-            weight[at] += weights[codes]
+            weight[at] += observations
         place[codes] = (row, start + line[-1])
     for at in line:
         end[at] = start + len(tokens) - 1
     here = (row, slice(start, start + tree.size))
-    for array, values in zip(forest, (tokens, parent, depth, end, weight), strict=True):
+    ids = np.array(tokens) >> 1
+    for array, values in zip(forest, (ids, parent, depth, end, weight), strict=True):
         array[here] = values
     return start + tree.size

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -16,6 +17,10 @@ from befm_jax.errors import UserError
 
 class NotWrittenError(UserError):
     """Files that could not be written; the message says what became of those that were there."""
+
+
+# What a folder is called while it is written.
+_WRITING = ".writing-"
 
 
 class _StuckError(Exception):
@@ -31,14 +36,18 @@ def written(
     `directory` is made if need be.  Files of the same names are replaced, and so is every file
     whose name `replaces` takes for one of an older version; the others stay.  Where an exchange
     fails half-way, the old files are put back.  Where the power fails, `config.json` is not there
-    (it goes first and comes last), so that nobody takes the mix for a whole.
+    (it goes first and comes last), so that nobody takes the mix for a whole; what a writer that
+    was killed had written aside is removed by the next.
 
     Raises:
         NotWrittenError: a file can't be written (the disk is full, say).
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=directory))
+        for left in directory.glob(f"{_WRITING}*"):
+            _remove_if_left(left)
+        folder = Path(tempfile.mkdtemp(prefix=_WRITING, dir=directory))
+        lock = _locked(folder)
         old = Path(tempfile.mkdtemp(prefix=".replaced-", dir=directory))
         keep = False
         try:
@@ -52,11 +61,15 @@ def written(
             _exchange(directory, folder, old, _config_last(new), _config_last(before)[::-1])
         except _StuckError as error:
             keep = True
+            with suppress(OSError):  # so that the next writer leaves it
+                folder = folder.rename(folder.with_name(folder.name.replace(_WRITING, ".new-", 1)))
             raise NotWrittenError(
                 f"{directory}: half exchanged ({error}); what is missing of the old files is in "
                 f"{old.name}, of the new ones in {folder.name}"
             ) from error
         finally:
+            if lock is not None:
+                os.close(lock)
             if not keep:
                 for path in (folder, old):
                     shutil.rmtree(path, ignore_errors=True)
@@ -65,6 +78,30 @@ def written(
         raise NotWrittenError(
             f"{directory}: can't be written ({reason}); what was there before is as it was"
         ) from error
+
+
+def _locked(folder: Path) -> int | None:
+    """A lock on a folder for as long as this process lives, or None: another's, or not to be had.
+
+    The kernel ends it with the process, however that ends, so that what a living one writes can be
+    told from what a dead one left.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Removes a folder that nobody is writing any more."""
+    with suppress(FileNotFoundError):  # another process removed it
+        lock = _locked(folder)
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
 
 
 def _config_last(names: set[str]) -> list[str]:

@@ -16,13 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import mesh_utils, multihost_utils
+from jax.experimental import mesh_utils
 from jax.sharding import (
     AbstractMesh,
     Mesh,
@@ -80,7 +80,6 @@ _COMPILER_OPTIONS: Mapping[str, dict[str, str]] = {
     },
 }
 
-_Item = TypeVar("_Item")
 # What says where arrays stand: a mesh of devices, or of as many as there would be.
 AnyMesh = Mesh | AbstractMesh
 
@@ -162,60 +161,6 @@ def layout_over(mesh: AnyMesh) -> Layout | None:
 def everywhere(mesh: AnyMesh) -> NamedSharding:
     """Of what every device holds whole: scalars, small models."""
     return Layout(mesh).sharding()
-
-
-def put(tree: Any, sharding: Sharding) -> Any:
-    """Host arrays on the devices of a sharding.
-
-    Every process has them whole, and hands over what its own devices hold.
-    """
-    return jax.tree.map(
-        lambda whole: jax.make_array_from_callback(
-            whole.shape, sharding, lambda index: whole[index]
-        ),
-        tree,
-    )
-
-
-def fetch(tree: Any) -> Any:
-    """Arrays whole on the host, in every process; all processes must ask for them together."""
-
-    def whole(leaf: Any) -> Any:
-        spread = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
-        if not spread or leaf.is_fully_replicated:
-            return jax.device_get(leaf)
-        return multihost_utils.process_allgather(leaf, tiled=True)
-
-    return jax.tree.map(whole, tree)
-
-
-def share_out(
-    items: Sequence[_Item], function: Callable[[_Item], Sequence[int]]
-) -> list[tuple[int, ...]]:
-    """`function` of every item, each worked out by one process and then known to all.
-
-    All processes must have the same items and ask together.
-    """
-    count = jax.process_count()
-    mine = [tuple(function(item)) for item in items[jax.process_index() :: count]]
-    if count == 1:
-        return mine
-    lengths = _gathered(np.array([len(one) for one in mine], np.int32))
-    numbers = _gathered(np.array([number for one in mine for number in one], np.int32))
-    found: list[tuple[int, ...]] = [()] * len(items)
-    for process, (sizes, flat) in enumerate(zip(lengths, numbers, strict=True)):
-        parts = np.split(flat, np.cumsum(sizes)[:-1]) if len(sizes) else []
-        found[process::count] = [tuple(part.tolist()) for part in parts]
-    return found
-
-
-def _gathered(numbers: np.ndarray) -> list[np.ndarray]:
-    """Every process's numbers, in the order of the processes; they may differ in length."""
-    lengths = multihost_utils.process_allgather(np.array(len(numbers))).ravel()
-    padded = np.zeros(max(1, int(lengths.max())), numbers.dtype)
-    padded[: len(numbers)] = numbers
-    every = multihost_utils.process_allgather(padded)
-    return [row[:length] for row, length in zip(every, lengths, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -397,20 +342,6 @@ def of_leaf(layout: Layout, names: Sequence[str], leaf: Any) -> Any:
     return cut(*names)
 
 
-def place(params: Any, placed: Any) -> Any:
-    """Arrays, on one device or on the host, where a tree of shardings wants them.
-
-    What stands there already is not copied.  Every process has to have the others whole.
-    """
-
-    def move(leaf: Any, sharding: Sharding) -> Any:
-        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
-            return leaf
-        return put(np.asarray(leaf), sharding)
-
-    return jax.tree.map(move, params, placed)
-
-
 def answering_mesh(config: LlamaConfig, devices: Sequence[Any], slices: int = 1) -> Mesh:
     """The mesh for scoring and sampling: `tensor` as large as the model allows, `data` the rest.
 
@@ -443,10 +374,3 @@ def _most_tensor(config: LlamaConfig, devices: int) -> int:
                 continue
             return tensor
     return 1
-
-
-def agreed(holds: bool) -> bool:
-    """Whether something holds in every process; all must ask together."""
-    if jax.process_count() == 1:
-        return holds
-    return bool(multihost_utils.process_allgather(np.asarray(holds)).all())

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from befm_jax import hub, parallel
+from befm_jax import hub, parallel, transfer
 from befm_jax.adapters import chat_template, lora, peft
 from befm_jax.data import games
 from befm_jax.data.games import Game
@@ -203,7 +203,7 @@ def load(
     _, params = hf.load(located.directory, mesh, quantize=quantize)
     if tuned is not None:
         params = lora.attach(params, tuned)
-        params = parallel.place(params, parallel.shardings(params, mesh))
+        params = transfer.place(params, parallel.shardings(params, mesh))
     stored = params["embed_tokens"]["weight"].dtype
     compute = jnp.dtype(dtype or located.run.get("dtype", stored))
     origin |= {"dtype": compute.name, "quantize": quantize, "mesh": parallel.in_words(mesh)}

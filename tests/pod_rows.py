@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from small import real_paths
 
-from befm_jax import hosts, parallel
+from befm_jax import hosts, parallel, transfer
 from befm_jax.data.pipeline import ForestBatches
 from befm_jax.parallel import Layout
 
@@ -48,7 +48,7 @@ def main():
     )  # fmt: skip
     read = []
     for step in range(batches.steps):
-        forest = parallel.put(batches[step][0], parallel.batch_sharding(mesh)).forest
+        forest = transfer.put(batches[step][0], parallel.batch_sharding(mesh)).forest
         mine = zip(
             *(jax.tree.map(lambda shard: np.asarray(shard.data), each.addressable_shards)
               for each in (forest.tokens, forest.parent, forest.weight)),

@@ -133,7 +133,7 @@ def test_a_trees_shardings_are_those_that_it_is_loaded_and_trained_with(case):
     # All but the layers' scalings, which no device has yet but the first.
     elsewhere = [number for number, one in enumerate(found) if stand[number] != one]
     assert {leaves[number].shape for number in elsewhere} == {(model.config.num_hidden_layers,)}
-    moved = jax.tree.leaves(parallel.place(attached, parallel.shardings(attached, mesh)))
+    moved = jax.tree.leaves(transfer.place(attached, parallel.shardings(attached, mesh)))
     assert [leaf.sharding for leaf in moved] == found
     assert all(moved[n] is leaves[n] for n in range(len(leaves)) if n not in elsewhere)
 

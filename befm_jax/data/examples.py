@@ -13,10 +13,10 @@ names its place.
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from befm_jax.data import files
 from befm_jax.data.errors import DataError, unknown
@@ -24,6 +24,7 @@ from befm_jax.data.errors import DataError, unknown
 # What a column mapping may name, and the file's columns where no mapping is given.
 _CSV_FIELDS = {"system": "system", "user": "user", "answer": "answer", "weight": "weight"}
 _CSV_REQUIRED = ("user", "answer")
+_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,30 @@ def merge(examples: Iterable[Example]) -> list[Example]:
     return [replace(example, weight=weights[key]) for key, example in first.items()]
 
 
-def read(path: str | Path, columns: Mapping[str, str] | None = None) -> list[Example]:
+class Share(NamedTuple):
+    """Every `parts`th record of a file, from number `part` on, counted from 0."""
+
+    part: int
+    parts: int
+
+    def of(self, records: Sequence[_Record]) -> Sequence[_Record]:
+        """The records of this share, in their order."""
+        return records[self.part :: self.parts]
+
+
+WHOLE = Share(0, 1)
+
+
+def read(
+    path: str | Path, columns: Mapping[str, str] | None = None, share: Share = WHOLE
+) -> list[Example]:
     """Examples of a file, its layout taken from the suffix: `.json`, `.jsonl` or `.csv`.
 
     Args:
         path: the file.
         columns: for a CSV file, see `read_csv`; without it the columns are called `system`,
             `user`, `answer`, `weight`, the first and the last optional.
+        share: which of its records; the others are not looked at.
 
     Raises:
         DataError: another suffix, columns for a file that has none, or a malformed file.
@@ -89,18 +107,18 @@ def read(path: str | Path, columns: Mapping[str, str] | None = None) -> list[Exa
     suffix = Path(path).suffix.lower()
     if suffix == ".csv":
         if columns is None:
-            return _read_csv(path, _CSV_FIELDS, required=_CSV_REQUIRED)
-        return read_csv(path, columns)
+            return _read_csv(path, _CSV_FIELDS, _CSV_REQUIRED, share)
+        return read_csv(path, columns, share)
     if suffix not in (".json", ".jsonl"):
         raise DataError(
             f"{path}: unknown layout {suffix!r}; it may be .json (Alpaca), .jsonl (chat) or .csv"
         )
     if columns is not None:
         raise DataError(f"{path}: a column mapping is for .csv files; this is {suffix}")
-    return read_alpaca(path) if suffix == ".json" else read_chat(path)
+    return read_alpaca(path, share) if suffix == ".json" else read_chat(path, share)
 
 
-def read_alpaca(path: str | Path) -> list[Example]:
+def read_alpaca(path: str | Path, share: Share = WHOLE) -> list[Example]:
     """Examples of an Alpaca JSON file.
 
     The prompt is the instruction, followed by a line end and the input where the input is not
@@ -118,10 +136,9 @@ def read_alpaca(path: str | Path) -> list[Example]:
         raise DataError(f"{path}: {error}") from None
     if not isinstance(records, list):
         raise DataError(f"{path}: expected one JSON list of records, not {_kind(records)}")
-    return _not_empty(
-        [_alpaca_example(record, f"{path}: record {n}") for n, record in enumerate(records, 1)],
-        path,
-    )
+    _not_empty(records, path)
+    mine = share.of(list(enumerate(records, 1)))
+    return [_alpaca_example(record, f"{path}: record {number}") for number, record in mine]
 
 
 def write_alpaca(path: str | Path, examples: Iterable[Example]) -> None:
@@ -134,19 +151,20 @@ def write_alpaca(path: str | Path, examples: Iterable[Example]) -> None:
     Path(path).write_text(text + "\n", encoding="utf-8")
 
 
-def read_chat(path: str | Path) -> list[Example]:
+def read_chat(path: str | Path, share: Share = WHOLE) -> list[Example]:
     """Examples of a chat JSONL file; blank lines are passed over.
 
     Raises:
         DataError: with the line and the field.
     """
     text = files.decode(files.read_bytes(path), path)
-    examples = []
     # Not splitlines(): JSON strings may hold characters that it takes for line ends.
-    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
+    lines = enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1)
+    records = [(number, line) for number, line in lines if line.strip()]
+    _not_empty(records, path)
+    examples = []
+    for number, line in share.of(records):
         where = f"{path}:{number}"
-        if not line.strip():
-            continue
         try:
             record = _parse_json(line)
         except json.JSONDecodeError as error:
@@ -154,7 +172,7 @@ def read_chat(path: str | Path) -> list[Example]:
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
         examples.append(_record_example(record, where, user="user", answer="assistant"))
-    return _not_empty(examples, path)
+    return examples
 
 
 def write_chat(path: str | Path, examples: Iterable[Example]) -> None:
@@ -165,7 +183,7 @@ def write_chat(path: str | Path, examples: Iterable[Example]) -> None:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def read_csv(path: str | Path, columns: Mapping[str, str]) -> list[Example]:
+def read_csv(path: str | Path, columns: Mapping[str, str], share: Share = WHOLE) -> list[Example]:
     """Examples of a CSV file with a header.
 
     Args:
@@ -178,7 +196,7 @@ def read_csv(path: str | Path, columns: Mapping[str, str]) -> list[Example]:
         DataError: a column that is not there, or a malformed row, with its line.
     """
     _check_columns(columns)
-    return _read_csv(path, columns, required=tuple(columns))
+    return _read_csv(path, columns, tuple(columns), share)
 
 
 def write_csv(path: str | Path, examples: Iterable[Example], columns: Mapping[str, str]) -> None:
@@ -201,16 +219,18 @@ def write_csv(path: str | Path, examples: Iterable[Example], columns: Mapping[st
 
 
 def _read_csv(
-    path: str | Path, columns: Mapping[str, str], required: tuple[str, ...]
+    path: str | Path, columns: Mapping[str, str], required: tuple[str, ...], share: Share
 ) -> list[Example]:
-    header, rows = files.read_table(files.decode(files.read_bytes(path), path), path)
+    header, table = files.read_table(files.decode(files.read_bytes(path), path), path)
+    rows = list(table)
     for name in required:
         if columns[name] not in header:
             error = unknown("column", columns[name], header)
             raise DataError(f"{path}:1: for {name}: {error}")
     place = {name: header.index(column) for name, column in columns.items() if column in header}
+    _not_empty(rows, path)
     examples = []
-    for line, cells in rows:
+    for line, cells in share.of(rows):
         where = f"{path}:{line}"
         if len(cells) != len(header):
             raise DataError(f"{where}: {len(cells)} cells where the header has {len(header)}")
@@ -218,7 +238,7 @@ def _read_csv(
         if "weight" in values:
             values["weight"] = _number(values["weight"], where, columns["weight"])
         examples.append(_build({"system": "", **values}, where))
-    return _not_empty(examples, path)
+    return examples
 
 
 def _alpaca_example(record: Any, where: str) -> Example:
@@ -309,10 +329,9 @@ def _check_columns(columns: Mapping[str, str]) -> None:
         raise DataError(f"columns: one column is named for two fields: {dict(columns)}")
 
 
-def _not_empty(examples: list[Example], path: str | Path) -> list[Example]:
-    if not examples:
+def _not_empty(records: Sequence[Any], path: str | Path) -> None:
+    if not records:
         raise DataError(f"{path}: no examples in it")
-    return examples
 
 
 def _is_unicode(text: str) -> bool:

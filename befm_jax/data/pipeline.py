@@ -60,10 +60,6 @@ class Batch(NamedTuple):
         return used
 
 
-_Text = tuple[str, ...]
-Each = Callable[[Sequence[_Text], Callable[[_Text], Sequence[int]]], list[tuple[int, ...]]]
-
-
 @dataclass(frozen=True)
 class Source:
     """What a batch was made of, for reports and error messages."""
@@ -76,25 +72,59 @@ class Source:
         return f"epoch {self.epoch + 1}, batch {self.step_of_epoch + 1} of that epoch"
 
 
-def _one_by_one(
-    items: Sequence[_Text], function: Callable[[_Text], Sequence[int]]
-) -> list[tuple[int, ...]]:
-    return [tuple(function(item)) for item in items]
+def encode(examples: Sequence[Example], encoder: Encoder) -> list[Path]:
+    """Examples as token paths; a prompt or an answer that many have is rendered once."""
+    prompt, answer = (
+        lru_cache(maxsize=None)(encoder.prompt),
+        lru_cache(maxsize=None)(encoder.answer),
+    )
+    return [Path(prompt(one.system, one.user), answer(one.answer), one.weight) for one in examples]
 
 
-def encode(examples: Sequence[Example], encoder: Encoder, each: Each = _one_by_one) -> list[Path]:
-    """Examples as token paths; each prompt and each answer is rendered once, however many have it.
+def pool(mine: Sequence[Path], gather: Callable[[np.ndarray], list[np.ndarray]]) -> list[Path]:
+    """The paths of all processes, of which each has those of its `examples.Share`, in their order.
 
-    `each(items, function)` gives `function` of every item; `parallel.share_out` has every process
-    of a run render a part of them.
+    `gather` gives the int32 numbers of every process, in the order of the processes
+    (`transfer.pooled`).  Prompts and answers that many paths have go through it once.
     """
-    prompts = list(dict.fromkeys((example.system, example.user) for example in examples))
-    answers = list(dict.fromkeys((example.answer,) for example in examples))
-    prompt_ids = dict(zip(prompts, each(prompts, lambda key: encoder.prompt(*key)), strict=True))
-    answer_ids = dict(zip(answers, each(answers, lambda key: encoder.answer(*key)), strict=True))
+    every = [_from_numbers(numbers) for numbers in gather(_as_numbers(mine))]
+    paths: list[Path] = [Path((), ())] * sum(map(len, every))
+    for part, theirs in enumerate(every):
+        paths[part :: len(every)] = theirs
+    return paths
+
+
+def _as_numbers(paths: Sequence[Path]) -> np.ndarray:
+    """Paths as int32 numbers: how many texts and paths, then the lengths and tokens of the texts,
+    then which two texts each path is of, and its weight's two halves.
+    """
+    texts = list(dict.fromkeys(text for path in paths for text in (path.prompt, path.answer)))
+    number = {text: at for at, text in enumerate(texts)}
+    parts = [
+        [len(texts), len(paths)],
+        [len(text) for text in texts],
+        [token for text in texts for token in text],
+        [number[text] for path in paths for text in (path.prompt, path.answer)],
+        np.array([path.weight for path in paths], np.float64).view(np.int32),
+    ]
+    return np.concatenate([np.asarray(part, np.int32) for part in parts])
+
+
+def _from_numbers(numbers: np.ndarray) -> list[Path]:
+    """The way back from `_as_numbers`."""
+    texts, paths = numbers[:2].tolist()
+    lengths, rest = np.split(numbers[2:], [texts])
+    tokens, members, weights = np.split(rest, [lengths.sum(), lengths.sum() + 2 * paths])
+    ends = np.cumsum(lengths)
+    found = [
+        tuple(tokens[end - length : end].tolist())
+        for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)
+    ]
     return [
-        Path(prompt_ids[one.system, one.user], answer_ids[one.answer,], one.weight)
-        for one in examples
+        Path(found[prompt], found[answer], weight)
+        for (prompt, answer), weight in zip(
+            members.reshape(-1, 2).tolist(), weights.copy().view(np.float64).tolist(), strict=True
+        )
     ]
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from jaxtyping import Array, Bool, Float, Int, Int32
 
-from befm_jax import parallel
+from befm_jax import parallel, transfer
 from befm_jax.data.forest import Forest
 from befm_jax.inference import kv_cache
 from befm_jax.inference.edges import vocabulary_head
@@ -140,7 +140,7 @@ def _fits_twice(arrays: Any, placed: Any) -> bool:
         devices |= sharding.addressable_devices
     memory = [stats for stats in (device.memory_stats() for device in devices) if stats]
     free = [stats["bytes_limit"] - stats["bytes_in_use"] for stats in memory]
-    return parallel.agreed(2 * needed <= min(free, default=2 * needed))
+    return transfer.agreed(2 * needed <= min(free, default=2 * needed))
 
 
 @lru_cache(maxsize=8)

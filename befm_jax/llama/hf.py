@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
-from befm_jax import aside, hub, parallel
+from befm_jax import aside, hub, parallel, transfer
 from befm_jax.llama import config as llama_config
 from befm_jax.llama import int8, model, stream, weights
 from befm_jax.llama.config import LlamaConfig
@@ -204,7 +204,8 @@ def save(
     (one file without an index where one is enough); a kernel as the matrix that it stands for.
     One shard at a time is on the host.  Files are written aside and moved into place when all are
     complete; other files in the directory stay.  `beside` may write further files into the same
-    folder.
+    folder.  Where parameters stand on devices of several processes, one of these saves, and the
+    others call `help_save` meanwhile.
 
     Raises:
         ValueError: rounded weights: their digits are lost, save the original ones.
@@ -216,14 +217,9 @@ def save(
     if any(isinstance(leaf, int8.Int8Kernel) for leaf in flat.values()):
         raise ValueError("the weights are rounded to int8; load and save the original ones")
     written_as = {path: _dense_shape(leaf) for path, leaf in flat.items()}
-    tensors = [
-        _Stored(name, path, number if path[0] == "layers" else None)
-        for path in flat
-        for number, name in enumerate(_names(path, config))
-    ]
     shards: list[list[_Stored]] = [[]]
     size = total = 0
-    for tensor in tensors:
+    for tensor in _stored(flat, config):
         leaf = written_as[tensor.path]
         width = leaf.size * leaf.dtype.itemsize // (1 if tensor.layer is None else leaf.shape[0])
         if shards[-1] and size + width > max_shard_bytes:
@@ -255,12 +251,28 @@ def save(
             beside(folder)
 
 
+def help_save(config: LlamaConfig, params: model.Params) -> None:
+    """This process's part in another's `save`: hands over its pieces, tensor by tensor."""
+    flat = flax.traverse_util.flatten_dict(params)
+    for one in _stored(flat, config):
+        _dense(flat[one.path], one.layer)
+
+
 class _Stored(NamedTuple):
     """A tensor to write: its name, the parameter that it is of, and which layer of it."""
 
     name: str
     path: tuple[str, ...]
     layer: int | None
+
+
+def _stored(flat: Iterable[tuple[str, ...]], config: LlamaConfig) -> list[_Stored]:
+    """What parameters are stored as, in the order in which it is written."""
+    return [
+        _Stored(name, path, number if path[0] == "layers" else None)
+        for path in flat
+        for number, name in enumerate(_names(path, config))
+    ]
 
 
 def _dense_shape(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -272,12 +284,13 @@ def _dense_shape(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _dense(leaf: Any, layer: int | None) -> np.ndarray:
-    """One layer of a leaf (or all of one without layers) on the host."""
+    """One layer of a leaf (or all of one without layers) on the host of every process."""
     if layer is not None:
         leaf = jax.tree.map(
             lambda part: jax.lax.dynamic_index_in_dim(part, layer, keepdims=False), leaf
         )
-    return np.ascontiguousarray(leaf.dense() if isinstance(leaf, Kernel) else leaf)
+    dense = leaf.dense() if isinstance(leaf, Kernel) else leaf
+    return np.ascontiguousarray(transfer.fetch(dense))
 
 
 def fingerprint(directory: str | Path) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from befm_jax import hosts, json_files, parallel
+from befm_jax import hosts, json_files, parallel, transfer
 from befm_jax.config import Config, ConfigError
 from befm_jax.data.pipeline import Batch, ForestBatches
 from befm_jax.training import step as steps
@@ -41,7 +41,7 @@ def ahead(
 
 def placed(setup: Setup, batch: Batch) -> Batch:
     """A batch on the devices of a phase's mesh; every process hands over its own rows."""
-    on_devices: Batch = parallel.put(batch, parallel.batch_sharding(setup.mesh))
+    on_devices: Batch = transfer.put(batch, parallel.batch_sharding(setup.mesh))
     return on_devices
 
 
@@ -124,8 +124,16 @@ def check_same_inputs(workdir: Path, phase: str, inputs: Mapping[str, str], go_o
     """Refuses to go on where files changed behind the paths of an unchanged config.
 
     `inputs` are hashes of what a phase learns from; the first process keeps them in `inputs.json`.
-    Raises ConfigError if the phase goes on from a checkpoint that was made from others.
+    Raises ConfigError if the phase goes on from a checkpoint that was made from others, or if this
+    process has not read what the first has.
     """
+    firsts: dict[str, str] = hosts.agree(f"{phase} inputs", dict(inputs))
+    other = [name for name in inputs if firsts.get(name) != inputs[name]]
+    if other:
+        raise ConfigError(
+            f"{phase}: the {' and the '.join(other)} that this host reads are not those of the "
+            "first process; all hosts must read the same files"
+        )
     path = workdir / INPUTS
     kept = json_files.read_object(path, ConfigError) if path.is_file() else {}
     changed = [name for name in inputs if kept.get(phase, {}).get(name) != inputs[name]]

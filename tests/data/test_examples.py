@@ -186,3 +186,27 @@ def test_csv_refuses_to_lose_a_system_message_or_a_weight(tmp_path):
     for example in (Example("Be kind.", "q", "a"), Example("", "q", "a", 2.0)):
         with pytest.raises(DataError, match=r"example 1 has a (system|weight)"):
             examples.write_csv(tmp_path / "a.csv", [example], both)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 9])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv"])
+def test_shares_together_are_the_file(tmp_path, name, parts):
+    made = [Example("", f"question {n}", f"{n}", weight=n + 0.5) for n in range(7)]
+    path = tmp_path / name
+    if name == "a.csv":
+        examples.write_csv(path, made, {"user": "user", "answer": "answer", "weight": "weight"})
+    else:
+        {"a.json": examples.write_alpaca, "a.jsonl": examples.write_chat}[name](path, made)
+    for part in range(parts):
+        assert examples.read(path, share=examples.Share(part, parts)) == made[part::parts]
+
+
+def test_a_share_looks_at_its_own_records_and_names_their_lines(tmp_path):
+    lines = ['{"user": "a", "assistant": "1"}', "", "{}", '{"user": "b", "assistant": "2"}']
+    path = write(tmp_path / "a.jsonl", "\n".join(lines))
+    assert [one.user for one in examples.read(path, share=examples.Share(0, 2))] == ["a", "b"]
+    with pytest.raises(DataError, match=r"a\.jsonl:3: user: missing"):
+        examples.read(path, share=examples.Share(1, 2))
+    empty = write(tmp_path / "empty.json", "[]")
+    with pytest.raises(DataError, match="no examples in it"):
+        examples.read(empty, share=examples.Share(1, 2))

@@ -7,7 +7,7 @@ import pytest
 
 from befm_jax.data import forest as forests
 from befm_jax.data.forest import Forest, Path
-from befm_jax.data.pipeline import ForestBatches
+from befm_jax.data.pipeline import ForestBatches, pool
 
 PATHS = [Path((1, 2, 3, n % 3), (10 + n, 9), float(n + 1)) for n in range(12)]
 
@@ -75,3 +75,18 @@ def test_a_step_that_needs_one_row_is_not_padded_to_all():
 def test_nothing_to_learn_from_says_why():
     with pytest.raises(ValueError, match=r"1 .*: prompt longer than a row"):
         ForestBatches([Path((1,) * 9, (2,))], slots=8, rows=1, epochs=1)
+
+
+@pytest.mark.parametrize("processes", [1, 3, 30])
+def test_what_processes_read_apart_is_pooled_in_the_order_of_the_files(processes):
+    paths = [path._replace(weight=path.weight / 3) for path in PATHS]
+    sent = []
+
+    def gather(numbers):
+        sent.append(numbers)
+        return [numbers]
+
+    for part in range(processes):
+        pool(paths[part::processes], gather)
+    assert all(numbers.dtype == np.int32 for numbers in sent)
+    assert pool([], lambda _: sent) == paths

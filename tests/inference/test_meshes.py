@@ -44,7 +44,7 @@ def over(sizes, model, params):
     """The same over the first devices that a mesh of these sizes takes."""
     devices = jax.devices()[: int(np.prod(list(sizes.values())))]
     mesh = parallel.make_mesh(**sizes, devices=devices)
-    placed = parallel.place(params, parallel.shardings(params, mesh))
+    placed = transfer.place(params, parallel.shardings(params, mesh))
     return dataclasses.replace(model, layout=Layout(mesh)), placed
 
 

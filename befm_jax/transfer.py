@@ -1,0 +1,73 @@
+"""Arrays between hosts and devices, and numbers between the processes of a run.
+
+What is said of several processes holds for one, too: then nothing goes over a network.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Sharding
+
+
+def put(tree: Any, sharding: Sharding) -> Any:
+    """Host arrays on the devices of a sharding.
+
+    Every process has them whole, and hands over what its own devices hold.
+    """
+    return jax.tree.map(
+        lambda whole: jax.make_array_from_callback(
+            whole.shape, sharding, lambda index: whole[index]
+        ),
+        tree,
+    )
+
+
+def place(tree: Any, placed: Any) -> Any:
+    """Arrays, on one device or on the host, where a tree of shardings wants them.
+
+    What stands there already is not copied.  Every process has to have the others whole.
+    """
+
+    def move(leaf: Any, sharding: Sharding) -> Any:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
+        return put(np.asarray(leaf), sharding)
+
+    return jax.tree.map(move, tree, placed)
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays whole on the host, in every process; all processes must ask for them together."""
+
+    def whole(leaf: Any) -> Any:
+        spread = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+        if not spread or leaf.is_fully_replicated:
+            return jax.device_get(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(whole, tree)
+
+
+def pooled(numbers: np.ndarray) -> list[np.ndarray]:
+    """Every process's int32 numbers, in the order of the processes; they may differ in length.
+
+    All processes must ask together.
+    """
+    if jax.process_count() == 1:
+        return [numbers]
+    lengths = multihost_utils.process_allgather(np.array(len(numbers), np.int32)).ravel()
+    padded = np.zeros(max(1, int(lengths.max())), np.int32)
+    padded[: len(numbers)] = numbers
+    every = multihost_utils.process_allgather(padded)
+    return [row[:length] for row, length in zip(every, lengths, strict=True)]
+
+
+def agreed(holds: bool) -> bool:
+    """Whether something holds in every process; all must ask together."""
+    if jax.process_count() == 1:
+        return holds
+    return bool(multihost_utils.process_allgather(np.asarray(holds)).all())

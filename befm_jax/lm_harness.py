@@ -96,13 +96,17 @@ class BefmLM(TemplateLM):
         quantize: "no" or "int8": what the base is rounded to (by default as the run did).
         force_template: take an adapter that was trained with another chat template.
         cache: "full" or "int8": what generation keeps keys and values in.
-        batch_size: rows of log-likelihoods computed together, and questions answered together, or
-            "auto" (`max_batch_size`).  Memory for log-likelihoods does not grow with it beyond
-            what the longest row takes; for answers it does.
+        batch_size: rows of log-likelihoods computed together, on every device that shares rows,
+            and questions answered together, on all of them, or "auto" (`max_batch_size`).  Memory
+            for log-likelihoods does not grow with it beyond what the longest row takes; for
+            answers it does.
         max_batch_size: what "auto" stands for.
         max_length: tokens that are read before the last one; longer contexts lose their
             beginning, which is counted and said.
         device: checked against what JAX runs on; nothing is moved.
+        devices: how many of this machine's devices share the model, as far as its heads allow, and
+            beyond that the rows (by default all accelerators, or one CPU device).  Results are
+            the same on any number of them, but for rounding.
         add_bos_token: whether texts begin with BOS; by default what the tokenizer does.
         prefix_token_id: what stands before an empty context; by default BOS.
         seed: of the draws, where a task asks for draws.
@@ -124,6 +128,7 @@ class BefmLM(TemplateLM):
         max_batch_size: int = MAX_BATCH_SIZE,
         max_length: int | None = None,
         device: str | None = None,
+        devices: int | str | None = None,
         add_bos_token: bool | None = None,
         prefix_token_id: int | None = None,
         seed: int = 0,
@@ -134,7 +139,7 @@ class BefmLM(TemplateLM):
             raise UserError(
                 f"model_args: befm_jax takes no {', '.join(sorted(unknown))}; it takes pretrained, "
                 "adapter, dtype, quantize, force_template, cache, batch_size, max_batch_size, "
-                "max_length, device, add_bos_token, prefix_token_id, seed"
+                "max_length, device, devices, add_bos_token, prefix_token_id, seed"
             )
         if pretrained is None:
             raise UserError("model_args: pretrained is missing: which model is to be run")
@@ -149,6 +154,8 @@ class BefmLM(TemplateLM):
         if cache not in CACHES:
             raise UserError(f"model_args: cache is one of {', '.join(CACHES)}, not {cache!r}")
         _check_device(device)
+        if devices is not None:
+            devices = _whole("devices", devices)
         automatic = str(batch_size).partition(":")[0] == "auto"
         self.batch_size = _whole(
             "batch_size", max_batch_size if automatic else batch_size, " (or auto)"
@@ -162,7 +169,12 @@ class BefmLM(TemplateLM):
         if add_bos_token not in (None, True, False):
             raise UserError(f"model_args: add_bos_token is True or False, not {add_bos_token!r}")
         self.simulator = simulator.load(
-            pretrained, adapter, None if dtype == "auto" else dtype, quantize, force_template
+            pretrained,
+            adapter,
+            None if dtype == "auto" else dtype,
+            quantize,
+            force_template,
+            devices,
         )
         self.tokenizer = self.simulator.tokenizer.hugging_face
         if add_bos_token and self.tokenizer.bos_token_id is None:
@@ -532,9 +544,11 @@ def _whole(name: str, value: Any, more: str = "") -> int:
     """A whole number of at least 1, from a number or its text."""
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         number = 0
-    if number < 1:
+    # `int` takes 2.5 for 2, and True for 1.
+    another = isinstance(value, bool) or (not isinstance(value, str) and number != value)
+    if number < 1 or another:
         raise UserError(f"model_args: {name} is a whole number of at least 1{more}, not {value!r}")
     return number
 

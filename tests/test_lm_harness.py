@@ -402,6 +402,55 @@ def test_draws_differ_between_repeats_and_do_not_depend_on_company(checkpoint, o
     assert texts == [together[9]] * 2
 
 
+# Of few lengths, and short: what takes time over several devices is to compile.
+CONTEXTS = ["Say ", "trailing  \n", *(f"{question[:40]}:" for question in QUESTIONS[:3])]
+
+
+@pytest.fixture(params=[("no", "4"), ("int8", 4)], ids=["plain", "int8"])
+def several_and_one(request, checkpoint):
+    """The same model over four devices, which the command line may name as text, and on one."""
+    quantize, devices = request.param
+    both = [
+        BefmLM(str(checkpoint), batch_size=5, quantize=quantize, devices=number)
+        for number in (devices, 1)
+    ]
+    meshes = [model.get_model_info()["model_origin"]["mesh"] for model in both]
+    assert meshes == ["data 2 x tensor 2", "one device"]
+    for model, number in zip(both, (4, 1), strict=True):
+        leaves = jax.tree.leaves(model.simulator.params)
+        assert {leaf.sharding.num_devices for leaf in leaves} == {number}
+    return both
+
+
+def test_several_devices_score_as_one(several_and_one, theirs):
+    pairs = [(context, option) for context in CONTEXTS for option in OPTIONS]
+    pairs += [("Say", text) for text in beginnings(theirs, "Say")]
+    pairs = requests("loglikelihood", pairs)
+    found, expected = (model.loglikelihood(pairs, disable_tqdm=True) for model in several_and_one)
+    np.testing.assert_allclose(
+        [one[0] for one in found], [one[0] for one in expected], rtol=0, atol=1e-4
+    )
+    assert [one[1] for one in found] == [one[1] for one in expected]
+    assert any(greedy for _, greedy in found)
+    texts = requests("loglikelihood_rolling", [(context,) for context in CONTEXTS])
+    found, expected = (
+        model.loglikelihood_rolling(texts, disable_tqdm=True) for model in several_and_one
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("several_and_one", [("no", 4)], indirect=True, ids=["plain"])
+def test_several_devices_write_what_one_writes(several_and_one, monkeypatch):
+    """Greedy and drawn; some are asked several times, some end on the way."""
+    monkeypatch.setattr(sample, "LOOK_EVERY", 4)
+    kinds = [{"max_gen_toks": 12, "until": ["5"]}, {"max_gen_toks": 12, "temperature": 1.0}]
+    wanted = [(context, kind) for kind in kinds for context in CONTEXTS]
+    wanted = requests("generate_until", wanted + [wanted[-1]] * 3)
+    found, expected = (model.generate_until(wanted, disable_tqdm=True) for model in several_and_one)
+    assert found == expected
+    assert len(set(found)) > len(CONTEXTS) + 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -439,6 +488,12 @@ def test_draws_that_nobody_asked_for_are_said(ours, said):
         ({"batch_size": "many"}, "batch_size .* not 'many'"),
         ({"max_length": 100_000}, "max_length is at most 8192"),
         ({"device": "cuda:1"}, "JAX runs on .* cpu"),
+        ({"devices": 9}, "devices is 9; there are 8 here"),
+        ({"devices": 0}, "devices is a whole number of at least 1, not 0"),
+        ({"devices": 2.5}, "devices is a whole number of at least 1, not 2.5"),
+        ({"devices": float("inf")}, "devices is a whole number of at least 1, not inf"),
+        ({"devices": True}, "devices is a whole number of at least 1, not True"),
+        ({"devices": "all"}, "devices is a whole number of at least 1, not 'all'"),
         ({"adapter": "nowhere"}, "nowhere"),
         ({"adapter": ""}, "an empty name.*no such adapter directory"),
         ({"pretrained": None}, "pretrained is missing"),

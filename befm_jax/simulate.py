@@ -15,14 +15,14 @@ were made is written beside either file, as FILE.json.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import flags
 from tqdm import tqdm
 
-from befm_jax import cli, json_files
+from befm_jax import cli, hosts, json_files
 from befm_jax.data import games
 from befm_jax.data.games import Game
 from befm_jax.errors import UserError
@@ -32,6 +32,7 @@ from befm_jax.inference.sample import Sampling
 from befm_jax.simulator import Simulation, Simulator, device_in_words, load
 
 FLAGS = flags.FLAGS
+_Item = TypeVar("_Item")
 
 
 def simulator_from_flags() -> Simulator:
@@ -64,15 +65,23 @@ def simulate_all(
 ) -> dict[str, Simulation]:
     """A population for each game, with a progress bar."""
     each = simulator.simulate_each(chosen, participants, seed, sampling)
-    found = {one.game: one for one in tqdm(each, desc="simulate", unit="game", total=len(chosen))}
+    found = {one.game: one for one in _progress(each, "simulate", len(chosen))}
     return {game.id: found[game.id] for game in chosen}
 
 
 def exact_all(simulator: Simulator, chosen: list[Game]) -> dict[str, Answers]:
     """The exact distribution for each game, with a progress bar."""
     each = simulator.distribution_each(chosen)
-    shown = tqdm(each, desc="score", unit="game", total=len(chosen))
+    shown = _progress(each, "score", len(chosen))
     return {game.id: found for game, found in zip(chosen, shown, strict=True)}
+
+
+def _progress(each: Iterable[_Item], what: str, games: int) -> Iterable[_Item]:
+    """A progress bar over games; of several processes the first shows it."""
+    bar: Iterable[_Item] = tqdm(
+        each, desc=what, unit="game", total=games, disable=not hosts.is_first()
+    )
+    return bar
 
 
 def how_sampled(participants: int, seed: int, sampling: Sampling) -> dict[str, Any]:

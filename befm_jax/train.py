@@ -55,13 +55,25 @@ FLAGS = flags.FLAGS
 BASE, ADAPTER, TUNED = "base", "adapter", "tuned"
 
 
-def train(settings: Config, watch: Watch | None = None) -> Path:
+def train(
+    settings: Config, profile: tuple[int, int] | None = None, project: str | None = None
+) -> Path:
     """One whole run: data, base model, tuning, evaluation.  Returns the working directory.
+
+    `profile`: the first and last step of tuning of which a profile is written; `project`: that of
+    Weights & Biases which figures go to.
 
     Raises UserError for what a person can mend: a field, a file, a table, a diverging loss.
     """
-    since, watch = time.perf_counter(), watch or Watch()
     workdir = start_or_resume(settings)
+    with boards.opened(project if hosts.is_first() else None, settings) as board:
+        learn_and_compare(settings, workdir, Watch(profile, board))
+    return workdir
+
+
+def learn_and_compare(settings: Config, workdir: Path, watch: Watch) -> None:
+    """The chapters of a run in a working directory that is there."""
+    since = time.perf_counter()
     mesh = mesh_of(settings)
 
     chosen = games.select(settings.data.games) if settings.data.games else []
@@ -72,6 +84,8 @@ def train(settings: Config, watch: Watch | None = None) -> Path:
     parts = Layout(mesh).parts("rows")
     batches = forests_of(settings, paths_of(settings, learnt, chosen, tokenizer), parts)
     print(describe(batches, settings.data.rows, mesh))
+    if watch.profile and watch.profile[0] > batches.steps:
+        raise UserError(f"--profile_steps={watch.profile[0]}: the run has {batches.steps} steps")
     validation = validation_of(settings, chosen, tokenizer, parts)
     # The step compiles while the weights are read.
     tuning = tuning_ahead(settings, located, mesh, batches, validation)
@@ -95,7 +109,6 @@ def train(settings: Config, watch: Watch | None = None) -> Path:
         print(report.summary(results))
         print(f"page:    {workdir / 'report.html'}\nfigures: {workdir / 'results.json'}")
     print(f"model:   {workdir}   (python -m befm_jax.simulate --model {workdir} ...)")
-    return workdir
 
 
 def start_or_resume(settings: Config) -> Path:
@@ -259,7 +272,8 @@ def base_model(
         "mesh": parallel.in_words(mesh),
         **said_of_text(located.directory, tokenizer),
     }
-    cli.note_ignored_settings(origin)
+    if hosts.is_first():
+        cli.note_ignored_settings(origin)
     return Simulator(model, params, tokenizer, origin, located)
 
 
@@ -450,17 +464,7 @@ def main() -> None:
     hosts.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id)
     cli.only_the_first_speaks()
     cli.keep_compiled_programs()
-    profile = profile_of(FLAGS.profile_steps)
-    board = None
-    if FLAGS.wandb and hosts.is_first():
-        config.validate(settings)
-        Path(settings.workdir).mkdir(parents=True, exist_ok=True)
-        board = boards.wandb_run(FLAGS.wandb, settings)
-    try:
-        train(settings, Watch(profile, board))
-    finally:
-        if board is not None:
-            board.finish()
+    train(settings, profile_of(FLAGS.profile_steps), FLAGS.wandb)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,9 @@ def load(parameters: Sequence[Parameter], description: str) -> dict[tuple[str, .
         for read in parameter.reads(bounds)
     )
     found: dict[tuple[str, ...], Any] = {}
-    bar = tqdm(total=total, unit="B", unit_scale=True, desc=description, disable=total < _BAR_BYTES)
+    # Every process reads its own part of the weights; one shows how far it is.
+    hidden = total < _BAR_BYTES or jax.process_index() > 0
+    bar = tqdm(total=total, unit="B", unit_scale=True, desc=description, disable=hidden)
     pool = ThreadPoolExecutor(_THREADS)
     try:
         # What stays where it is read is read in the order of the files, which disks like best.

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from befm_jax.config import Config
 from befm_jax.errors import UserError
 
 
-def wandb_run(project: str, settings: Config) -> Any:
+@contextmanager
+def opened(project: str | None, settings: Config) -> Iterator[Any]:
     """A run of a project of Weights & Biases, or its going on where the working directory has one.
 
-    What the service needs is said by its own variables (`WANDB_API_KEY`, `WANDB_MODE=offline`).
+    None without a project.  The working directory has to be there.  What the service needs is said
+    by its own variables (`WANDB_API_KEY`, `WANDB_MODE=offline`).
 
     Raises:
         UserError: the package is not installed, or the service refuses (no key, no network).
     """
+    if project is None:
+        yield None
+        return
     try:
         import wandb
     except ImportError as error:
@@ -33,4 +40,7 @@ def wandb_run(project: str, settings: Config) -> Any:
     for phase in ("base", "tune"):
         run.define_metric(f"{phase}/step")
         run.define_metric(f"{phase}/*", step_metric=f"{phase}/step")
-    return run
+    try:
+        yield run
+    finally:
+        run.finish()

@@ -1,6 +1,8 @@
 """What a run records of itself: where a step's time goes, utilisation, profiles, a board."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 from small import random_paths, small_model
@@ -8,7 +10,8 @@ from small import random_paths, small_model
 from befm_jax import chips, operations, parallel
 from befm_jax.config import Config, Model, Optimizer
 from befm_jax.data.pipeline import ForestBatches
-from befm_jax.training import loop, setup
+from befm_jax.errors import UserError
+from befm_jax.training import boards, loop, setup
 from befm_jax.training.metrics import PARTS, Watch
 
 
@@ -70,3 +73,27 @@ def test_utilisation_is_what_is_needed_over_what_the_chip_could_do(tmp_path, mon
 def test_a_profile_is_of_the_steps_that_are_asked_for(tmp_path):
     ran(tmp_path, Watch(profile=(3, 4)))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_board_without_its_package_is_refused_and_one_is_closed_whatever_happens(
+    tmp_path, monkeypatch
+):
+    settings = Config(workdir=str(tmp_path))
+    with boards.opened(None, settings) as board:
+        assert board is None
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"pip install 'befm_jax\[wandb\]'"):
+        boards.opened("humans", settings).__enter__()
+    closed = []
+    run = SimpleNamespace(define_metric=lambda *a, **k: None, finish=lambda: closed.append(1))
+    service = SimpleNamespace(init=lambda **options: run, errors=SimpleNamespace(Error=OSError))
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    opened = boards.opened("humans", settings)
+    assert opened.__enter__() is run
+    error = KeyError()
+    assert not opened.__exit__(KeyError, error, None)
+    assert closed
+    service.init = lambda **options: json.loads("no key")
+    service.errors.Error = ValueError
+    with pytest.raises(UserError, match="--wandb humans: "):
+        boards.opened("humans", settings).__enter__()

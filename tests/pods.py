@@ -35,6 +35,30 @@ def write_config(folder: Path) -> Path:
     return path
 
 
+GAME = """
+from befm_jax.config import Checkpoints, Config, Data, Evaluation, Model, Optimizer, Scratch
+
+def get_config():
+    return Config(
+        trained="all",
+        model=Model(dtype="float32", remat=False, scratch=Scratch(
+            width=32, layers=2, heads=4, key_value_heads=2, feed_forward=48,
+            steps=24, answers_per_step=51)),
+        data=Data(games="dictator", slots=512, rows=2, observations_per_step=2000),
+        optimizer=Optimizer(epochs=2, learning_rate=1e-2),
+        checkpoints=Checkpoints(every=2, use="best"),
+        evaluation=Evaluation(participants=20, resamples=200),
+    )
+"""
+
+
+def write_game_config(folder: Path) -> Path:
+    """A config that trains every parameter on a game, takes the best checkpoint, and reports."""
+    path = folder / "config.py"
+    path.write_text(GAME)
+    return path
+
+
 def pod(processes: int, *command: str) -> subprocess.CompletedProcess[str]:
     """Runs Python with these arguments in so many processes; all must end well."""
     running = start_pod(processes, *command)

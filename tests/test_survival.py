@@ -3,6 +3,7 @@
 `pytest tests/test_survival.py --kills 10` kills as often as that; the suite does so twice.
 """
 
+import json
 import random
 import re
 import signal
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from pods import losses, pod, start_pod, write_config
+from pods import losses, pod, start_pod, write_config, write_game_config
 
 COMMAND = ("-m", "befm_jax.train")
 
@@ -88,6 +89,42 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(
     assert losses(tmp_path) == losses(expected)
     assert sorted(losses(tmp_path)) == list(range(1, len(losses(expected)) + 1))
     assert trained(tmp_path) == trained(expected)
+
+
+def test_killed_outside_of_tuning_it_ends_as_if_nothing_had_happened(tmp_path, request):
+    """With a game, its report, every parameter trained and the best checkpoint taken."""
+    config = write_game_config(tmp_path)
+    command = (*COMMAND, f"--config={config}")
+    pod(2, *command, f"--workdir={tmp_path / 'undisturbed'}")
+    workdir = tmp_path / "disturbed"
+    moments = {
+        "the base is taught": lambda: logged(workdir) >= 5,
+        "the base is written": lambda: any(workdir.glob("base/.writing-*")),
+        "the tuned model is written": lambda: any(workdir.glob("tuned/.writing-*")),
+    }
+    if request.config.getoption("--kills") < len(moments):
+        del moments["the base is written"]
+    for victim, (moment, happens) in enumerate(moments.items()):
+        running = start_pod(2, "--grace=20", *command, f"--workdir={workdir}")
+        assert wait_for(running, happens), (moment, running.communicate())
+        subprocess.run(["kill", "-KILL", str(workers(running)[victim % 2])], check=True)
+        running.communicate(timeout=120)
+        assert running.returncode != 0, moment
+    pod(2, *command, f"--workdir={workdir}")
+    for model in ("base", "tuned"):
+        assert not list((workdir / model).glob(".writing-*"))
+        one, other = (
+            (folder / model / "model.safetensors").read_bytes()
+            for folder in (workdir, tmp_path / "undisturbed")
+        )
+        assert one == other
+    one, other = (
+        json.loads((folder / "results.json").read_text())
+        for folder in (workdir, tmp_path / "undisturbed")
+    )
+    for answers in ("base", "tuned", "tuned_sampled"):
+        assert one[answers]["tasks"] == other[answers]["tasks"]
+    assert (workdir / "report.html").is_file()
 
 
 def stopped(config, workdir, after: int) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small import random_paths, small_model
 
-from befm_jax import parallel
+from befm_jax import parallel, transfer
 from befm_jax.adapters import lora
 from befm_jax.data.pipeline import ForestBatches
 from befm_jax.llama import int8

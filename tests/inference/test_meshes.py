@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small import random_paths, small_model
 
-from befm_jax import parallel
+from befm_jax import parallel, transfer
 from befm_jax.adapters import lora
 from befm_jax.inference import decode, sample, score
 from befm_jax.inference.next_token import next_token

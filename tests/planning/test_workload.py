@@ -31,8 +31,8 @@ def test_a_step_is_that_of_the_batches(per_step):
     found = workload.from_data(settings, 2, SHAPE)
     chosen = games.select("all")
     learnt, _ = train.people_of(settings, chosen)
-    examples = train.examples_of(settings, learnt, chosen)
-    batches = train.forests_of(settings, examples, workload.Pieces(), 2)
+    paths = train.paths_of(settings, learnt, chosen, workload.Pieces())
+    batches = train.forests_of(settings, paths, 2)
     assert found.steps == batches.steps
     first = [batches[step] for step in range(min(4, batches.steps))]
     assert found.used == np.mean([source.report.slots_used for _, source in first])

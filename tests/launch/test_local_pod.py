@@ -27,11 +27,14 @@ print("ready", flush=True)
 time.sleep(60)
 """
 STUBBORN = """
-import signal, sys, time
+import pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print("ready", flush=True)
+other_ignores_it = pathlib.Path(sys.argv[1])
 if sys.argv[-1] == "0":
+    while not other_ignores_it.exists():
+        time.sleep(0.01)
     sys.exit(3)
+other_ignores_it.touch()
 time.sleep(60)
 """
 
@@ -162,8 +165,9 @@ def test_a_killed_process_counts_as_128_and_its_signal() -> None:
     assert "process 0 was ended by SIGKILL" in result.stderr
 
 
-def test_what_ignores_sigterm_is_killed_when_the_grace_is_over() -> None:
-    result = pod("--processes", "2", "--grace", "1", "--", sys.executable, "-c", STUBBORN)
+def test_what_ignores_sigterm_is_killed_when_the_grace_is_over(tmp_path: Path) -> None:
+    script = [sys.executable, "-c", STUBBORN, str(tmp_path / "ignored")]
+    result = pod("--processes", "2", "--grace", "1", "--", *script)
     assert result.returncode == 3
     assert "killing what is left after 1 s: process 1" in result.stderr
 

@@ -91,6 +91,8 @@ def _started(side: Side, device: str) -> Iterator[_Process]:
     """A side at work; it is ended, and its memory free, behind the block."""
     told = {
         "JAX_PLATFORMS": PLATFORMS[device],
+        # A side may give every core a device of its own; the first alone uses all cores too.
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={os.cpu_count()}",
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",

@@ -40,6 +40,7 @@ from bench_report import Bench, Goal, Ratio
 from bench_sides import Found, Side, take_turns
 from safetensors.numpy import load_file
 
+from befm_jax import parallel
 from befm_jax.adapters import peft
 from befm_jax.data.forest import Forest, Path
 from befm_jax.data.pipeline import ForestBatches, encode
@@ -54,13 +55,17 @@ GOALS = {"moblab": 1000.0, "bigfive": 5.0, "literature": 1.1, PACKED: 1.5}
 UTILISATION = 50.0
 # Respondents, abstracts or rows that are learnt from, where `--sample` does not say.
 SAMPLES = {
-    "tiny": {"moblab": 0, "bigfive": 64, "literature": 64, PACKED: 8},
-    "100m": {"moblab": 0, "bigfive": 4, "literature": 16, PACKED: 4},
+    "tiny": {"moblab": 0, "bigfive": 64, "literature": 256, PACKED: 8},
+    "100m": {"moblab": 0, "bigfive": 4, "literature": 64, PACKED: 4},
     "8b": {"moblab": 0, "bigfive": 64, "literature": 64, PACKED: 8},
 }
-SLOTS = {"moblab": 640, "bigfive": 640, "literature": 1024, PACKED: 4096}
-# Rows that are computed together, and whether layers are computed again: what is tried.
-OURS = {"cpu": [(2, False)], "gpu": [(1, False), (2, False), (2, True), (4, True)]}
+SLOTS = {"moblab": 640, "bigfive": 640, "literature": 1536, PACKED: 4096}
+# Rows that are computed together on a device, whether layers are computed again, and whether a CPU
+# is one device or one for every core: what is tried.
+OURS = {
+    "cpu": [(1, False, False), (1, False, True)],
+    "gpu": [(1, False, False), (2, False, False), (2, True, False), (4, True, False)],
+}
 BATCH_SIZES = {"tiny": [4, 16, 64], "100m": [1, 4, 16], "8b": [1, 2, 4]}
 CHECKPOINTING = {"cpu": [False], "gpu": [False, True]}
 LEARNING_RATE = 1e-4
@@ -234,12 +239,15 @@ class Forests:
         if bench_models.has_weights(self._directory):
             found["loss"] = self._write_gradient()
         rates, words = {}, []
-        for setting in ((int(rows), bool(remat)) for rows, remat in self._settings):
+        for setting in map(tuple, self._settings):
             try:
                 compiling = self._set(*setting)
                 one = self._steps(0.0 if len(self._settings) == 1 else self._seconds / 3)
                 rates[setting] = one["observations"] / one["seconds"]
-                words.append(f"{setting}: compiled in {compiling:.1f} s")
+                words.append(
+                    f"{setting}: {rates[setting]:,.1f} observations a second, compiled in "
+                    f"{compiling:.1f} s"
+                )
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
@@ -252,24 +260,35 @@ class Forests:
             "seconds": time.perf_counter() - since,
             "said": f"a step takes all {batches.observations:,.0f} observations in "
             f"{batches.slots_used:,} slots ({batches.tokens_apart:,.0f} tokens one by one); rows "
-            f"at once and recomputation {chosen} ({'; '.join(words)})",
+            f"at once, recomputation, a device a core {chosen} ({'; '.join(words)})",
         }
 
     def round(self) -> dict[str, Any]:
         """Steps on all examples for the given time."""
         return self._steps(self._seconds)
 
-    def _set(self, rows: int, remat: bool) -> float:
+    def _set(self, rows: int, remat: bool, each_core: bool) -> float:
         """Lays out and compiles; returns how long the first step took."""
         since = time.perf_counter()
-        model = Llama(self._config, dtype=self._dtype, remat=remat)
+        devices = jax.devices() if each_core else jax.devices()[:1]
+        mesh = parallel.make_mesh(data=len(devices), devices=devices)
+        layout = parallel.layout_over(mesh)
+        model = Llama(self._config, dtype=self._dtype, remat=remat, layout=layout)
         self._batches = ForestBatches(
-            _paths(self._directory / "paths.json"), slots=self._slots, rows=rows, epochs=1
+            _paths(self._directory / "paths.json"),
+            slots=self._slots,
+            rows=rows * len(devices),
+            epochs=1,
         )
-        self._step = steps.make_train_step(model, self._optimizer, steps.train_adapter)
         adapter = peft.load(self._directory / bench_models.ADAPTER, self._config)
         self._operations = operations(self._config, self._batches[0][0].forest, adapter)
-        self._state = steps.init_state(adapter, self._optimizer, seed=0)
+        state = steps.init_state(adapter, self._optimizer, seed=0)
+        # Where a run has them: the second step would otherwise be compiled again.
+        placed = jax.tree.map(lambda _: parallel.everywhere(mesh), state)
+        self._state = jax.device_put(state, placed)
+        self._base = jax.device_put(self._params, parallel.everywhere(mesh))
+        self._placed = parallel.batch_sharding(mesh)
+        self._step = steps.make_train_step(model, self._optimizer, steps.train_adapter, placed)
         self._steps(0.0)
         return time.perf_counter() - since
 
@@ -277,7 +296,8 @@ class Forests:
         taken, since = 0, time.perf_counter()
         while True:
             batch, source = self._batches[taken]
-            self._state, metrics = self._step(self._state, self._params, batch)
+            batch = jax.device_put(batch, self._placed)
+            self._state, metrics = self._step(self._state, self._base, batch)
             jax.block_until_ready(metrics.loss)
             taken += 1
             passed = time.perf_counter() - since

@@ -125,7 +125,9 @@ class LoraKernel:
             (((1,), (1,)), ((), ())),
             precision=jax.lax.Precision.HIGHEST,
         )
-        update = dot(narrow, self.b) * self.scaling.astype(x.dtype)
+        # Scaled while it is narrow: behind `b` forward and backward pass would each write a product
+        # as wide as the output once more.
+        update = dot(narrow * self.scaling.astype(x.dtype), self.b)
         return (dot(rows, self.base) + update).reshape(*x.shape[:-1], -1)
 
 

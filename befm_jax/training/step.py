@@ -19,6 +19,7 @@ from befm_jax.adapters import lora
 from befm_jax.data.forest import Forest, Reads
 from befm_jax.data.pipeline import Batch
 from befm_jax.inference.edges import log_likelihood
+from befm_jax.llama import linear
 from befm_jax.llama.model import Llama, Params
 
 # (frozen base, what is trained, key of its dropout or None) -> what the model runs on
@@ -118,7 +119,7 @@ def make_train_step(
         new = state.replace(step=state.step + 1, trained=trained, moments=moments)
         return new, Metrics(loss, optax.tree.norm(gradient))
 
-    options = model.layout.compiler_options if model.layout is not None else None
+    options = linear.compiler_options(model.layout)
     # The metrics stand where the step's number does: everywhere.
     given = None if shardings is None else (shardings, shardings.step)
     return jax.jit(train_step, donate_argnums=0, out_shardings=given, compiler_options=options)
@@ -136,5 +137,4 @@ def make_loss(model: Llama, combine: Combine) -> Callable[[Any, Any, Batch], Flo
         total, _ = jax.lax.scan(add, jnp.zeros(()), (batch.forest, batch.reads))
         return total / jnp.sum(batch.forest.weight)
 
-    options = model.layout.compiler_options if model.layout is not None else None
-    return jax.jit(loss, compiler_options=options)
+    return jax.jit(loss, compiler_options=linear.compiler_options(model.layout))

@@ -59,7 +59,8 @@ def check(one, sides, rounds):
     assert f"{sides[-1]} {rounds}" in one.table()
 
 
-def test_training_begins_with_equal_gradients(questionnaires, in_one_process):
+def test_training_begins_with_equal_gradients(questionnaires, in_one_process, monkeypatch):
+    monkeypatch.setitem(bench_train.OURS, "cpu", [(1, False, False)])
     one = found(
         *("train", "--data", "bigfive", "--sample", 3, "--rounds", 2, "--seconds", 0.01),
         *("--shared", questionnaires, "--peer-batches", 4, 8),
@@ -71,8 +72,8 @@ def test_training_begins_with_equal_gradients(questionnaires, in_one_process):
 
 
 def test_packed_rows_train_in_bfloat16_at_the_best_setting(in_one_process, monkeypatch):
-    # Of several settings, as on a GPU.
-    monkeypatch.setitem(bench_train.OURS, "cpu", [(1, False), (2, True)])
+    # Of several settings: as on a GPU, and over the devices of a CPU.
+    monkeypatch.setitem(bench_train.OURS, "cpu", [(1, False, True), (2, True, False)])
     monkeypatch.setitem(bench_train.CHECKPOINTING, "cpu", [True, False])
     one = found(
         *("train", "--data", "packed", "--dtype", "bfloat16", "--sample", 4, "--slots", 48),
@@ -83,7 +84,7 @@ def test_packed_rows_train_in_bfloat16_at_the_best_setting(in_one_process, monke
         48
     }
     assert any("differ by" in note for note in one.notes)
-    assert any("(1, False): compiled" in note and "(2, True): c" in note for note in one.notes)
+    assert any("(1, False, True): " in note and "(2, True, False): " in note for note in one.notes)
     assert any("(2, True): " in note and "(2, False): " in note for note in one.notes)
 
 

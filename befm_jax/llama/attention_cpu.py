@@ -21,8 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 from befm_jax.llama import blocks
 
 # Slots a block: with more, trees skip too little.  Against blocks of 128 seven games in rows of 640
-# and 1,024 slots take 0.7 of the time, packed texts 0.8 to 0.95, one text of 1,024 slots as long, and
-# one of 2,048, in which most blocks are wholly seen, 1.2 times as long.
+# and 1,024 slots take 0.7 of the time, packed texts 0.8 to 0.95, one text of 1,024 slots as long,
+# and one of 2,048, in which most blocks are wholly seen, 1.2 times as long.
 BLOCK = 64
 # Stands for minus infinity, without its NaNs where a query sees nothing of a block.
 _UNSEEN = -1e30

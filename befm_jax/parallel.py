@@ -14,7 +14,6 @@ its own columns for the rows of all, and what goes through the network are activ
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,11 +69,13 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "prompts": (),
     "rows_to_draw": ("slice", "data", "fsdp", "tensor"),
 }
-# What compilers are asked for, by platform.  On v5p and v6e the gathers of weights otherwise run by
-# themselves, with nothing computed meanwhile; v5e fuses them with products in any case.
+# What compilers are asked for, by platform.
 _COMPILER_OPTIONS: Mapping[str, CompilerOptions] = {
-    # Otherwise each device of a CPU may begin collectives of one program in another order.
+    # Virtual devices otherwise may each begin the collectives of one program in another order, and
+    # wait for each other until XLA ends the process.
     "cpu": {"xla_cpu_enable_concurrency_optimized_scheduler": False},
+    # On v5p and v6e the gathers of weights otherwise run by themselves, with nothing computed
+    # meanwhile; v5e fuses them with products in any case.
     "tpu": {
         "xla_enable_async_all_gather": "true",
         "xla_tpu_enable_async_collective_fusion": "true",
@@ -179,13 +180,7 @@ class Layout:
     @property
     def compiler_options(self) -> CompilerOptions | None:
         """What programs over these devices are compiled with, for `jax.jit`."""
-        if not isinstance(self.mesh, Mesh):
-            return None
-        platform = self.mesh.devices.flat[0].platform
-        if platform == "cpu" and len(self.mesh.local_devices) >= _cores():
-            # Every core has a device of its own: products that are cut over cores as well wait for
-            # one another (a step of plain texts over two cores: 2.4 s instead of 2.8).
-            return _COMPILER_OPTIONS[platform] | {"xla_cpu_multi_thread_eigen": False}
+        platform = self.mesh.devices.flat[0].platform if isinstance(self.mesh, Mesh) else ""
         return _COMPILER_OPTIONS.get(platform)
 
     def spec(self, *names: str | None) -> PartitionSpec:
@@ -384,8 +379,3 @@ def _most_tensor(config: LlamaConfig, devices: int) -> int:
                 continue
             return tensor
     return 1
-
-
-def _cores() -> int:
-    """How many cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

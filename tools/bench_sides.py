@@ -25,6 +25,7 @@ from befm_jax.errors import UserError
 
 # What JAX is told of a device.
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda"}
+DEVICES = "--xla_force_host_platform_device_count"
 _TAIL = 3000
 
 Figures = dict[str, Any]
@@ -91,8 +92,8 @@ def _started(side: Side, device: str) -> Iterator[_Process]:
     """A side at work; it is ended, and its memory free, behind the block."""
     told = {
         "JAX_PLATFORMS": PLATFORMS[device],
-        # A side may give every core a device of its own; the first alone uses all cores too.
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={os.cpu_count()}",
+        # A CPU is one device for every core, for a side that wants so many.
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}={os.cpu_count()}".strip(),
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",

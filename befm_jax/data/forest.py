@@ -31,7 +31,7 @@ NO_PROMPT = "no prompt to predict the answer from"
 SHARED_ENOUGH = 0.25
 
 # Trees begin at multiples of this where their row has room for it: attention works in blocks of
-# slots, and meets fewer of them where a tree does not begin in the middle of one.
+# slots (of 64 on CPUs), and meets fewer of them where a tree does not begin in the middle of one.
 ALIGNED = 64
 
 

@@ -5,9 +5,9 @@ slots can see, with a running softmax (Dao et al., arXiv 2205.14135).  In a tree
 pairs of blocks see nothing of each other, and cost nothing.  The backward pass takes the same walk
 and computes the weights again from the logarithm of their sums.
 
-What limits it: one core.  Products of small blocks reach what a core does on large ones, but XLA
-gives them no second one; where a mesh has a device for every core, rows are computed side by side.
-Larger blocks make better products and waste more of them on what is masked.
+What limits it: one core.  XLA gives the products of small blocks no second one (process time is 1.1
+times the wall's, of large products 1.95 times on two cores).  Where a CPU is one virtual device for
+every core, rows are computed side by side.  Larger blocks waste more products on what is masked.
 """
 
 from __future__ import annotations

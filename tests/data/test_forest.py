@@ -18,6 +18,14 @@ PATHS = st.lists(
 )
 
 
+@pytest.fixture(autouse=True, scope="module", params=[forests.ALIGNED, 4])
+def aligned(request):
+    """Every test in rows too short for gaps between trees, and in rows that have them."""
+    kept, forests.ALIGNED = forests.ALIGNED, request.param
+    yield request.param
+    forests.ALIGNED = kept
+
+
 def merged(paths):
     total = Counter()
     for path in paths:
@@ -118,6 +126,15 @@ def test_unlike_paths_are_packed_tightly():
     lengths = [12, 4, 8, 8, 10, 6, 16]
     paths = [Path((100 * n, *range(1, length - 1)), (99,)) for n, length in enumerate(lengths)]
     assert len(forests.build(paths, 16).forest.tokens) == 4  # 64 tokens in rows of 16
+
+
+def test_trees_begin_at_block_borders_as_far_as_a_row_has_room(aligned):
+    first, second = (Path((number,) * 2, (number,)) for number in (1, 2))
+    roomy = forests.build([first, second], 2 * aligned)
+    assert sorted(np.flatnonzero(roomy.forest.depth[0] == 1)) == [1, aligned + 1]
+    assert roomy.report.slots_used == 6
+    full = forests.build([first, second], 6)
+    assert sorted(np.flatnonzero(full.forest.depth[0] == 1)) == [1, 4]
 
 
 def test_what_is_left_out_is_counted_by_its_reason():

@@ -37,7 +37,6 @@ from befm_jax.adapters.lora import Adapter, LoraKernel
 from befm_jax.errors import UserError
 from befm_jax.llama import int8, model
 from befm_jax.llama.config import LlamaConfig
-from befm_jax.llama.linear import CompilerOptions
 
 AXES = ("slice", "data", "fsdp", "tensor")
 # Logical axis -> mesh axes that cut it, major first.
@@ -69,13 +68,9 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "prompts": (),
     "rows_to_draw": ("slice", "data", "fsdp", "tensor"),
 }
-# What compilers are asked for, by platform.
-_COMPILER_OPTIONS: Mapping[str, CompilerOptions] = {
-    # Virtual devices otherwise may each begin the collectives of one program in another order, and
-    # wait for each other until XLA ends the process.
-    "cpu": {"xla_cpu_enable_concurrency_optimized_scheduler": False},
-    # On v5p and v6e the gathers of weights otherwise run by themselves, with nothing computed
-    # meanwhile; v5e fuses them with products in any case.
+# What compilers are asked for, by platform.  On v5p and v6e the gathers of weights otherwise run by
+# themselves, with nothing computed meanwhile; v5e fuses them with products in any case.
+_COMPILER_OPTIONS: Mapping[str, dict[str, str]] = {
     "tpu": {
         "xla_enable_async_all_gather": "true",
         "xla_tpu_enable_async_collective_fusion": "true",
@@ -178,7 +173,7 @@ class Layout:
     mesh: AnyMesh
 
     @property
-    def compiler_options(self) -> CompilerOptions | None:
+    def compiler_options(self) -> dict[str, str] | None:
         """What programs over these devices are compiled with, for `jax.jit`."""
         platform = self.mesh.devices.flat[0].platform if isinstance(self.mesh, Mesh) else ""
         return _COMPILER_OPTIONS.get(platform)

@@ -25,7 +25,12 @@ from befm_jax.errors import UserError
 
 # What JAX is told of a device.
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda"}
-DEVICES = "--xla_force_host_platform_device_count"
+# A CPU is one device for every core, for a side that wants so many; their collectives begin in one
+# order, or they could wait for each other until XLA ends the process.
+_EACH_CORE = (
+    f"--xla_force_host_platform_device_count={os.cpu_count()}",
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+)
 _TAIL = 3000
 
 Figures = dict[str, Any]
@@ -92,8 +97,7 @@ def _started(side: Side, device: str) -> Iterator[_Process]:
     """A side at work; it is ended, and its memory free, behind the block."""
     told = {
         "JAX_PLATFORMS": PLATFORMS[device],
-        # A CPU is one device for every core, for a side that wants so many.
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}={os.cpu_count()}".strip(),
+        "XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), *_EACH_CORE]).strip(),
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",

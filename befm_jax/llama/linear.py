@@ -9,9 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# What `jax.jit` takes for an XLA flag by its name.
-CompilerOptions = dict[str, str | bool]
-
 
 @runtime_checkable
 class Kernel(Protocol):
@@ -50,7 +47,7 @@ class Layout(Protocol):
         """The devices, or as many as there would be."""
 
     @property
-    def compiler_options(self) -> CompilerOptions | None:
+    def compiler_options(self) -> dict[str, str] | None:
         """What programs over these devices are compiled with, for `jax.jit`."""
 
     def sharding(self, *names: str | None) -> jax.sharding.NamedSharding:
@@ -83,6 +80,6 @@ def sharding(layout: Layout | None, *names: str | None) -> jax.sharding.NamedSha
     return None if layout is None else layout.sharding(*names)
 
 
-def compiler_options(layout: Layout | None) -> CompilerOptions | None:
+def compiler_options(layout: Layout | None) -> dict[str, str] | None:
     """What programs over the devices of a layout are compiled with."""
     return None if layout is None else layout.compiler_options

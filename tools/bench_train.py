@@ -26,7 +26,7 @@ import json
 import tempfile
 import time
 from pathlib import Path as File
-from typing import Any
+from typing import Any, NamedTuple
 
 import bench_data
 import bench_limits
@@ -50,6 +50,25 @@ from befm_jax.llama.model import Llama
 from befm_jax.training import optimizer as optimizers
 from befm_jax.training import step as steps
 
+
+class Setting(NamedTuple):
+    """What this project's side tries, as the peer tries batch sizes.
+
+    `rows`: how many are computed together on a device; `remat`: whether layers are computed again
+    in the backward pass; `each_core`: whether a CPU is one device for every core, or one in all.
+    """
+
+    rows: int
+    remat: bool
+    each_core: bool
+
+    def __str__(self) -> str:
+        """In words, for the report."""
+        said = "1 row at once" if self.rows == 1 else f"{self.rows} rows at once"
+        said += ", layers computed again" if self.remat else ""
+        return said + (", a device for every core" if self.each_core else "")
+
+
 PACKED = "packed"
 GOALS = {"moblab": 1000.0, "bigfive": 5.0, "literature": 1.1, PACKED: 1.5}
 UTILISATION = 50.0
@@ -60,11 +79,14 @@ SAMPLES = {
     "8b": {"moblab": 0, "bigfive": 64, "literature": 64, PACKED: 8},
 }
 SLOTS = {"moblab": 640, "bigfive": 640, "literature": 1536, PACKED: 4096}
-# Rows that are computed together on a device, whether layers are computed again, and whether a CPU
-# is one device or one for every core: what is tried.
 OURS = {
-    "cpu": [(1, False, False), (1, False, True)],
-    "gpu": [(1, False, False), (2, False, False), (2, True, False), (4, True, False)],
+    "cpu": [Setting(1, False, False), Setting(1, False, True)],
+    "gpu": [
+        Setting(1, False, False),
+        Setting(2, False, False),
+        Setting(2, True, False),
+        Setting(4, True, False),
+    ],
 }
 BATCH_SIZES = {"tiny": [4, 16, 64], "100m": [1, 4, 16], "8b": [1, 2, 4]}
 CHECKPOINTING = {"cpu": [False], "gpu": [False, True]}
@@ -227,7 +249,8 @@ class Forests:
     ) -> None:
         self._directory, self._device = File(directory), device
         self._dtype = jnp.dtype(dtype)
-        self._slots, self._settings, self._seconds = slots, settings, seconds
+        self._slots, self._seconds = slots, seconds
+        self._settings = [Setting(*one) for one in settings]
         self._config, self._params = bench_models.load(self._directory, dtype)
         self._optimizer = optimizers.adamw(LEARNING_RATE)
 
@@ -239,9 +262,9 @@ class Forests:
         if bench_models.has_weights(self._directory):
             found["loss"] = self._write_gradient()
         rates, words = {}, []
-        for setting in map(tuple, self._settings):
+        for setting in self._settings:
             try:
-                compiling = self._set(*setting)
+                compiling = self._set(setting)
                 one = self._steps(0.0 if len(self._settings) == 1 else self._seconds / 3)
                 rates[setting] = one["observations"] / one["seconds"]
                 words.append(
@@ -254,31 +277,32 @@ class Forests:
                 words.append(f"{setting}: out of memory")
         chosen = max(rates, key=lambda setting: rates[setting])
         if len(rates) > 1:
-            self._set(*chosen)
+            self._set(chosen)
         batches = self._batches.report
         return found | {
             "seconds": time.perf_counter() - since,
             "said": f"a step takes all {batches.observations:,.0f} observations in "
-            f"{batches.slots_used:,} slots ({batches.tokens_apart:,.0f} tokens one by one); rows "
-            f"at once, recomputation, a device a core {chosen} ({'; '.join(words)})",
+            f"{batches.slots_used:,} slots ({batches.tokens_apart:,.0f} tokens one by one); "
+            f"{chosen} ({'; '.join(words)})",
         }
 
     def round(self) -> dict[str, Any]:
         """Steps on all examples for the given time."""
         return self._steps(self._seconds)
 
-    def _set(self, rows: int, remat: bool, each_core: bool) -> float:
+    def _set(self, setting: Setting) -> float:
         """Lays out and compiles; returns how long the first step took."""
         since = time.perf_counter()
-        devices = jax.devices() if each_core else jax.devices()[:1]
+        devices = jax.devices() if setting.each_core else jax.devices()[:1]
         mesh = parallel.make_mesh(data=len(devices), devices=devices)
         layout = parallel.layout_over(mesh)
-        model = Llama(self._config, dtype=self._dtype, remat=remat, layout=layout)
+        model = Llama(self._config, dtype=self._dtype, remat=setting.remat, layout=layout)
         self._batches = ForestBatches(
             _paths(self._directory / "paths.json"),
             slots=self._slots,
-            rows=rows * len(devices),
+            rows=setting.rows * len(devices),
             epochs=1,
+            parts=len(devices),
         )
         adapter = peft.load(self._directory / bench_models.ADAPTER, self._config)
         self._operations = operations(self._config, self._batches[0][0].forest, adapter)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import re
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -60,7 +61,7 @@ def check(one, sides, rounds):
 
 
 def test_training_begins_with_equal_gradients(questionnaires, in_one_process, monkeypatch):
-    monkeypatch.setitem(bench_train.OURS, "cpu", [(1, False, False)])
+    monkeypatch.setitem(bench_train.OURS, "cpu", [bench_train.Setting(1, False, False)])
     one = found(
         *("train", "--data", "bigfive", "--sample", 3, "--rounds", 2, "--seconds", 0.01),
         *("--shared", questionnaires, "--peer-batches", 4, 8),
@@ -73,7 +74,8 @@ def test_training_begins_with_equal_gradients(questionnaires, in_one_process, mo
 
 def test_packed_rows_train_in_bfloat16_at_the_best_setting(in_one_process, monkeypatch):
     # Of several settings: as on a GPU, and over the devices of a CPU.
-    monkeypatch.setitem(bench_train.OURS, "cpu", [(1, False, True), (2, True, False)])
+    tried = [bench_train.Setting(1, False, True), bench_train.Setting(2, True, False)]
+    monkeypatch.setitem(bench_train.OURS, "cpu", tried)
     monkeypatch.setitem(bench_train.CHECKPOINTING, "cpu", [True, False])
     one = found(
         *("train", "--data", "packed", "--dtype", "bfloat16", "--sample", 4, "--slots", 48),
@@ -84,7 +86,12 @@ def test_packed_rows_train_in_bfloat16_at_the_best_setting(in_one_process, monke
         48
     }
     assert any("differ by" in note for note in one.notes)
-    assert any("(1, False, True): " in note and "(2, True, False): " in note for note in one.notes)
+    (ours,) = (note for note in one.notes if note.startswith("ours: "))
+    for setting in (
+        "1 row at once, a device for every core",
+        "2 rows at once, layers computed again",
+    ):
+        assert re.search(rf"{setting}: [\d,.]+ observations a second, compiled in ", ours)
     assert any("(2, True): " in note and "(2, False): " in note for note in one.notes)
 
 

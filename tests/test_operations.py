@@ -11,6 +11,7 @@ from befm_jax.adapters import lora
 from befm_jax.config import LINEARS
 from befm_jax.data.forest import Forest, Reads
 from befm_jax.data.pipeline import Batch
+from befm_jax.llama import attention_cpu
 from befm_jax.llama import model as llama
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Llama
@@ -19,7 +20,7 @@ from befm_jax.training import step as steps
 
 # A row is one block of the CPU's attention, and one chunk of the vocabulary's: what loops over
 # those turns once, so that the walk need not know how often.
-ROWS, SLOTS, MICRO = 3, 128, 2
+ROWS, SLOTS, MICRO = 3, attention_cpu.BLOCK, 2
 SHAPE = LlamaConfig(
     vocab_size=96,
     hidden_size=32,

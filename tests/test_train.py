@@ -36,6 +36,7 @@ from befm_jax.errors import UserError
 from befm_jax.evals import report
 from befm_jax.llama import config as llama_config
 from befm_jax.llama import hf
+from befm_jax.llama import scratch as llama_scratch
 from befm_jax.llama.tokenizer import Tokenizer
 from befm_jax.training import setup
 from befm_jax.training.metrics import Log, NonFiniteLossError
@@ -101,6 +102,21 @@ def test_results_hold_base_and_tuned_in_the_documented_places(run):
     assert (sampled["temperature"], sampled["top_k"], sampled["top_p"]) == (1.0, 0, 1.0)
     assert sampled["participants"] == 600
     assert "public_goods" in report.summary(results) or "Public goods" in report.summary(results)
+
+
+def test_draws_that_all_miss_the_answers_leave_what_was_read_exactly(run, tmp_path):
+    """Weights as they are drawn write no answer in any of a few draws."""
+    settings = tiny(tmp_path, evaluation=Evaluation(participants=3, resamples=50))
+    chosen = games.select(GAMES)
+    base = befm_jax.load(run / "base")
+    shape = llama_config.read(run / "base")
+    mute = replace(base, params=llama_scratch.init_params(shape, 0, embedding_scale=0.5))
+    _, held_out = training.people_of(settings, chosen)
+    results = training.compare(settings, base, mute, held_out, chosen)
+    assert "none of the model's 3 answers is" in results["tuned_sampled"]["not_compared"]
+    assert [one.key for one in report.runs(results)] == ["base", "tuned"]
+    report.write(results, tmp_path)
+    assert "No figures of the tuned model, sampled: " in (tmp_path / "report.html").read_text()
 
 
 def test_the_directory_loads_as_the_tuned_model(run):

@@ -6,7 +6,8 @@ results.json holds one evaluation, or a train run's:
     ── a train run ──
     base            evaluation: the model before tuning
     tuned           evaluation: after it, read exactly
-    tuned_sampled   evaluation, optional: after it, by draws
+    tuned_sampled   evaluation, optional: after it, by draws; where none of them is an answer,
+                    `not_compared` says so in place of tasks
     train           anything about the training
     ── an evaluation (at the top level, or under the names above) ──
     model           what was evaluated: any fields, among them
@@ -78,15 +79,30 @@ class Run:
 def runs(results: Mapping[str, Any]) -> list[Run]:
     """The evaluations in the results: base before tuned, or the only one.
 
+    Those that are `not_compared` are left out.
+
     Raises:
         ValueError: the results hold no evaluation of game behaviour.
     """
-    found = [Run(key, label, results[key]) for key, label in _LABELS.items() if key in results]
+    found = [
+        Run(key, label, results[key])
+        for key, label in _LABELS.items()
+        if key in results and "not_compared" not in results[key]
+    ]
     found = found or [Run("model", "model", results)]
     for run in found:
         if "game_behavior" not in run.evaluation.get("tasks", {}):
             raise ValueError(f"results: {run.label} has no tasks.game_behavior")
     return found
+
+
+def not_compared(results: Mapping[str, Any]) -> dict[str, str]:
+    """Why an evaluation of a train run has no figures, under the name that readers see."""
+    return {
+        label: results[key]["not_compared"]
+        for key, label in _LABELS.items()
+        if key in results and "not_compared" in results[key]
+    }
 
 
 def write(results: Mapping[str, Any], out_dir: Path | str) -> None:
@@ -141,6 +157,7 @@ def page(results: Mapping[str, Any]) -> str:
             name: _DIGITS.get(figure["unit"], 3) for name, figure in main.games["metrics"].items()
         },
         first_prompt=_prompt(main.evaluation.get("model", {}).get("first_prompt")),
+        not_compared=not_compared(results),
         settings=list(_settings(results, found)),
         colours={
             "people": charts.PEOPLE_COLOUR,
@@ -175,6 +192,7 @@ def summary(results: Mapping[str, Any]) -> str:
         cells = [row[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  ".join(cells).rstrip())
+    lines += [f"{label}: {reason}" for label, reason in not_compared(results).items()]
     return "\n".join(lines)
 
 

@@ -162,7 +162,9 @@ def test_games_are_resampled_independently(people):
 def test_a_model_that_never_answers_in_the_set_is_skipped_not_scored(answers, people):
     silent = {**answers, "dictator": Answers.from_counts(np.zeros(101), unparsed=5)}
     found = evaluate(silent, people, resamples=50)
-    assert found["skipped"]["dictator"] == "none of the model's answers is in the answer set"
+    assert found["skipped"]["dictator"] == (
+        "none of the model's 5 answers is in the answer set (5 unreadable, 0 not allowed)"
+    )
     assert set(found["groups"]) == {"public_goods"}
 
 

@@ -100,6 +100,17 @@ def test_the_three_files_are_written_and_nothing_else(trained, tmp_path):
     assert [int.from_bytes(png[at : at + 4], "big") for at in (16, 20)] == [1600, 800]
 
 
+def test_draws_that_all_miss_are_told_of_and_what_was_read_exactly_stands(trained):
+    missed = trained | {
+        "tuned_sampled": {"answers": {"mode": "sampled"}, "not_compared": "no <b> answer"}
+    }
+    assert [run.key for run in report.runs(missed)] == ["base", "tuned"]
+    page = report.page(missed)
+    assert "No figures of the tuned model, sampled: no &lt;b&gt; answer." in page
+    assert "tuned model, sampled: no <b> answer" in report.summary(missed).splitlines()
+    assert report.summary(missed).startswith(report.summary(trained))
+
+
 def test_nan_is_refused_before_anything_is_written(trained, tmp_path):
     broken = copy.deepcopy(trained)
     broken["train"]["loss"] = float("nan")

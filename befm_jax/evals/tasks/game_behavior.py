@@ -153,8 +153,17 @@ def _skipped(answers: Mapping[str, Answers], people: People) -> dict[str, str]:
         elif name not in answers:
             reasons[name] = "no answers of the model"
         elif answers[name].empty:
-            reasons[name] = "none of the model's answers is in the answer set"
+            reasons[name] = _nothing_inside(answers[name])
     return reasons
+
+
+def _nothing_inside(answer: Answers) -> str:
+    if answer.exact:
+        return "none of the model's probability is on the answer set"
+    return (
+        f"none of the model's {answer.total:,} answers is in the answer set "
+        f"({answer.unparsed:,} unreadable, {answer.out_of_set:,} not allowed)"
+    )
 
 
 def _baselines(

@@ -40,7 +40,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from befm_jax import cli, simulator
+from befm_jax import cli, parallel, simulator
 from befm_jax.config import CACHES, DTYPES, QUANTIZE
 from befm_jax.data import forest
 from befm_jax.errors import UserError
@@ -256,7 +256,7 @@ class BefmLM(TemplateLM):
         """What answered, for lm-eval's results file."""
         return {
             "model_origin": self.simulator.origin,
-            "model_device": simulator.device_in_words(),
+            "model_device": self.simulator.device,
             "model_max_length": self.max_length,
             "model_cache": self._cache,
             "contexts_cut": self._cut,
@@ -567,7 +567,7 @@ def _check_device(device: str | None) -> None:
     kind, _, number = str(device).partition(":")
     if {"cuda": "gpu"}.get(kind, kind) == jax.default_backend() and number in ("", "0"):
         return
-    where = simulator.device_in_words()
+    where = parallel.devices_in_words(jax.devices())
     if device != "cuda:0":
         raise UserError(
             f"device={device}: JAX runs on {where}; leave it out, and choose by JAX_PLATFORMS or "

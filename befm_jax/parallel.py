@@ -14,7 +14,7 @@ its own columns for the rows of all, and what goes through the network are activ
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,6 +151,12 @@ def in_words(mesh: AnyMesh) -> str:
     """`data 4 x fsdp 16`: the axes that cut anything."""
     sizes = [f"{name} {size}" for name, size in mesh.shape.items() if size > 1]
     return " x ".join(sizes) or "one device"
+
+
+def devices_in_words(devices: Iterable[jax.Device]) -> str:
+    """`4 x TPU v5 lite (tpu)`: the number and kind of these devices, one at least."""
+    first, *others = devices
+    return f"{1 + len(others)} x {first.device_kind} ({first.platform})"
 
 
 def layout_over(mesh: AnyMesh) -> Layout | None:

@@ -29,7 +29,7 @@ from befm_jax.errors import UserError
 from befm_jax.evals import answers as answer_files
 from befm_jax.evals.answers import Answers
 from befm_jax.inference.sample import Sampling
-from befm_jax.simulator import Simulation, Simulator, device_in_words, load
+from befm_jax.simulator import Simulation, Simulator, load
 
 FLAGS = flags.FLAGS
 _Item = TypeVar("_Item")
@@ -89,8 +89,8 @@ def how_sampled(participants: int, seed: int, sampling: Sampling) -> dict[str, A
     return {"mode": "sampled", "participants": participants, "seed": seed, **sampling.as_dict()}
 
 
-def _write_beside(out: Path, how: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    made = {"model": model, "answers": how, "device": device_in_words()}
+def _write_beside(out: Path, how: Mapping[str, Any], model: Mapping[str, Any], device: str) -> None:
+    made = {"model": model, "answers": how, "device": device}
     json_files.write_object(out.with_name(out.name + ".json"), made)
 
 
@@ -108,7 +108,7 @@ def main() -> None:
     if FLAGS.exact:
         exact = exact_all(simulator, chosen)
         answer_files.write_distribution(out, exact)
-        _write_beside(out, {"mode": "exact"}, model)
+        _write_beside(out, {"mode": "exact"}, model, simulator.device)
         for name, answers in exact.items():
             print(
                 f"{name:24} outside the answer set: {answers.outside:.3%}; stops after an answer: "
@@ -118,7 +118,7 @@ def main() -> None:
         found = simulate_all(simulator, chosen, FLAGS.participants, FLAGS.seed, sampling)
         answer_files.write_choices(out, {name: one.choices for name, one in found.items()})
         how = how_sampled(FLAGS.participants, FLAGS.seed, sampling)
-        _write_beside(out, how, model)
+        _write_beside(out, how, model, simulator.device)
         for name, one in found.items():
             answers = one.answers
             print(

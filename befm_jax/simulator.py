@@ -55,6 +55,12 @@ class Simulator:
     origin: dict[str, Any]
     located: Located
 
+    @property
+    def device(self) -> str:
+        """The number and kind of the devices that share the model, in words."""
+        layout = self.model.layout
+        return parallel.devices_in_words(layout.mesh.devices.flat if layout else jax.devices()[:1])
+
     def distribution(self, game: str | Game) -> Answers:
         """The model's exact distribution over a game's answers, and the mass outside them.
 
@@ -250,12 +256,6 @@ def said_of_text(directory: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     return {"chat_template": {"sha256": tokenizer.template_hash}} | (
         {"ignored_generation_config": dict(ignored)} if ignored else {}
     )
-
-
-def device_in_words() -> str:
-    """The kind and number of devices that this runs on."""
-    devices = jax.devices()
-    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
 
 
 def _game(game: str | Game) -> Game:

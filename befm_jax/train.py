@@ -44,7 +44,7 @@ from befm_jax.llama.model import Llama, Params
 from befm_jax.llama.tokenizer import Tokenizer
 from befm_jax.located import RUN_FILE, Located, locate, write_run
 from befm_jax.parallel import Layout
-from befm_jax.simulator import Simulator, device_in_words, fitting_tokenizer, said_of_text
+from befm_jax.simulator import Simulator, fitting_tokenizer, said_of_text
 from befm_jax.training import boards, loop
 from befm_jax.training import setup as setups
 from befm_jax.training.loop import Phase
@@ -95,7 +95,7 @@ def learn_and_compare(settings: Config, workdir: Path, watch: Watch) -> None:
     if held_out is not None:
         results = provenance() | compare(settings, base, tuned, held_out, chosen)
         results["train"] = {
-            "device": device_in_words(),
+            "device": parallel.devices_in_words(mesh.devices.flat),
             "mesh": parallel.in_words(mesh),
             "processes": hosts.count(),
             "seconds_of_the_last_sitting": round(time.perf_counter() - since, 1),

@@ -116,6 +116,7 @@ def test_several_devices_answer_as_one(directory, adapter):
     for devices, mesh in ((3, "data 3"), (4, "data 2 x tensor 2")):
         several.append(befm_jax.load(directory, adapter, devices=devices))
         assert several[-1].origin == alone.origin | {"mesh": mesh}
+        assert several[-1].device == f"{devices} x cpu (cpu)"
     last = befm_jax.load(directory, adapter, devices=jax.devices()[5:6])
     assert {dev for leaf in jax.tree.leaves(last.params) for dev in leaf.devices()} == {
         jax.devices()[5]

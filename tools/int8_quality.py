@@ -40,7 +40,7 @@ from befm_jax.evals.bootstrap import Resampled
 from befm_jax.evals.metrics import METRICS
 from befm_jax.evals.tasks import game_behavior
 from befm_jax.evaluate import provenance, which_people
-from befm_jax.simulator import device_in_words, load
+from befm_jax.simulator import load
 
 SIDES = {"stored": "no", "int8": "int8"}
 
@@ -100,7 +100,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         logits = export.answer_logits(model, played, whole=True)
         each = zip(played, model.distribution_each(played), strict=True)
         found[side] = Found(logits, {game.id: answers for game, answers in each})
-        origin = model.described(played)
+        origin, device = model.described(played), model.device
         del model
     split, split_seed = which_people(origin.get("trained_on", {}), everyone, arguments.humans)
     people = human.load(arguments.humans, chosen, split, split_seed)
@@ -108,7 +108,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     return provenance() | {
         "command": " ".join(["python", *sys.argv]),
         "model": {name: value for name, value in origin.items() if name != "quantize"},
-        "device": device_in_words(),
+        "device": device,
         "people": {"source": people.source, "split": people.split},
         "resamples": arguments.resamples,
         "seed": arguments.seed,

@@ -21,8 +21,11 @@ from numpy.typing import NDArray
 
 from befm_jax.evals.metrics import METRICS, Floats, Metric, Pair, Side
 
-# Rows of resamples that are worked on at once: their arrays stay in a core's cache.
-_CHUNK = 500
+# Rows of resamples that are worked on at once: with more, their arrays leave a core's cache; with
+# fewer, threads wait for one another to leave Python.
+_CHUNK = 1000
+# Cells of a histogram that meet fewer draws than this in the mean are drawn member by member.
+_SELDOM = 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +39,28 @@ class Resampled:
 
 
 def resample(rng: np.random.Generator, counts: NDArray, size: int, rows: int) -> NDArray:
-    """`[rows, A]` int64: `size` draws with replacement from the histogram `counts` `[A]`, a row."""
-    filled = np.flatnonzero(counts)
+    """`[rows, A]` int64: `size` draws with replacement from the histogram `counts` `[A]`, a row.
+
+    `counts` are whole numbers, of which at least one is not 0.
+    """
+    counts = counts.astype(np.int64)
     # Likely cells first: the sampler stops a row as soon as its draws are used up.
-    filled = filled[np.argsort(-counts[filled], kind="stable")]
+    filled = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    seldom_drawn = counts[filled] * size < _SELDOM * counts.sum()
+    often, seldom = filled[~seldom_drawn], filled[seldom_drawn]
+    # A binomial number costs as much as some thirty draws of a member of the histogram: cells that
+    # few draws meet are first drawn as one, and then their members one by one.
+    together = np.append(counts[often], counts[seldom].sum())
+    numbers = rng.multinomial(size, together / counts.sum(), size=rows)
     drawn = np.zeros((rows, len(counts)), np.int64)
-    drawn[:, filled] = rng.multinomial(size, counts[filled] / counts.sum(), size=rows)
+    drawn[:, often] = numbers[:, :-1]
+    cell_of = np.repeat(seldom, counts[seldom])
+    for start in range(0, rows if len(seldom) else 0, _CHUNK):
+        chunk = drawn[start : start + _CHUNK]
+        members = numbers[start : start + _CHUNK, -1]
+        cells = cell_of[rng.integers(len(cell_of), size=members.sum())]
+        cells += np.repeat(np.arange(len(chunk)) * len(counts), members)
+        chunk += np.bincount(cells, minlength=chunk.size).reshape(chunk.shape)
     return drawn
 
 

@@ -199,8 +199,7 @@ def log_score(pair: Pair) -> Floats:
     """
     model, people = pair.model.shares, pair.people.shares
     possible = model > 0.0
-    surprise = -np.log(model, where=possible, out=np.zeros_like(model))
-    score = _inner(people, surprise)
+    score = _inner(people, -np.log(_positive(model)))
     missed = _inner(people, np.where(possible, 0.0, 1.0))
     return np.where(missed > 0.0, np.nan, score)
 
@@ -227,8 +226,15 @@ def jensen_shannon(pair: Pair) -> Floats:
 
 
 def _entropy(shares: Floats) -> Floats:
-    logarithms = np.log2(shares, where=shares > 0.0, out=np.zeros_like(shares))
-    return -np.einsum("...a,...a->...", shares, logarithms)
+    return -np.einsum("...a,...a->...", shares, np.log2(_positive(shares)))
+
+
+def _positive(shares: Floats) -> Floats:
+    """The shares, for a logarithm that is multiplied by 0 where they are 0.
+
+    A mask in its place (`where=`) would have NumPy take them one at a time.
+    """
+    return np.maximum(shares, np.finfo(shares.dtype).tiny)
 
 
 def ks(pair: Pair) -> Floats:

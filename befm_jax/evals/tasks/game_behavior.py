@@ -82,9 +82,12 @@ def evaluate(
     def compared_with_people(name: str) -> dict[str, Resampled]:
         return compare(games.get(name), answers[name], people.counts[name], resamples, seed)
 
-    # Side by side: NumPy draws and computes without holding Python's lock.
+    # Side by side: NumPy draws and computes without holding Python's lock.  Those with many choices
+    # first, so that the last to be begun is not waited for alone.
+    longest_first = sorted(shared, key=lambda name: -np.count_nonzero(people.counts[name]))
     with ThreadPoolExecutor(os.cpu_count(), "bootstrap") as threads:
-        compared = dict(zip(shared, threads.map(compared_with_people, shared), strict=True))
+        found = threads.map(compared_with_people, longest_first)
+        compared = dict(zip(longest_first, found, strict=True))
     beside: dict[str, dict[str, dict[str, float]]] = {}
     groups: dict[str, dict[str, Any]] = {}
     for name in shared:

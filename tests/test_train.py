@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import befm_jax
+from befm_jax import hosts
 from befm_jax import train as training
 from befm_jax.adapters import peft
 from befm_jax.config import (
@@ -78,7 +79,8 @@ def lines(workdir, phase):
 def test_a_run_leaves_everything_behind(run):
     for name in ("config.json", "metrics.jsonl", "results.json", "report.html", "games.png"):
         assert (run / name).stat().st_size > 0, name
-    assert list((run / "tensorboard").iterdir())
+    for phase in ("base", "tune"):
+        assert list((run / "tensorboard" / phase).iterdir())
     assert (run / "base" / "model.safetensors").is_file()
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
     steps = lines(run, "tune")
@@ -477,18 +479,53 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run, tmp_path, p
     ]
 
 
-def test_the_best_checkpoint_can_be_the_tuned_model(tmp_path, monkeypatch):
-    """With a rate that undoes what was learnt, the best is not the last."""
-    config = tiny(tmp_path)
-    config.checkpoints.every, config.checkpoints.use = 1, "best"
+@pytest.fixture
+def undoing(monkeypatch):
+    """A rate that from step 9 on undoes what was learnt: the best is not the last."""
     monkeypatch.setattr(
         setup.optimizers,
         "schedule",
         lambda peak, steps, warmup: lambda step: jnp.where(step < 8, 1e-2, -3e-2),
     )
+
+
+def validation_losses(workdir) -> dict[int, float]:
+    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["validation_loss"] for line in found if "validation_loss" in line}
+
+
+@pytest.mark.parametrize("use", ["best", "last"])
+def test_a_stop_between_checkpoints_measures_nothing(tmp_path, monkeypatch, undoing, use):
+    """It would be the best of all steps that have a figure, were it given one."""
+
+    def settings(directory):
+        config = tiny(directory)
+        config.checkpoints.every, config.checkpoints.use = 5, use
+        return config
+
+    training.train(settings(tmp_path / "whole"))
+    calls = iter(range(1, 100))
+    with monkeypatch.context() as patch:
+        # Six steps teach the base; then the eighth of tuning.
+        patch.setattr(hosts, "asked_to_stop", lambda: next(calls) == 6 + 8)
+        with pytest.raises(hosts.PreemptedError, match="tune: saved at step 8"):
+            training.train(settings(tmp_path / "stopped"))
+    training.train(settings(tmp_path / "stopped"))
+    whole, stopped = (validation_losses(tmp_path / name) for name in ("whole", "stopped"))
+    assert list(whole) == [5, 10, 14]
+    assert stopped == whole
+    one, other = (
+        (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes()
+        for name in ("whole", "stopped")
+    )
+    assert one == other
+
+
+def test_the_best_checkpoint_can_be_the_tuned_model(tmp_path, undoing):
+    config = tiny(tmp_path)
+    config.checkpoints.every, config.checkpoints.use = 1, "best"
     training.train(config)
-    found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    figures = {line["step"]: line["validation_loss"] for line in found if "validation_loss" in line}
+    figures = validation_losses(tmp_path)
     best = min(figures, key=figures.get)
     assert best < 14 == max(figures)
     kept = sorted(int(path.name) for path in (tmp_path / "checkpoints" / "tune").iterdir())

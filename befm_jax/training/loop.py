@@ -88,11 +88,15 @@ def run(
                     state, metrics = phase.step(state, base, on_devices)
                 log.step(number, metrics, source, batch)
                 stop = hosts.asked_to_stop()
-                if stop or number % settings.checkpoints.every == 0 or number == batches.steps:
+                due = number % settings.checkpoints.every == 0 or number == batches.steps
+                if stop or due:
                     log.settle()
+                    # Where a run is stopped must not move which step is best: nothing is measured
+                    # that an undisturbed run would not measure.  Who needs no figure saves first.
                     with log.timed("checkpoint"):
-                        figure = validate(state.trained)
+                        figure = validate(state.trained) if due and best else None
                         saved.save(number, state, figure)
+                        figure = validate(state.trained) if due and not best else figure
                     log.checkpoint(number, figure)
                 if stop:
                     raise hosts.PreemptedError(f"{phase.name}: saved at step {number}")

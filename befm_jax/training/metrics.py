@@ -74,7 +74,9 @@ class Log:
             path = directory / "metrics.jsonl"
             _forget(path, phase, start)
             self._file = path.open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+            # A run of its own: what one phase forgets, TensorBoard drops from all of a run.
+            board = directory / "tensorboard" / phase
+            self._board = SummaryWriter(str(board), purge_step=start + 1)
         self._bar = tqdm(
             total=steps,
             initial=start,
@@ -204,7 +206,7 @@ class Log:
         self._file.write(json.dumps({"phase": self._phase, "step": step, **figures}) + "\n")
         self._file.flush()
         for name, figure in figures.items():
-            self._board.add_scalar(f"{self._phase}/{name}", figure, step)
+            self._board.add_scalar(name, figure, step)
         if self._watch.board is not None:
             named = {f"{self._phase}/{name}": figure for name, figure in figures.items()}
             self._watch.board.log({f"{self._phase}/step": step, **named})

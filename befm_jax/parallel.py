@@ -120,6 +120,16 @@ def make_mesh(
     return Mesh(laid_out, AXES)
 
 
+def check_slices(slices: int, devices: Sequence[Any]) -> None:
+    """Raises ShardingError where these chips are of another number of TPU slices."""
+    found = {getattr(device, "slice_index", 0) for device in devices}
+    if devices[0].platform == "tpu" and len(found) != slices:
+        raise ShardingError(
+            f"mesh.slices is {slices}, but the {len(devices)} chips here are of {len(found)}: give "
+            f"--config.mesh.slices={len(found)}"
+        )
+
+
 def filled(slices: int, data: int, fsdp: int, tensor: int, devices: int) -> dict[str, int]:
     """The sizes of a mesh over so many devices, for `make_mesh`; 0 stands for all that are left.
 

@@ -51,7 +51,8 @@ def main() -> None:
     if FLAGS.json:
         best, *others = [plan.as_dict() for plan in plans]
         json_files.write_object(Path(FLAGS.json), best | {"others": others})
-    if not plans[0].fits:
+    sampler = plans[0].sampler
+    if not plans[0].fits or (sampler and not sampler.fits):
         sys.exit(1)
 
 
@@ -67,6 +68,8 @@ def asked(settings: Config, on: Topology) -> list[Sizes]:
     from befm_jax.planning import plans, workload
 
     if FLAGS.search:
+        if FLAGS.mesh:
+            raise ConfigError("--mesh and --search: give one of them")
         found = list(plans.meshes(on, workload.shape_of(settings)))
         if not found:
             raise ConfigError(f"no mesh of {on} divides the model")
@@ -121,6 +124,8 @@ def made(settings: Config, on: Topology, meshes: list[Sizes]) -> list[Plan]:
         if on.is_tpu:
             raise
         print(f"note: estimated by formula: {error}", file=sys.stderr)
+        if FLAGS.sampler or FLAGS.text:
+            print("note: by formula there is neither --sampler nor --text", file=sys.stderr)
         compiles = False
     return plans.ranked(
         [

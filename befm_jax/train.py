@@ -140,9 +140,10 @@ def start_or_resume(settings: Config) -> Path:
 def mesh_of(settings: Config) -> Mesh:
     """The run's mesh: over all devices, or over the first of one machine's where it is smaller.
 
-    Raises ShardingError where the config's sizes do not fit the devices.
+    Raises ShardingError where the config's sizes or slices do not fit the devices.
     """
     wanted, devices = settings.mesh, jax.devices()
+    parallel.check_slices(wanted.slices, devices)
     sizes = (wanted.slices, wanted.data, wanted.fsdp, wanted.tensor)
     if hosts.count() == 1 and 0 not in sizes:
         devices = devices[: math.prod(sizes)]

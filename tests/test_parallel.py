@@ -1,6 +1,7 @@
 """The step over a mesh against the step on one device; what is cut over what."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import flax.traverse_util
 import jax
@@ -12,7 +13,7 @@ from befm_jax import parallel, transfer
 from befm_jax.adapters import lora
 from befm_jax.data.pipeline import ForestBatches
 from befm_jax.llama import int8
-from befm_jax.parallel import Layout
+from befm_jax.parallel import Layout, ShardingError
 from befm_jax.training import step as steps
 
 # Of shapes that divide by eight.
@@ -119,6 +120,14 @@ def test_rounded_weights_that_are_widened_in_blocks_are_cut_like_others(
     over = dataclasses.replace(model, layout=Layout(mesh))
     loss, slopes = gradient(over, base, cut, spread)
     assert_equal(loss, slopes, alone["int8"])
+
+
+def test_chips_of_another_number_of_slices_are_said_with_the_remedy():
+    chips = [SimpleNamespace(platform="tpu", slice_index=number // 4) for number in range(8)]
+    parallel.check_slices(2, chips)
+    with pytest.raises(ShardingError, match=r"the 8 chips here are of 2: .*mesh\.slices=2"):
+        parallel.check_slices(1, chips)
+    parallel.check_slices(2, jax.devices())  # nothing but TPUs has slices of its own
 
 
 def test_a_trees_shardings_are_those_that_it_is_loaded_and_trained_with(case):

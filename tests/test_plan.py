@@ -151,6 +151,7 @@ def test_what_a_compiler_says_of_too_large_a_program_is_read(message, expected):
         (("--topology=h100:8", "--mesh=rows=8"), "not of the form data=4"),
         (("--topology=h100:6", "--mesh=fsdp=6"), "do not divide by the mesh's"),
         (("--topology=h100:16", "--mesh=tensor=16"), "key-value heads"),
+        (("--topology=h100:8", "--mesh=fsdp=8", "--search=2"), "--mesh and --search: give one"),
     ],
 )
 def test_what_can_not_be_planned_is_said_in_a_line(tmp_path, model, arguments, said):
@@ -172,6 +173,20 @@ def test_gpus_are_planned_with_or_without_their_compiler(tmp_path, model):
     assert found["bound"] in found["seconds"]
     assert found["step_seconds_floor"] == max(found["seconds"].values())
     assert len(found["others"]) == 1
+
+
+def test_by_formula_hosts_send_one_another_their_part_of_the_gradient(model):
+    """A sum over 16 of which two hosts have eight each: 14 parts go round within, 1 between."""
+    one, two = (
+        estimated(config_of(model), on, (hosts, 8, 1, 1))
+        for on, hosts in (("h100:8", 1), ("2*h100:8", 2))
+    )
+    chip = topology.parse("h100:8").chip
+    assert one.seconds["between_slices"] == 0
+    whole = two.collective_bytes["all-reduce"]
+    assert two.seconds["between_slices"] * chip.between_slices == pytest.approx(whole / 15)
+    assert two.seconds["network"] * chip.network == pytest.approx(whole * 14 / 15)
+    assert two.seconds["network"] == pytest.approx(one.seconds["network"])
 
 
 def test_a_tpu_plan_is_compiled_and_near_the_formula(tmp_path, model):

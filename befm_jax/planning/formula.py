@@ -60,13 +60,15 @@ def memory(
 
 def traffic(
     settings: Config, shape: LlamaConfig, sizes: Mapping[str, int], work: Workload
-) -> dict[str, float]:
+) -> tuple[dict[str, float], float]:
     """Bytes that a device sends in a step, by collective, as a compiler that does well has them.
+
+    Beside them, how many of these go from one slice to another.
 
     Weights are gathered over `fsdp` for the forward and for the backward pass; activations are
     added up over `tensor`, twice a layer forward, once where they are recomputed, and backward for
     each of the five linears that widen; gradients of what is trained are added up over all devices
-    that have rows.
+    that have rows, within slices first: between them each device sends its part of the sum.
     """
     width = jnp.dtype(settings.model.dtype).itemsize
     fsdp, tensor = sizes["fsdp"], sizes["tensor"]
@@ -82,11 +84,13 @@ def traffic(
         learnt = rank * sum(sum(shapes[name.strip()]) for name in targets)
     else:
         learnt = shape.num_hidden_layers * linears
-    times = work.micro_batches
+    times, slices = work.micro_batches, sizes["slices"]
+    gradient = times * 2 * learnt * width / tensor
     found = {
         "all-gather": times * 2 * (fsdp - 1) / fsdp * weights / tensor,
         "all-reduce": times * 2 * (tensor - 1) / tensor * activations * shape.num_hidden_layers
         * (7 + settings.model.remat)
-        + times * 2 * (shared - 1) / shared * learnt * width / tensor,
+        + gradient * (shared - 1) / shared,
     }  # fmt: skip
-    return {kind: size for kind, size in found.items() if size}
+    between = gradient * (slices - 1) / shared
+    return {kind: size for kind, size in found.items() if size}, between

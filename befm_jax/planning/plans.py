@@ -146,8 +146,8 @@ def make(
         peak, seconds, sent = formula.memory(settings, shape, sizes, work, *held), 0.0, None
         fits = peak <= on.chip.memory
     if sent is None:
-        by_kind = formula.traffic(settings, shape, sizes, work)
-        near, far = sum(by_kind.values()), 0.0
+        by_kind, far = formula.traffic(settings, shape, sizes, work)
+        near = sum(by_kind.values()) - far
     else:
         by_kind = sent.by_kind()
         near, far = sum(sent.within.values()), sum(sent.between.values())

@@ -95,6 +95,8 @@ class Log:
         self._since = time.perf_counter()
         self._spent: dict[str, float] = defaultdict(float)
         self._profiling = False
+        if watch.profile and start >= watch.profile[1] and self._writes:
+            print(f"{phase}: no profile, the steps to be profiled were taken before this start")
         self.last_checkpoint: int | None = start or None
 
     def step(self, step: int, metrics: Metrics, source: Source, batch: Batch) -> None:

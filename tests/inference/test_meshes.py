@@ -23,9 +23,11 @@ FIELDS = {
     "head_dim": 8,
 }  # fmt: skip
 MESHES = [
-    {"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2},
-    {"slices": 2, "data": 2, "tensor": 2},
-]  # fmt: skip
+    {"data": data, "fsdp": fsdp, "tensor": 8 // (data * fsdp)}
+    for data in (1, 2, 4, 8)
+    for fsdp in (1, 2, 4, 8)
+    if data * fsdp <= 8
+] + [{"slices": 2, "data": 2, "tensor": 2}]
 STOPS = (1, 5, 7, 9)
 OPTIONS = {"stop_ids": STOPS, "sampling": Sampling(max_new_tokens=40)}
 

@@ -70,9 +70,12 @@ def test_utilisation_is_what_is_needed_over_what_the_chip_could_do(tmp_path, mon
         assert line["utilisation"] == pytest.approx(needed / could)
 
 
-def test_a_profile_is_of_the_steps_that_are_asked_for(tmp_path):
+def test_a_profile_is_of_the_steps_that_are_asked_for(tmp_path, capsys):
     ran(tmp_path, Watch(profile=(3, 4)))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert "no profile" not in capsys.readouterr().out
+    ran(tmp_path, Watch(profile=(3, 4)))  # goes on from its last step
+    assert "tune: no profile, the steps" in capsys.readouterr().out
 
 
 def test_a_board_without_its_package_is_refused_and_one_is_closed_whatever_happens(

@@ -14,6 +14,7 @@ import numpy as np
 
 from befm_jax import hub, parallel, transfer
 from befm_jax.adapters import chat_template, lora, peft
+from befm_jax.config import DTYPES
 from befm_jax.data import games
 from befm_jax.data.games import Game
 from befm_jax.errors import UserError
@@ -210,8 +211,9 @@ def load(
     if tuned is not None:
         params = lora.attach(params, tuned)
         params = transfer.place(params, parallel.shardings(params, mesh))
-    stored = params["embed_tokens"]["weight"].dtype
-    compute = jnp.dtype(dtype or located.run.get("dtype", stored))
+    stored = params["embed_tokens"]["weight"].dtype.name
+    fitting = stored if stored in DTYPES else "float32"
+    compute = jnp.dtype(dtype or located.run.get("dtype", fitting))
     origin |= {"dtype": compute.name, "quantize": quantize, "mesh": parallel.in_words(mesh)}
     answering = Llama(config, dtype=compute, layout=parallel.layout_over(mesh))
     return Simulator(answering, params, tokenizer, origin, located)

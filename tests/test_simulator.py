@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from small import game_tokenizer, small_model
 from transformers import AutoTokenizer
 
@@ -106,6 +107,20 @@ def test_the_first_prompt_is_what_transformers_reads(directory):
         "text": reference.apply_chat_template(messages, add_generation_prompt=True, tokenize=False),
     }
     assert described == simulator.origin == simulator.described([])
+
+
+def test_weights_in_float16_are_computed_in_float32(directory):
+    """No kernel takes float16; what it holds float32 holds exactly."""
+    path = directory / "model.safetensors"
+    stored = {name: array.astype(np.float16) for name, array in load_file(path).items()}
+    save_file(stored, path)
+    half = befm_jax.load(directory)
+    assert half.origin["dtype"] == "float32"
+    save_file({name: array.astype(np.float32) for name, array in stored.items()}, path)
+    whole = befm_jax.load(directory)
+    np.testing.assert_array_equal(
+        half.distribution(GAME).distribution, whole.distribution(GAME).distribution
+    )
 
 
 def test_several_devices_answer_as_one(directory, adapter):

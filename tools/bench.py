@@ -58,14 +58,18 @@ def main() -> None:
     arguments = parser().parse_args()
     # This process makes checkpoints and starts the sides; an accelerator is theirs alone.
     jax.config.update("jax_platforms", "cpu")
+    # What could go wrong with the file goes wrong before the benchmark has taken its time.
+    around = context()
     try:
+        if arguments.json:
+            arguments.json.touch()
         found: Bench = arguments.run(arguments)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     print(found.table())
     if arguments.json:
-        arguments.json.write_text(json.dumps(context() | found.as_dict(), indent=1) + "\n")
+        arguments.json.write_text(json.dumps(around | found.as_dict(), indent=1) + "\n")
         print(f"figures: {arguments.json}")
     sys.exit(0 if found.holds else 1)
 
@@ -95,7 +99,7 @@ def context() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in PACKAGES},
+            **{name: _version(name) for name in PACKAGES},
         },
         "machine": {
             "processor": _processor(),
@@ -104,6 +108,13 @@ def context() -> dict[str, Any]:
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         },
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None  # a benchmark without this peer may still run
 
 
 def _processor() -> str:

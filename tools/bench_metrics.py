@@ -18,6 +18,7 @@ estimates of every figure must be befm_jax's.
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -80,7 +81,6 @@ def run(arguments: argparse.Namespace) -> Bench:
     ours = [one["whole"] for one in runs["ours"]]
     ratio = {name: Ratio.of(ours, [one["whole"] for one in runs[name]]) for name in loops}
     difference = max(_differences(found, games))
-    best = min(ours)
     return Bench(
         "metrics: the bootstrap of seven games against loops with scipy",
         {
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> Bench:
                 "times",
                 at_least=True,
             ),
-            Goal("seconds", best, SECONDS, "s"),
+            Goal("seconds", statistics.median(ours), SECONDS, "s"),
             Goal("largest difference of a point estimate", difference, EQUAL, ""),
         ],
         [

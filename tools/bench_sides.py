@@ -27,8 +27,9 @@ from befm_jax.errors import UserError
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda"}
 # A CPU is one device for every core, for a side that wants so many; their collectives begin in one
 # order, or they could wait for each other until XLA ends the process.
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 _EACH_CORE = (
-    f"--xla_force_host_platform_device_count={os.cpu_count()}",
+    f"--xla_force_host_platform_device_count={_CORES}",
     "--xla_cpu_enable_concurrency_optimized_scheduler=false",
 )
 _TAIL = 3000
@@ -97,7 +98,9 @@ def _started(side: Side, device: str) -> Iterator[_Process]:
     """A side at work; it is ended, and its memory free, behind the block."""
     told = {
         "JAX_PLATFORMS": PLATFORMS[device],
-        "XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), *_EACH_CORE]).strip(),
+        "XLA_FLAGS": " ".join(
+            [os.environ.get("XLA_FLAGS", ""), *(_EACH_CORE if device == "cpu" else ())]
+        ).strip(),
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",

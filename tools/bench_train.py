@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 import time
 from pathlib import Path as File
@@ -174,8 +175,10 @@ def _goals(
     goals = [Goal("against the peer", ratio.median, GOALS[name], "times", at_least=True)]
     if difference is not None and at.dtype == "float32":
         goals.append(Goal("relative difference of the gradients", difference, EQUAL, ""))
+        ours, peer = (found.prepared[side]["loss"] for side in ("ours", "peer"))
+        goals.append(Goal("relative difference of the loss", abs(ours / peer - 1), EQUAL, ""))
     if at.device == "gpu" and name == PACKED:
-        share = max(one["utilisation"] for one in found.runs["ours"])
+        share = statistics.median(one["utilisation"] for one in found.runs["ours"])
         goals.append(Goal("of the matrix-product peak", share, UTILISATION, "%", at_least=True))
     return goals
 
@@ -275,6 +278,8 @@ class Forests:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
                 words.append(f"{setting}: out of memory")
+        if not rates:
+            raise MemoryError("; ".join(words))
         chosen = max(rates, key=lambda setting: rates[setting])
         if len(rates) > 1:
             self._set(chosen)

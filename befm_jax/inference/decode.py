@@ -9,9 +9,12 @@ asks for beyond that, how many tokens and when to stop, is no part of a program.
 from __future__ import annotations
 
 import math
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -140,7 +143,19 @@ def _fits_twice(arrays: Any, placed: Any) -> bool:
         devices |= sharding.addressable_devices
     memory = [stats for stats in (device.memory_stats() for device in devices) if stats]
     free = [stats["bytes_limit"] - stats["bytes_in_use"] for stats in memory]
-    return transfer.agreed(2 * needed <= min(free, default=2 * needed))
+    # The devices of a CPU, which say nothing, share what the machine has.
+    least = min(free) if free else _free_of_machine() // len(devices)
+    return transfer.agreed(2 * needed <= least)
+
+
+def _free_of_machine() -> int:
+    """Bytes that Linux says a program could still have; anywhere else there is no limit."""
+    try:
+        said = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return sys.maxsize
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", said, re.MULTILINE)
+    return 1024 * int(found[1]) if found else sys.maxsize
 
 
 @lru_cache(maxsize=8)

@@ -30,7 +30,8 @@ def forest_attention(
 
     Each kernel skips the blocks that none of their queries can see, and no `[N, N]` array exists.
     Which one runs is decided where the program is compiled for a platform; one for which there is
-    none is an error, for nothing else knows the mask.
+    none is an error, for nothing else knows the mask.  Programs are traced for all of them: what
+    one can't take (float16, heads wider than 128) none is given.
     """
     return _forward(query, key, value, end)[0]
 

@@ -48,8 +48,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Float32, Int32
 
 from befm_jax.llama import blocks
-
-WIDEST_HEAD = 128
+from befm_jax.llama.config import WIDEST_HEAD
 
 _LOG2_E = math.log2(math.e)
 # Finite, so that a row which has met no visible key yet yields no NaN: what it has added up by then

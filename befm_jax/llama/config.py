@@ -20,6 +20,8 @@ from befm_jax.errors import UserError
 FAMILIES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 # The linears of every layer, by the last part of their name in Hugging Face's checkpoints.
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Of the attention kernels, whose tiles have to fit a GPU's shared memory.
+WIDEST_HEAD = 128
 
 
 class UnsupportedModelError(UserError):
@@ -79,6 +81,10 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise UnsupportedModelError(f"head_dim must be even for RoPE, not {self.head_dim}")
+        if self.head_dim > WIDEST_HEAD:
+            raise UnsupportedModelError(
+                f"head_dim is {self.head_dim}; the attention kernels take {WIDEST_HEAD} at most"
+            )
 
 
 def _is_count(value: Any) -> bool:

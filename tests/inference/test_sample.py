@@ -1,7 +1,9 @@
 """Populations: draws follow the exact scores, greedy follows transformers, nobody is disturbed."""
 
 import dataclasses
+import os
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from befm_jax.inference import decode, sample, score, seats
 from befm_jax.inference.next_token import next_token
 from befm_jax.inference.sample import Request, Sampling
 from befm_jax.llama import linear
-from befm_jax.llama.model import Llama
+from befm_jax.llama.model import Apart, Llama
 
 PROMPT = tuple(np.random.default_rng(0).integers(2, 97, 37).tolist())
 
@@ -369,3 +371,19 @@ class TestNextToken:
 def test_impossible_settings_are_named(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         Sampling(**options)
+
+
+def test_layers_are_copied_where_there_is_room_for_it(monkeypatch):
+    """On a CPU: in half of what the machine has to spare, for each of its devices alike."""
+    model, params = small_model()
+    layers = sum(leaf.nbytes for leaf in jax.tree.leaves(params["layers"]))
+    for free, apart in ((2 * layers, True), (2 * layers - 1, False)):
+        monkeypatch.setattr(decode, "_free_of_machine", lambda free=free: free)
+        assert isinstance(decode.weights_for_decoding(model, params)[1], Apart) is apart
+
+
+def test_what_a_machine_has_to_spare_is_told_by_linux():
+    if not Path("/proc/meminfo").is_file():
+        pytest.skip("no /proc/meminfo here: there is no limit then")
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < decode._free_of_machine() < physical

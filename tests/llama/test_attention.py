@@ -10,6 +10,7 @@ from plain_attention import plain_attention
 from small import random_paths, real_paths
 
 from befm_jax.data import forest as forests
+from befm_jax.llama import attention_cpu
 from befm_jax.llama.attention import forest_attention
 
 
@@ -68,8 +69,8 @@ def tree(seed, slots):
 
 CASES = {
     "one slot": np.array([[0]]),
-    "less than a block": packed(70, [30, 30]),
-    "a causal row of one block": packed(128, [128]),
+    "less than a block": packed(50, [20, 20]),
+    "a causal row of one block": packed(attention_cpu.BLOCK, [attention_cpu.BLOCK]),
     "a causal row": packed(300, [300]),
     "texts that end within blocks": packed(520, [100, 200, 150, 40]),
     "padding of whole blocks": packed(640, [90]),

@@ -195,6 +195,7 @@ class TestDamage:
         ("rope_scaling", {"rope_type": "llama3", "factor": 4.0}),
         ("num_key_value_heads", 3),
         ("head_dim", 5),
+        ("head_dim", 160),
         ("vocab_size", None),
         ("vocab_size", -1),
         ("model_type", ["llama"]),

@@ -15,7 +15,12 @@ class Echo:
         with self._diary.open("a") as file:
             file.write(f"{self._name} {what}\n")
         print("a library says something")
-        return {"seconds": 2.0, "platform": os.environ["JAX_PLATFORMS"], "at": time.time()}
+        return {
+            "seconds": 2.0,
+            "platform": os.environ["JAX_PLATFORMS"],
+            "flags": os.environ["XLA_FLAGS"],
+            "at": time.time(),
+        }
 
     def prepare(self):
         return self._write("prepares")

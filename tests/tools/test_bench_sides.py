@@ -1,5 +1,6 @@
 """Sides take turns on a CPU, follow each other on an accelerator, and say why they failed."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def test_on_a_cpu_rounds_alternate(tmp_path):
     assert diary == ["ours prepares", "peer prepares", *["ours runs", "peer runs"] * 2]
     assert {one["platform"] for runs in found.runs.values() for one in runs} == {"cpu"}
     assert found.prepared["peer"]["seconds"] == 2.0
+    assert "device_count" in found.prepared["ours"]["flags"]
 
 
 def test_on_an_accelerator_a_side_ends_before_the_next_begins(tmp_path):
@@ -33,6 +35,7 @@ def test_on_an_accelerator_a_side_ends_before_the_next_begins(tmp_path):
     assert diary == [f"{name} {what}" for name in ("ours", "peer")
                      for what in ("prepares", "runs", "runs")]  # fmt: skip
     assert found.prepared["ours"]["platform"] == "cuda"
+    assert found.prepared["ours"]["flags"] == os.environ.get("XLA_FLAGS", "").strip()
 
 
 def test_ratios_are_of_the_same_round(tmp_path):

@@ -67,7 +67,8 @@ def test_training_begins_with_equal_gradients(questionnaires, in_one_process, mo
         *("--shared", questionnaires, "--peer-batches", 4, 8),
     )
     check(one, ["ours", "peer"], 2)
-    assert goals(one)["relative difference of the gradients"].figure < 1e-5
+    for what in ("gradients", "loss"):
+        assert goals(one)[f"relative difference of the {what}"].figure < 1e-5
     assert {run["observations"] % 149 for run in one.runs["ours"]} == {0}
     assert any("149 answers of 3 of 3 respondents" in note for note in one.notes)
 
@@ -115,6 +116,29 @@ def test_a_population_decodes_as_transformers_does(in_one_process):
     equal = goals(one)["greedy tokens equal to the peer's"]
     assert equal.figure == equal.bound == 5
     assert "int8 against ours as stored, step" in one.ratio
+
+
+def test_every_figure_is_written_with_what_it_was_made_by(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "metrics.json"
+    words = ["metrics", "--resamples=50", "--loop=1", "--rounds=2", f"--json={path}"]
+    monkeypatch.setattr(bench.sys, "argv", ["tools/bench.py", *words])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert f"figures: {path}" in capsys.readouterr().out
+    written = json.loads(path.read_text())
+    assert written["command"].endswith(" ".join(words))
+    assert written["versions"]["jax"] == jax.__version__
+    assert set(written["ratio"]["people"]) == {"median", "min", "max"}
+    assert len(written["runs"]["ours"]) == 2
+
+
+def test_a_file_that_can_not_be_written_is_said_before_anything_runs(monkeypatch, capsys):
+    monkeypatch.setattr(bench.bench_metrics, "run", None)
+    monkeypatch.setattr(bench.sys, "argv", ["bench.py", "metrics", "--json=/no/such/folder/a.json"])
+    with pytest.raises(SystemExit) as ended:
+        bench.main()
+    assert ended.value.code == 2
+    assert "/no/such/folder/a.json" in capsys.readouterr().err
 
 
 def test_figures_are_those_of_scipy():

@@ -25,8 +25,8 @@ from befm_jax.errors import UserError
 
 # What JAX is told of a device.
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda"}
-# A CPU is one device for every core, for a side that wants so many; their collectives begin in one
-# order, or they could wait for each other until XLA ends the process.
+# For a side that wants a device for every core of a CPU; their collectives begin in one order, or
+# they could wait for each other until XLA ends the process.
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 _EACH_CORE = (
     f"--xla_force_host_platform_device_count={_CORES}",
@@ -43,10 +43,14 @@ class SideFailedError(UserError):
 
 @dataclass(frozen=True)
 class Side:
-    """`name` is `module.Class` among the tools; `given` are its arguments, plain values."""
+    """`name` is `module.Class` among the tools; `given` are its arguments, plain values.
+
+    `each_core`: whether JAX is to have a device for every core of the CPU.
+    """
 
     name: str
     given: Mapping[str, Any]
+    each_core: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def _started(side: Side, device: str) -> Iterator[_Process]:
     told = {
         "JAX_PLATFORMS": PLATFORMS[device],
         "XLA_FLAGS": " ".join(
-            [os.environ.get("XLA_FLAGS", ""), *(_EACH_CORE if device == "cpu" else ())]
+            [os.environ.get("XLA_FLAGS", ""), *(_EACH_CORE if side.each_core else ())]
         ).strip(),
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
         "HF_HUB_OFFLINE": "1",

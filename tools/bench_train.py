@@ -130,7 +130,9 @@ def run(arguments: argparse.Namespace) -> Bench:
         found = take_turns(
             {
                 "ours": Side(
-                    "bench_train.Forests", common | {"slots": slots, "settings": OURS[at.device]}
+                    "bench_train.Forests",
+                    common | {"slots": slots, "settings": OURS[at.device]},
+                    each_core=any(setting.each_core for setting in OURS[at.device]),
                 ),
                 "peer": Side(
                     "bench_peers.Training",

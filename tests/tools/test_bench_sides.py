@@ -16,7 +16,7 @@ def _sides_are_found(monkeypatch):
 def turns(tmp_path, device):
     diary = tmp_path / "diary"
     sides = {
-        name: Side("echo_sides.Echo", {"name": name, "diary": str(diary)})
+        name: Side("echo_sides.Echo", {"name": name, "diary": str(diary)}, each_core=name == "ours")
         for name in ("ours", "peer")
     }
     return take_turns(sides, 2, device), diary.read_text().splitlines()
@@ -28,6 +28,7 @@ def test_on_a_cpu_rounds_alternate(tmp_path):
     assert {one["platform"] for runs in found.runs.values() for one in runs} == {"cpu"}
     assert found.prepared["peer"]["seconds"] == 2.0
     assert "device_count" in found.prepared["ours"]["flags"]
+    assert found.prepared["peer"]["flags"] == os.environ.get("XLA_FLAGS", "").strip()
 
 
 def test_on_an_accelerator_a_side_ends_before_the_next_begins(tmp_path):
@@ -35,7 +36,6 @@ def test_on_an_accelerator_a_side_ends_before_the_next_begins(tmp_path):
     assert diary == [f"{name} {what}" for name in ("ours", "peer")
                      for what in ("prepares", "runs", "runs")]  # fmt: skip
     assert found.prepared["ours"]["platform"] == "cuda"
-    assert found.prepared["ours"]["flags"] == os.environ.get("XLA_FLAGS", "").strip()
 
 
 def test_ratios_are_of_the_same_round(tmp_path):

@@ -5,7 +5,7 @@
 
 LoRA of rank 8 and alpha 16 on all seven linears, bf16, 3 epochs, learning rate 1e-4, cosine with a
 tenth of warm-up: the recipe of the Be.FM paper.  Planned, not run on a GPU: 54 of 85 GB,
-activations kept; 1.7 hours for 100,000 observations of 256 slots at 40 % of an H100's peak, six
+activations kept; 1.6 hours for 100,000 observations of 256 slots at 40 % of an H100's peak, six
 minutes for the embedded games.  No score is claimed.  Another model: `--config.model.path`, a hub
 id or a local Hugging Face directory.
 """

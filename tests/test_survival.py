@@ -22,8 +22,9 @@ def trained(workdir: Path) -> bytes:
 
 
 def arguments(config, workdir):
-    # Long enough to be interrupted often; a checkpoint every third step.
-    return (*COMMAND, f"--config={config}", f"--workdir={workdir}", "--config.optimizer.epochs=8")
+    """Long enough to be interrupted often; each process has, and writes, its part of the adapter."""
+    own = (f"--config={config}", f"--workdir={workdir}", "--config.optimizer.epochs=8")
+    return (*COMMAND, *own, "--config.mesh.data=1", "--config.mesh.fsdp=0")
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import bench
 import bench_data
+import bench_limits
 import bench_models
 import bench_peers
 import bench_sides
@@ -119,6 +120,56 @@ def test_a_population_decodes_as_transformers_does(in_one_process):
     equal = goals(one)["greedy tokens equal to the peer's"]
     assert equal.figure == equal.bound == 5
     assert "int8 against ours as stored, step" in one.ratio
+
+
+@pytest.fixture
+def as_on_a_gpu(in_one_process, monkeypatch):
+    """`--device gpu` with its own settings and goals, 8B's code at the tiny shape, on this CPU."""
+    monkeypatch.setattr(
+        bench_models, "where", lambda _: bench_models.Where("gpu", "8b", "bfloat16")
+    )
+    for table in (bench_models.SHAPES, bench_models.PIECES):
+        monkeypatch.setitem(table, "8b", table["tiny"])
+    monkeypatch.setitem(bench_peers.TORCH, "gpu", "cpu")
+    monkeypatch.setattr(bench_peers.torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setitem(bench_limits._SIDES, "gpu", 64)
+    monkeypatch.setitem(bench_limits._BYTES, "gpu", 1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("words", "sides", "named"),
+    [
+        (
+            ["train", "--sample", 4, "--slots", 48, "--seconds", 0.01, "--peer-batches", 2],
+            ["ours", "peer"],
+            {"against the peer", "of the matrix-product peak"},
+        ),
+        (
+            ["sample", "--participants", 6, "--prompt", 20, "--new-tokens", 5, "--quantize", "int8",
+             "--peer-batches", 3],
+            ["ours", "ours int8", "peer"],
+            {"against the peer", "of the measured bandwidth"},
+        ),
+        (
+            ["score", "--answers", 4, "--seconds", 0, "--peer-answers", 2, "--peer-batches", 2],
+            ["ours", "peer"],
+            {"against the peer"},
+        ),
+        (
+            ["attention", "--slots", 320],
+            ["ours", "peer"],
+            {"the least of the ratios", "relative difference of values and gradients"},
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)  # fmt: skip
+def test_the_benchmarks_of_a_gpu_run_to_their_end(as_on_a_gpu, words, sides, named):
+    one = found(*words, "--device", "gpu", "--rounds", 1)
+    check(one, sides, 1)
+    assert set(goals(one)) == named
+    if words[0] == "train":
+        (ours,) = (note for note in one.notes if note.startswith("ours: "))
+        assert ours.count("observations a second, compiled in") == len(bench_train.OURS["gpu"])
 
 
 def test_every_figure_is_written_with_what_it_was_made_by(tmp_path, monkeypatch, capsys):

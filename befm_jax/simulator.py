@@ -59,8 +59,7 @@ class Simulator:
     @property
     def device(self) -> str:
         """The number and kind of the devices that share the model, in words."""
-        layout = self.model.layout
-        return parallel.devices_in_words(layout.mesh.devices.flat if layout else jax.devices()[:1])
+        return parallel.devices_in_words(jax.tree.leaves(self.params)[0].sharding.device_set)
 
     def distribution(self, game: str | Game) -> Answers:
         """The model's exact distribution over a game's answers, and the mass outside them.

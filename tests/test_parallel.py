@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from small import random_paths, small_model
 
-from befm_jax import parallel, transfer
+from befm_jax import config, parallel, train, transfer
 from befm_jax.adapters import lora
+from befm_jax.config import Config
 from befm_jax.data.pipeline import ForestBatches
 from befm_jax.llama import int8
 from befm_jax.parallel import Layout, ShardingError
@@ -122,12 +123,16 @@ def test_rounded_weights_that_are_widened_in_blocks_are_cut_like_others(
     assert_equal(loss, slopes, alone["int8"])
 
 
-def test_chips_of_another_number_of_slices_are_said_with_the_remedy():
+def test_chips_of_another_number_of_slices_are_said_with_the_remedy(monkeypatch):
     chips = [SimpleNamespace(platform="tpu", slice_index=number // 4) for number in range(8)]
     parallel.check_slices(2, chips)
     with pytest.raises(ShardingError, match=r"the 8 chips here are of 2: .*mesh\.slices=2"):
         parallel.check_slices(1, chips)
     parallel.check_slices(2, jax.devices())  # nothing but TPUs has slices of its own
+    # Before anything else is said of the mesh: eight chips are what one slice has too few of.
+    monkeypatch.setattr(jax, "devices", lambda: chips)
+    with pytest.raises(ShardingError, match=r"mesh\.slices=2"):
+        train.mesh_of(Config(mesh=config.Mesh(data=4)))
 
 
 def test_a_trees_shardings_are_those_that_it_is_loaded_and_trained_with(case):

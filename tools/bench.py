@@ -61,8 +61,8 @@ def main() -> None:
     # What could go wrong with the file goes wrong before the benchmark has taken its time.
     around = context()
     try:
-        if arguments.json:
-            arguments.json.touch()
+        if arguments.json and not arguments.json.parent.is_dir():
+            raise UserError(f"--json {arguments.json}: there is no such folder")
         found: Bench = arguments.run(arguments)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

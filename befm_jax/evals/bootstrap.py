@@ -50,12 +50,16 @@ def resample(rng: np.random.Generator, counts: NDArray, size: int, rows: int) ->
     often, seldom = filled[~seldom_drawn], filled[seldom_drawn]
     # A binomial number costs as much as some thirty draws of a member of the histogram: cells that
     # few draws meet are first drawn as one, and then their members one by one.
-    together = np.append(counts[often], counts[seldom].sum())
+    together = counts[often]
+    if len(seldom):
+        together = np.append(together, counts[seldom].sum())
     numbers = rng.multinomial(size, together / counts.sum(), size=rows)
     drawn = np.zeros((rows, len(counts)), np.int64)
-    drawn[:, often] = numbers[:, :-1]
+    drawn[:, often] = numbers[:, : len(often)]
+    if not len(seldom):
+        return drawn
     cell_of = np.repeat(seldom, counts[seldom])
-    for start in range(0, rows if len(seldom) else 0, _CHUNK):
+    for start in range(0, rows, _CHUNK):
         chunk = drawn[start : start + _CHUNK]
         members = numbers[start : start + _CHUNK, -1]
         cells = cell_of[rng.integers(len(cell_of), size=members.sum())]

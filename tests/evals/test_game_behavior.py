@@ -166,6 +166,9 @@ def test_a_model_that_never_answers_in_the_set_is_skipped_not_scored(answers, pe
         "none of the model's 5 answers is in the answer set (5 unreadable, 0 not allowed)"
     )
     assert set(found["groups"]) == {"public_goods"}
+    silent["dictator"] = Answers.from_distribution(np.zeros(101))
+    found = evaluate(silent, people, resamples=50)
+    assert found["skipped"]["dictator"] == "none of the model's probability is on the answer set"
 
 
 def test_one_person_and_one_draw_leave_undefined_figures_null(people):

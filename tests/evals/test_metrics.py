@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
-from scipy.stats import ks_2samp, wasserstein_distance
+from scipy.stats import binom, ks_2samp, wasserstein_distance
 
 from befm_jax.evals import baselines, bootstrap, metrics
 from befm_jax.evals.metrics import METRICS, Pair, Side
@@ -191,7 +191,7 @@ def test_sides_of_different_values_are_refused():
         Pair(one, other)
 
 
-@pytest.mark.parametrize("size", [10, 100, 1000])
+@pytest.mark.parametrize("size", [10, 100, 1000, 10_000])
 def test_resamples_have_the_moments_of_a_multinomial(size):
     """Of cells that are all drawn one by one, in part, and not at all."""
     counts = np.array([0, 50, 0, 30, 18, 2])
@@ -306,16 +306,29 @@ def test_the_floor_of_as_many_draws_as_people_is_the_ceiling_whatever_the_model(
         assert compared[name].floor == pytest.approx(compared[name].ceiling, rel=0.05)
 
 
-def test_floors_are_the_designs_figures_on_the_real_table(real_counts):
-    # DESIGN.md section 8: the true distribution read exactly, against so many people.
-    for number, expected in {50: 4.1, 200: 2.0, 1000: 0.9}.items():
-        floors = []
-        for counts in real_counts.values():
-            drawn = bootstrap.resample(np.random.default_rng(0), counts, number, 1000)
-            floors.append(
-                metrics.wasserstein(Pair.of(np.arange(len(counts)), counts, drawn)).mean()
-            )
-        assert np.mean(floors) == pytest.approx(expected, abs=0.1)
+def expected_floor(counts, number: int) -> float:
+    """The mean distance of `number` draws to what they are drawn from, without drawing.
+
+    Below each gap of the scale stand binomially many of them: the sum of their mean absolute
+    deviations.
+    """
+    below = np.cumsum(counts)[:-1] / counts.sum()
+    draws = np.arange(number + 1)[:, None]
+    deviation = (binom.pmf(draws, number, below) * np.abs(draws / number - below)).sum(0)
+    return deviation.sum() * 100 / (len(counts) - 1)
+
+
+# DESIGN.md section 8 says 4.1, 2.0 and 0.9: the first is 0.07 more than the mean itself.
+@pytest.mark.parametrize(("number", "figure"), [(50, 4.03), (200, 2.01), (1000, 0.90)])
+def test_floors_on_the_real_table_are_those_of_the_binomial(real_counts, number, figure):
+    """The true distribution read exactly, against so many people."""
+    floors, expected = [], []
+    for seed, counts in enumerate(real_counts.values()):
+        drawn = bootstrap.resample(np.random.default_rng(seed), counts, number, 4000)
+        floors.append(metrics.wasserstein(Pair.of(np.arange(len(counts)), counts, drawn)).mean())
+        expected.append(expected_floor(counts, number))
+    assert np.mean(expected) == pytest.approx(figure, abs=0.005)
+    assert np.mean(floors) == pytest.approx(np.mean(expected), abs=0.03)
 
 
 def test_baselines_are_the_designs_figures_on_the_real_table(real_counts):

@@ -134,6 +134,15 @@ def test_without_room_for_a_copy_the_weights_are_read_where_they_are(alone, monk
     assert_same_draws(draws, alone["plain"][1])
 
 
+def test_devices_of_a_cpu_share_what_the_machine_has_to_spare(monkeypatch):
+    """Each of four would hold a copy of its own."""
+    model, params = over({"data": 4}, *made("plain"))
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params["layers"]))
+    for free, apart in ((4 * 2 * whole, True), (4 * 2 * whole - 1, False)):
+        monkeypatch.setattr(decode, "_free_of_machine", lambda free=free: free)
+        assert isinstance(decode.weights_for_decoding(model, params)[1], Apart) is apart
+
+
 def test_what_else_is_scored_over_a_mesh_moves_no_bit():
     """One row at a time is one on each device, and a device does the same with any of them."""
     model, params = over({"data": 4, "tensor": 2}, *made("plain"))

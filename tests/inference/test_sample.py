@@ -374,7 +374,7 @@ def test_impossible_settings_are_named(options):
 
 
 def test_layers_are_copied_where_there_is_room_for_it(monkeypatch):
-    """On a CPU: in half of what the machine has to spare, for each of its devices alike."""
+    """On a CPU: in half of what the machine has to spare."""
     model, params = small_model()
     layers = sum(leaf.nbytes for leaf in jax.tree.leaves(params["layers"]))
     for free, apart in ((2 * layers, True), (2 * layers - 1, False)):

@@ -51,8 +51,7 @@ def main() -> None:
     if FLAGS.json:
         best, *others = [plan.as_dict() for plan in plans]
         json_files.write_object(Path(FLAGS.json), best | {"others": others})
-    sampler = plans[0].sampler
-    if not plans[0].fits or (sampler and not sampler.fits):
+    if not plans[0].all_fits:
         sys.exit(1)
 
 

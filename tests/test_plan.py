@@ -163,16 +163,31 @@ def test_what_can_not_be_planned_is_said_in_a_line(tmp_path, model, arguments, s
 
 
 def test_gpus_are_planned_with_or_without_their_compiler(tmp_path, model):
-    done, found = run(tmp_path, model, "--topology=h100:8", "--mesh=fsdp=8", "--mesh=tensor=8")
+    done, found = run(
+        tmp_path, model, "--topology=h100:8", "--mesh=fsdp=8", "--mesh=tensor=8", "--sampler"
+    )
     assert done.returncode == 0, done.stderr
     compiles = importlib.util.find_spec("jax_cuda12_plugin") is not None
     assert found["estimate"] is not compiles
     assert ("estimated by formula" in done.stderr) is not compiles
+    assert ("neither --sampler nor --text" in done.stderr) is not compiles
+    assert (found["sampler"] is not None) is compiles
     assert found["fits"]
     assert found["per_chip"]["peak_bytes"] < found["per_chip"]["capacity_bytes"]
     assert found["bound"] in found["seconds"]
     assert found["step_seconds_floor"] == max(found["seconds"].values())
     assert len(found["others"]) == 1
+
+
+def test_a_sampler_that_does_not_fit_is_no_plan_that_fits(model):
+    plan = estimated(config_of(model), "h100:8", (1, 8, 1, 1))
+    assert plan.fits
+    assert plan.all_fits
+    limits = {"compute": 1.0}
+    sampler = plans.SamplerPlan(plan.mesh, True, 8, 1, 2, {}, limits, "compute", 8.0)
+    assert dataclasses.replace(plan, sampler=sampler).all_fits
+    tight = dataclasses.replace(sampler, fits=False)
+    assert not dataclasses.replace(plan, sampler=tight).all_fits
 
 
 def test_by_formula_hosts_send_one_another_their_part_of_the_gradient(model):

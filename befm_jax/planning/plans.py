@@ -91,6 +91,11 @@ class Plan:
     compile_seconds: float
     sampler: SamplerPlan | None = None
 
+    @property
+    def all_fits(self) -> bool:
+        """Whether the step fits, and the sampler where it was planned."""
+        return self.fits and (self.sampler is None or self.sampler.fits)
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)

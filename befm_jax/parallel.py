@@ -191,8 +191,17 @@ class Layout:
     @property
     def compiler_options(self) -> dict[str, str] | None:
         """What programs over these devices are compiled with, for `jax.jit`."""
-        platform = self.mesh.devices.flat[0].platform if isinstance(self.mesh, Mesh) else ""
-        return _COMPILER_OPTIONS.get(platform)
+        return _COMPILER_OPTIONS.get(self._platform)
+
+    @property
+    def needs_order(self) -> bool:
+        """Whether what devices send must wait, by the data, for the loop before it."""
+        return self._platform == "cpu"
+
+    @property
+    def _platform(self) -> str:
+        """Of the devices; of an abstract mesh, which has none, the empty string."""
+        return self.mesh.devices.flat[0].platform if isinstance(self.mesh, Mesh) else ""
 
     def spec(self, *names: str | None) -> PartitionSpec:
         """The mesh axes that cut each axis.

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from befm_jax.data.forest import Forest, Reads
 from befm_jax.llama.attention import ForestAttention
-from befm_jax.llama.linear import Layout, placed
+from befm_jax.llama.linear import Layout, after, placed
 from befm_jax.llama.model import Llama, Params, hidden_states, vocabulary_logits
 
 # Parents whose logits exist at one time on a device, over all its rows: enough for a good product.
@@ -42,8 +42,8 @@ class EdgeScores(NamedTuple):
 
 def edge_scores(model: Llama, params: Params, forest: Forest, reads: Reads) -> EdgeScores:
     """Scores of every weighted slot."""
-    hidden = _hidden(model, params, forest)
-    head, size = vocabulary_head(model, params), _columns_at_once(model, forest)
+    hidden, forest = _hidden(model, params, forest)
+    head, size = vocabulary_head(model, params, hidden), _columns_at_once(model, forest)
 
     def meet(columns: _Columns, found: EdgeScores) -> EdgeScores:
         logits = vocabulary_logits(model, head, columns.hidden)
@@ -65,8 +65,8 @@ def log_likelihood(model: Llama, params: Params, forest: Forest, reads: Reads) -
     The gradient is taken where the logits are made, so that they are neither kept for the backward
     pass nor made a second time; the vocabulary projection gets one only where it is trained.
     """
-    hidden = _hidden(model, params, forest)
-    return _log_likelihood(model, vocabulary_head(model, params), hidden, forest, reads)
+    hidden, forest = _hidden(model, params, forest)
+    return _log_likelihood(model, vocabulary_head(model, params, hidden), hidden, forest, reads)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -203,18 +203,29 @@ def _columns_at_once(model: Llama, forest: Forest) -> int:
     return columns_at_once(model.config.vocab_size, rows, slots, model.layout)
 
 
-def _hidden(model: Llama, params: Params, forest: Forest) -> Float[Array, "B N D"]:
+def _hidden(
+    model: Llama, params: Params, forest: Forest
+) -> tuple[Float[Array, "B N D"], Forest]:
+    """Hidden states, and the forest with weights that are counted after them (`linear.after`)."""
     attention = ForestAttention(jnp.asarray(forest.end), model.layout)
-    return hidden_states(model, params, forest.tokens, forest.depth, attention)[0]
+    hidden, _ = hidden_states(model, params, forest.tokens, forest.depth, attention)
+    weight = after(model.layout, jnp.asarray(forest.weight), hidden)
+    return hidden, forest._replace(weight=weight)
 
 
-def vocabulary_head(model: Llama, params: Params) -> Params:
+def vocabulary_head(
+    model: Llama, params: Params, done: Float[Array, "..."] | None = None
+) -> Params:
     """The part of the parameters that the vocabulary projection uses.
 
-    Gathered from the devices that hold rows of it, once for all chunks.
+    Gathered from the devices that hold rows of it, once for all chunks; after what is `done` by a
+    loop over layers in the same program (`linear.after`).
     """
     name = "lm_head" if "lm_head" in params else "embed_tokens"
-    weight = placed(model.layout, params[name]["weight"], "each_word", "features")
+    weight = params[name]["weight"]
+    if done is not None:
+        weight = after(model.layout, weight, done)
+    weight = placed(model.layout, weight, "each_word", "features")
     return {name: params[name] | {"weight": weight}}
 
 

@@ -50,6 +50,10 @@ class Layout(Protocol):
     def compiler_options(self) -> dict[str, str] | None:
         """What programs over these devices are compiled with, for `jax.jit`."""
 
+    @property
+    def needs_order(self) -> bool:
+        """Whether what devices send must wait, by the data, for the loop before it (`after`)."""
+
     def sharding(self, *names: str | None) -> jax.sharding.NamedSharding:
         """The sharding of an array with these axes."""
 
@@ -68,6 +72,21 @@ class Layout(Protocol):
 def placed(layout: Layout | None, x: Array, *names: str | None) -> Array:
     """`x`, cut over the devices of a layout; on one device as it is."""
     return x if layout is None else layout.constrain(x, *names)
+
+
+def after(layout: Layout | None, x: Array, done: Float[Array, "..."]) -> Array:
+    """`x`, which is there only once `done` is: what devices send for `x` is sent after `done`.
+
+    On CPUs alone.  XLA's runtime there starts a collective that does not depend on a loop while the
+    loop runs (`execution_graph.h`: collectives wait for the start of one another, not for the end),
+    each process at a moment of its own; gloo knows messages by their order, and takes that of the
+    loop for the other.
+    """
+    if layout is None or not layout.needs_order:
+        return x
+    # Never true, for not-a-number either; the compiler does not know.
+    never = jax.lax.stop_gradient(done[(0,) * done.ndim]) > jnp.inf
+    return jnp.where(never, jnp.zeros((), x.dtype), x)
 
 
 def parts(layout: Layout | None, name: str) -> int:

@@ -95,7 +95,7 @@ def value_and_gradient(
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
     numbers = jnp.arange(batch.forest.tokens.shape[0])
     total, _ = jax.lax.scan(accumulate, zero, (batch.forest, batch.reads, numbers))
-    weight = jnp.sum(batch.forest.weight)
+    weight = jnp.sum(linear.after(model.layout, batch.forest.weight, total[0]))
     loss, gradient = jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), total)
     return loss, gradient
 
@@ -135,6 +135,6 @@ def make_loss(model: Llama, combine: Combine) -> Callable[[Any, Any, Batch], Flo
             return total - log_likelihood(model, params, *micro), None
 
         total, _ = jax.lax.scan(add, jnp.zeros(()), (batch.forest, batch.reads))
-        return total / jnp.sum(batch.forest.weight)
+        return total / jnp.sum(linear.after(model.layout, batch.forest.weight, total))
 
     return jax.jit(loss, compiler_options=linear.compiler_options(model.layout))

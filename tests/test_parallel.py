@@ -7,6 +7,7 @@ import flax.traverse_util
 import jax
 import numpy as np
 import pytest
+from collective_order import beside_loops
 from small import random_paths, small_model
 
 from befm_jax import config, parallel, train, transfer
@@ -66,12 +67,14 @@ def case():
 
 
 def gradient(model, base, adapter, batch):
+    """Loss and gradient, and the program that finds them."""
     run = jax.jit(
         lambda base, adapter, batch: steps.value_and_gradient(
             model, steps.train_adapter, base, adapter, batch, jax.random.key(0)
         )
     )
-    return run(base, adapter, batch)
+    program = run.lower(base, adapter, batch).compile()
+    return *program(base, adapter, batch), program.as_text()
 
 
 @pytest.fixture(scope="module")
@@ -79,22 +82,29 @@ def alone(case):
     """Loss and gradient on one device, by the kind of base."""
     model, params, adapter, batch = case
     return {
-        kind: gradient(model, base, adapter, batch)
+        kind: gradient(model, base, adapter, batch)[:2]
         for kind, base in (("plain", params), ("int8", int8.quantize(params)))
     }
+
+
+def over(case, shape, kind):
+    """The model over a mesh, its base, its adapter and the batch."""
+    model, params, adapter, batch = case
+    mesh = mesh_of(shape)
+    return (
+        dataclasses.replace(model, layout=Layout(mesh)),
+        placed(int8.quantize(params) if kind == "int8" else params, mesh, model.config),
+        jax.device_put(adapter, parallel.adapter_shardings(adapter, mesh)),
+        jax.device_put(batch, parallel.batch_sharding(mesh)),
+    )
 
 
 @pytest.mark.parametrize("kind", ["plain", "int8"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_loss_and_gradient_over_a_mesh_are_those_of_one_device(case, alone, shape, kind):
-    model, params, adapter, batch = case
-    mesh = mesh_of(shape)
-    base = placed(int8.quantize(params) if kind == "int8" else params, mesh, model.config)
-    cut = jax.device_put(adapter, parallel.adapter_shardings(adapter, mesh))
-    spread = jax.device_put(batch, parallel.batch_sharding(mesh))
-    over = dataclasses.replace(model, layout=Layout(mesh))
-    loss, slopes = gradient(over, base, cut, spread)
+    loss, slopes, program = gradient(*over(case, shape, kind))
     assert_equal(loss, slopes, alone[kind])
+    assert beside_loops(program) == []
 
 
 def assert_equal(loss, slopes, alone):
@@ -111,16 +121,18 @@ def test_rounded_weights_that_are_widened_in_blocks_are_cut_like_others(
     case, alone, shape, monkeypatch
 ):
     """Blocks as small as they are of large weights: each stands on several devices."""
-    model, params, adapter, batch = case
     monkeypatch.setattr(int8, "_BLOCK", 1000)
+    monkeypatch.setattr(int8, "_MANY_ROWS", 10**6)
     jax.clear_caches()  # programs with blocks of another size
-    mesh = mesh_of(shape)
-    base = placed(int8.quantize(params), mesh, model.config)
-    cut = jax.device_put(adapter, parallel.adapter_shardings(adapter, mesh))
-    spread = jax.device_put(batch, parallel.batch_sharding(mesh))
-    over = dataclasses.replace(model, layout=Layout(mesh))
-    loss, slopes = gradient(over, base, cut, spread)
+    loss, slopes, _ = gradient(*over(case, shape, "int8"))
     assert_equal(loss, slopes, alone["int8"])
+
+
+def test_collectives_that_wait_for_no_loop_are_seen(case, monkeypatch):
+    """What two processes of a CPU would take for one another, if `linear.after` did nothing."""
+    monkeypatch.setattr(Layout, "needs_order", False)
+    *_, program = gradient(*over(case, (1, 1, 8, 1), "plain"))
+    assert beside_loops(program)
 
 
 def test_chips_of_another_number_of_slices_are_said_with_the_remedy(monkeypatch):

@@ -22,8 +22,12 @@ def trained(workdir: Path) -> bytes:
 
 
 def arguments(config, workdir):
-    # Long enough to be interrupted often; a checkpoint every third step.
-    return (*COMMAND, f"--config={config}", f"--workdir={workdir}", "--config.optimizer.epochs=8")
+    # Long enough to be interrupted often; a checkpoint every third step, of which each process
+    # writes the part of the adapter that stands on it.
+    return (
+        *(*COMMAND, f"--config={config}", f"--workdir={workdir}"),
+        *("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.optimizer.epochs=8"),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,13 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("processes", "mesh"),
-    [(2, ()), (4, ()), (2, ("--config.mesh.data=1", "--config.mesh.tensor=2"))],
+    [
+        (2, ()),
+        (4, ()),
+        (2, ("--config.mesh.data=1", "--config.mesh.tensor=2")),
+        (2, ("--config.mesh.data=1", "--config.mesh.fsdp=2")),
+        (4, ("--config.mesh.data=2", "--config.mesh.fsdp=2")),
+    ],
 )
 def test_losses_do_not_depend_on_the_number_of_processes(tmp_path, alone, processes, mesh):
     config, expected = alone

@@ -19,7 +19,13 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from befm_jax.data.forest import Forest, Reads
 from befm_jax.llama.attention import ForestAttention
 from befm_jax.llama.linear import Layout, after, placed
-from befm_jax.llama.model import Llama, Params, hidden_states, vocabulary_logits
+from befm_jax.llama.model import (
+    Llama,
+    Params,
+    hidden_states,
+    logical_axes,
+    vocabulary_logits,
+)
 
 # Parents whose logits exist at one time on a device, over all its rows: enough for a good product.
 # Of large vocabularies fewer, so that these logits are at most `_LOGITS` (float32: 256 MB).
@@ -203,19 +209,15 @@ def _columns_at_once(model: Llama, forest: Forest) -> int:
     return columns_at_once(model.config.vocab_size, rows, slots, model.layout)
 
 
-def _hidden(
-    model: Llama, params: Params, forest: Forest
-) -> tuple[Float[Array, "B N D"], Forest]:
+def _hidden(model: Llama, params: Params, forest: Forest) -> tuple[Float[Array, "B N D"], Forest]:
     """Hidden states, and the forest with weights that are counted after them (`linear.after`)."""
     attention = ForestAttention(jnp.asarray(forest.end), model.layout)
     hidden, _ = hidden_states(model, params, forest.tokens, forest.depth, attention)
-    weight = after(model.layout, jnp.asarray(forest.weight), hidden)
+    weight: Any = after(model.layout, jnp.asarray(forest.weight), hidden, "rows", "slots")
     return hidden, forest._replace(weight=weight)
 
 
-def vocabulary_head(
-    model: Llama, params: Params, done: Float[Array, "..."] | None = None
-) -> Params:
+def vocabulary_head(model: Llama, params: Params, done: Float[Array, "*D"] | None = None) -> Params:
     """The part of the parameters that the vocabulary projection uses.
 
     Gathered from the devices that hold rows of it, once for all chunks; after what is `done` by a
@@ -224,7 +226,7 @@ def vocabulary_head(
     name = "lm_head" if "lm_head" in params else "embed_tokens"
     weight = params[name]["weight"]
     if done is not None:
-        weight = after(model.layout, weight, done)
+        weight = after(model.layout, weight, done, *logical_axes((name, "weight")))
     weight = placed(model.layout, weight, "each_word", "features")
     return {name: params[name] | {"weight": weight}}
 

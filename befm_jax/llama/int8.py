@@ -15,9 +15,10 @@ participants:
   key and value projections, which XLA merges into one product, widened before it, a layer's 50 MB
   at a time.
 - CPU: XLA's products take arrays alone, so that a plain conversion writes the wide weight to
-  memory and reads it back, at every token.  Here it is widened some rows at a time, few enough for
-  a cache.  A [14336, 4096] takes 1.2 times as long as in float32 at one row and 0.8 times at 16,
-  where the plain conversion takes 14 and 3.5 times; from 256 rows on the two are equal (1.4 times).
+  memory and reads it back, at every token.  For few tokens it is therefore widened some rows at a
+  time, few enough for a cache.  A [14336, 4096] takes 1.2 times as long as in float32 at one row
+  and 0.8 times at 16, where the plain conversion takes 14 and 3.5 times.  At 512 rows it takes 1.05
+  times as long in parts and 1.3 times whole, a [4096, 14336] 1.4 and 1.3 times.
 
 The backward pass widens anew.  Left to differentiation, the wide weights of all layers would be
 kept for it wherever layers are not recomputed: all that the rounding had saved.
@@ -41,6 +42,8 @@ from befm_jax.llama.model import Params
 _LARGEST = 127.0
 # Numbers that a CPU widens at a time: 4 MB of float32, which a cache holds.
 _BLOCK = 1 << 20
+# From so many on, a product takes longer than writing the wide weight and reading it back.
+_MANY_ROWS = 256
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["values", "scale"], meta_fields=[])
@@ -73,6 +76,8 @@ class Int8Kernel:
 @jax.custom_vjp
 def _product(x: Float[Array, "T D"], values: Int8[Array, "F D"]) -> Float[Array, "T F"]:
     """`x` times transposed integers, in the dtype of `x`; differentiable in `x` alone."""
+    if len(x) >= _MANY_ROWS or values.size <= _BLOCK:
+        return dot(x, values)
     return jax.lax.platform_dependent(x, values, cpu=_by_blocks, default=dot)
 
 
@@ -81,62 +86,24 @@ def _product_forward(x: Array, values: Array) -> tuple[Array, Array]:
 
 
 def _product_backward(values: Array, gradient: Array) -> tuple[Array, None]:
-    backward = jax.lax.platform_dependent(
-        gradient, values, cpu=_backward_by_blocks, default=_backward_whole
-    )
-    return backward, None
+    return dot(gradient, values.T), None
 
 
 _product.defvjp(_product_forward, _product_backward)
 
 
-def _backward_whole(
-    gradient: Float[Array, "T F"], values: Int8[Array, "F D"]
-) -> Float[Array, "T D"]:
-    return dot(gradient, values.T)
-
-
 def _by_blocks(x: Float[Array, "T D"], values: Int8[Array, "F D"]) -> Float[Array, "T F"]:
     """`x` times transposed `values`, some rows of which are widened at a time."""
-    height, blocks, rest = _blocks(values)
+    height = max(1, _BLOCK // values.shape[1])
+    blocks, rest = divmod(len(values), height)
 
     def add(number: Array, y: Array) -> Array:
         block = jax.lax.dynamic_slice_in_dim(values, number * height, height)
         return jax.lax.dynamic_update_slice_in_dim(y, dot(x, block), number * height, axis=1)
 
-    if blocks == 0:
-        return dot(x, values)
     empty = jnp.zeros((len(x), len(values)), x.dtype)
     y: Array = jax.lax.fori_loop(0, blocks, add, empty)
     return y.at[:, -rest:].set(dot(x, values[-rest:])) if rest else y
-
-
-def _backward_by_blocks(
-    gradient: Float[Array, "T F"], values: Int8[Array, "F D"]
-) -> Float[Array, "T D"]:
-    """`gradient` times `values`, some rows of which are widened at a time."""
-    height, blocks, rest = _blocks(values)
-
-    def add(number: Array, total: Array) -> Array:
-        block = jax.lax.dynamic_slice_in_dim(values, number * height, height)
-        part = jax.lax.dynamic_slice_in_dim(gradient, number * height, height, axis=1)
-        return total + _backward_whole(part, block)
-
-    if blocks == 0:
-        return _backward_whole(gradient, values)
-    empty = jnp.zeros((len(gradient), values.shape[1]), gradient.dtype)
-    total: Array = jax.lax.fori_loop(0, blocks, add, empty)
-    return total + _backward_whole(gradient[:, -rest:], values[-rest:]) if rest else total
-
-
-def _blocks(values: Array) -> tuple[int, int, int]:
-    """How many rows a block has, how many blocks there are, and how many rows are left over.
-
-    A matrix that is no larger than a block is all left over.
-    """
-    height = max(1, _BLOCK // values.shape[1])
-    blocks, rest = divmod(len(values), height)
-    return (height, blocks, rest) if values.size > _BLOCK else (height, 0, len(values))
 
 
 def quantize_matrix(weight: Float[Array, "*L F D"]) -> Int8Kernel:

@@ -74,8 +74,8 @@ def placed(layout: Layout | None, x: Array, *names: str | None) -> Array:
     return x if layout is None else layout.constrain(x, *names)
 
 
-def after(layout: Layout | None, x: Array, done: Float[Array, "..."]) -> Array:
-    """`x`, which is there only once `done` is: what devices send for `x` is sent after `done`.
+def after(layout: Layout | None, x: Array, done: Float[Array, "*D"], *names: str | None) -> Array:
+    """`x`, cut as before, but only once `done` is there: what is sent for `x` is sent after it.
 
     On CPUs alone.  XLA's runtime there starts a collective that does not depend on a loop while the
     loop runs (`execution_graph.h`: collectives wait for the start of one another, not for the end),
@@ -86,7 +86,8 @@ def after(layout: Layout | None, x: Array, done: Float[Array, "..."]) -> Array:
         return x
     # Never true, for not-a-number either; the compiler does not know.
     never = jax.lax.stop_gradient(done[(0,) * done.ndim]) > jnp.inf
-    return jnp.where(never, jnp.zeros((), x.dtype), x)
+    # Cut as it was: the compiler would otherwise gather `x` first, and choose then.
+    return layout.constrain(jnp.where(never, jnp.zeros((), x.dtype), x), *names)
 
 
 def parts(layout: Layout | None, name: str) -> int:

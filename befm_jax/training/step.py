@@ -95,9 +95,16 @@ def value_and_gradient(
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
     numbers = jnp.arange(batch.forest.tokens.shape[0])
     total, _ = jax.lax.scan(accumulate, zero, (batch.forest, batch.reads, numbers))
-    weight = jnp.sum(linear.after(model.layout, batch.forest.weight, total[0]))
+    weight = _total_weight(model, batch, total[0])
     loss, gradient = jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), total)
     return loss, gradient
+
+
+def _total_weight(model: Llama, batch: Batch, loss: Float[Array, ""]) -> Float[Array, ""]:
+    """Summed over devices after the loss is (`linear.after`)."""
+    axes = ("micro_batches", "rows", "slots")
+    weight = jnp.asarray(batch.forest.weight)
+    return jnp.sum(linear.after(model.layout, weight, loss, *axes))
 
 
 def make_train_step(
@@ -135,6 +142,6 @@ def make_loss(model: Llama, combine: Combine) -> Callable[[Any, Any, Batch], Flo
             return total - log_likelihood(model, params, *micro), None
 
         total, _ = jax.lax.scan(add, jnp.zeros(()), (batch.forest, batch.reads))
-        return total / jnp.sum(linear.after(model.layout, batch.forest.weight, total))
+        return total / _total_weight(model, batch, total)
 
     return jax.jit(loss, compiler_options=linear.compiler_options(model.layout))

@@ -39,12 +39,13 @@ def test_the_product_is_that_of_the_rounded_matrix(matrix):
     assert kernel.project(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("rows", [3, int8._MANY_ROWS])
 @pytest.mark.parametrize(("height", "width"), [(3000, 700), (2996, 700), (700, 3000), (40, 70)])
-def test_blocks_are_of_one_product_forward_and_backward(height, width):
-    """Matrices of a whole number of blocks, of some and a rest, and of less than one."""
+def test_blocks_are_of_one_product_forward_and_backward(height, width, rows):
+    """Matrices of a whole number of blocks, of some and a rest, and of less than one; and whole."""
     random = np.random.default_rng(height)
     kernel = int8.quantize_matrix(jnp.asarray(random.standard_normal((height, width)), jnp.float32))
-    x, gradient = (random.standard_normal((2, 3, size)) for size in (width, height))
+    x, gradient = (random.standard_normal((1, rows, size)) for size in (width, height))
     found, back = jax.vjp(jax.jit(kernel.project), jnp.asarray(x, jnp.float32))
     dense = np.asarray(kernel.values, np.float64) * np.asarray(kernel.scale, np.float64)[:, None]
     for ours, exact in (

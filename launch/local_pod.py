@@ -166,16 +166,18 @@ def supervise(processes: Sequence[subprocess.Popen[str]], grace: float, received
             say(f"{name_of(number)}: passed on to {plural(len(running))}, {ending(grace)}")
             send(running, number)
             deadline = min(deadline, time.monotonic() + grace)
-        for index, process in list(running.items()):
-            code = process.poll()
+        ended = {index: process.poll() for index, process in running.items()}
+        # A process that was lost makes others end with RESUME, and may do so within one look: it
+        # is the one to name.
+        for index, code in sorted(ended.items(), key=lambda one: one[1] == RESUME):
             if code is None:
                 continue
             del running[index]
             if code and not first_failure:
                 first_failure = code if code > 0 else 128 - code
                 after = f"after {time.monotonic() - started:.1f} s"
-                ended = f"process {index} {how_it_ended(code)} {after}"
-                say(f"{ended}; {plural(len(running))} left, {ending(grace)}")
+                how = f"process {index} {how_it_ended(code)} {after}"
+                say(f"{how}; {plural(len(running))} left, {ending(grace)}")
                 if deadline == float("inf") and code != RESUME:
                     send(running, signal.SIGTERM)
                 deadline = min(deadline, time.monotonic() + grace)

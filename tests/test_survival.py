@@ -26,7 +26,7 @@ def arguments(config, workdir):
     # writes the part of the adapter that stands on it.
     return (
         *(*COMMAND, f"--config={config}", f"--workdir={workdir}"),
-        *("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.optimizer.epochs=8"),
+        *("--config.mesh.data=1", "--config.mesh.fsdp=0", "--config.optimizer.epochs=8"),
     )
 
 

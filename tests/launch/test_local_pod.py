@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -163,6 +164,16 @@ def test_a_killed_process_counts_as_128_and_its_signal() -> None:
     result = pod("--processes", "2", "--", sys.executable, "-c", code)
     assert result.returncode == 128 + 9
     assert "process 0 was ended by SIGKILL" in result.stderr
+
+
+def test_who_was_lost_is_named_though_another_has_ended_for_it(capsys) -> None:
+    module = runpy.run_path(str(SCRIPT))
+    noticed = subprocess.Popen([sys.executable, "-c", "raise SystemExit(75)"])
+    lost = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    noticed.wait()
+    lost.wait()
+    assert module["supervise"]([noticed, lost], 5.0, []) == 128 + 9
+    assert "process 1 was ended by SIGKILL" in capsys.readouterr().err
 
 
 def test_what_ignores_sigterm_is_killed_when_the_grace_is_over(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "each_head": ("tensor",),
     "each_feed_forward": ("tensor",),
     "each_word": ("tensor",),
+    "each_embedding_width": ("tensor",),
     # Sampling: every device that shares rows keeps the prompts of all, and draws for some.
     "prompts": (),
     "rows_to_draw": ("slice", "data", "fsdp", "tensor"),

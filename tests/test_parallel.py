@@ -105,6 +105,9 @@ def test_loss_and_gradient_over_a_mesh_are_those_of_one_device(case, alone, shap
     loss, slopes, program = gradient(*over(case, shape, kind))
     assert_equal(loss, slopes, alone[kind])
     assert beside_loops(program) == []
+    # Nobody gets the embeddings of all rows, where rows are cut.
+    everything = ",".join(map(str, (*case[-1].forest.tokens.shape[1:], FIELDS["hidden_size"])))
+    assert (f"f32[{everything}]" in program) == (shape == (1, 1, 1, 8))
 
 
 def assert_equal(loss, slopes, alone):

@@ -227,6 +227,9 @@ def vocabulary_head(model: Llama, params: Params, done: Float[Array, "*D"] | Non
     weight = params[name]["weight"]
     if done is not None:
         weight = after(model.layout, weight, done, *logical_axes((name, "weight")))
+    if name == "embed_tokens":
+        # Columns are gathered within `fsdp` before they change hands with rows within `tensor`.
+        weight = placed(model.layout, weight, "words", "each_embedding_width")
     weight = placed(model.layout, weight, "each_word", "features")
     return {name: params[name] | {"weight": weight}}
 

@@ -152,7 +152,10 @@ class Embedding(nn.Module):
         """The tokens' rows, in the stored dtype."""
         tokens = placed(self.layout, tokens, "rows_to_embed", "slots")
         x = jnp.take(self.weight, tokens, axis=0)
-        return placed(self.layout, x, "rows_to_embed", "slots", "embedding_width")
+        x = placed(self.layout, x, "rows_to_embed", "slots", "embedding_width")
+        # Rows first change hands within `fsdp`, then columns within `tensor`: asked for both at
+        # once, the compiler gives all of it to everyone.
+        return placed(self.layout, x, "rows", "slots", "each_embedding_width")
 
     def project(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """`x` times the transposed embeddings."""

@@ -15,6 +15,8 @@ import pytest
 from pods import losses, pod, start_pod, write_config, write_game_config
 
 COMMAND = ("-m", "befm_jax.train")
+# Each process holds a part of what is trained, and writes its own of a checkpoint.
+MESH = ("--config.mesh.data=1", "--config.mesh.fsdp=0")
 
 
 def trained(workdir: Path) -> bytes:
@@ -22,12 +24,9 @@ def trained(workdir: Path) -> bytes:
 
 
 def arguments(config, workdir):
-    # Long enough to be interrupted often; a checkpoint every third step, of which each process
-    # writes the part of the adapter that stands on it.
-    return (
-        *(*COMMAND, f"--config={config}", f"--workdir={workdir}"),
-        *("--config.mesh.data=1", "--config.mesh.fsdp=0", "--config.optimizer.epochs=8"),
-    )
+    # Long enough to be interrupted often; a checkpoint every third step.
+    own = (f"--config={config}", f"--workdir={workdir}", "--config.optimizer.epochs=8")
+    return (*COMMAND, *own, *MESH)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +97,7 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(
 def test_killed_outside_of_tuning_it_ends_as_if_nothing_had_happened(tmp_path, request):
     """With a game, its report, every parameter trained and the best checkpoint taken."""
     config = write_game_config(tmp_path)
-    command = (*COMMAND, f"--config={config}")
+    command = (*COMMAND, f"--config={config}", *MESH)
     pod(2, *command, f"--workdir={tmp_path / 'undisturbed'}")
     workdir = tmp_path / "disturbed"
     moments = {

@@ -39,7 +39,7 @@ from befm_jax.llama import config as llama_config
 from befm_jax.llama import hf
 from befm_jax.llama import scratch as llama_scratch
 from befm_jax.llama.tokenizer import Tokenizer
-from befm_jax.training import setup
+from befm_jax.training import loop, setup
 from befm_jax.training.metrics import Log, NonFiniteLossError
 from befm_jax.training.step import make_loss, train_all
 
@@ -268,6 +268,20 @@ def test_interruption_anywhere_changes_no_bit(tmp_path, power_cut, phase, step, 
     for folder in ("base", "adapter", "tuned"):
         for path in (tmp_path / "whole" / folder).glob("*.safetensors"):
             assert path.read_bytes() == (tmp_path / "cut" / folder / path.name).read_bytes()
+
+
+def test_a_run_that_never_comes_to_its_next_checkpoint_is_not_started_for_ever(
+    tmp_path, power_cut, monkeypatch
+):
+    monkeypatch.setattr(loop, "PATIENCE", 2)
+    for at_step in (3, 6, 7, 7):  # step 5 is saved
+        power_cut(tiny(tmp_path), "tune", at_step)
+    with pytest.raises(
+        loop.NoProgressError, match=r"tune: begun 2 times after step 5, .*delete .*sittings\.json"
+    ):
+        training.train(tiny(tmp_path))
+    (tmp_path / "sittings.json").unlink()
+    power_cut(tiny(tmp_path), "tune", 8)
 
 
 def test_data_that_changed_behind_its_path_is_refused(tmp_path, power_cut):

@@ -45,7 +45,7 @@ from befm_jax.llama.tokenizer import Tokenizer
 from befm_jax.located import RUN_FILE, Located, locate, write_run
 from befm_jax.parallel import Layout
 from befm_jax.simulator import Simulator, fitting_tokenizer, said_of_text
-from befm_jax.training import boards, loop
+from befm_jax.training import boards, loop, sittings
 from befm_jax.training import setup as setups
 from befm_jax.training.loop import Phase
 from befm_jax.training.metrics import Watch
@@ -68,6 +68,7 @@ def train(
     workdir = start_or_resume(settings)
     with boards.opened(project if hosts.is_first() else None, settings) as board:
         learn_and_compare(settings, workdir, Watch(profile, board))
+    sittings.end(workdir)
     return workdir
 
 
@@ -134,6 +135,7 @@ def start_or_resume(settings: Config) -> Path:
         )
     # Of all processes: what one was started with the others must have been, too.
     config.check_same(settings, saved)
+    sittings.begin(workdir, saved, trained)
     return workdir
 
 

@@ -39,7 +39,7 @@ from befm_jax.llama import config as llama_config
 from befm_jax.llama import hf
 from befm_jax.llama import scratch as llama_scratch
 from befm_jax.llama.tokenizer import Tokenizer
-from befm_jax.training import loop, setup
+from befm_jax.training import setup, sittings
 from befm_jax.training.metrics import Log, NonFiniteLossError
 from befm_jax.training.step import make_loss, train_all
 
@@ -238,7 +238,9 @@ def power_cut(monkeypatch):
 def test_an_interrupted_run_ends_where_an_undisturbed_one_does(run, tmp_path, power_cut):
     power_cut(tiny(tmp_path), "tune", 8)
     assert not (tmp_path / "results.json").exists()
+    assert (tmp_path / sittings.FILE).exists()
     training.train(tiny(tmp_path))
+    assert not (tmp_path / sittings.FILE).exists()
     shape = llama_config.read(run / "base")
     whole, resumed = (peft.load(path / "adapter", shape) for path in (run, tmp_path))
     for one, other in zip(
@@ -273,15 +275,44 @@ def test_interruption_anywhere_changes_no_bit(tmp_path, power_cut, phase, step, 
 def test_a_run_that_never_comes_to_its_next_checkpoint_is_not_started_for_ever(
     tmp_path, power_cut, monkeypatch
 ):
-    monkeypatch.setattr(loop, "PATIENCE", 2)
-    for at_step in (3, 6, 7, 7):  # step 5 is saved
+    monkeypatch.setattr(sittings, "PATIENCE", 2)
+    # Nothing is there; the base is, and then step 5 of tuning.
+    for at_step in (3, 6, 7, 7):
         power_cut(tiny(tmp_path), "tune", at_step)
     with pytest.raises(
-        loop.NoProgressError, match=r"tune: begun 2 times after step 5, .*delete .*sittings\.json"
+        sittings.NoProgressError, match=r"begun 2 times, .*then delete .*sittings\.json and go on"
     ):
         training.train(tiny(tmp_path))
     (tmp_path / "sittings.json").unlink()
     power_cut(tiny(tmp_path), "tune", 8)
+
+
+def test_sittings_count_where_nothing_came_of_the_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(sittings, "PATIENCE", 2)
+    config, base = tmp_path / "config.json", tmp_path / "base"
+    config.write_text("one")
+
+    def twice_and_no_more():
+        for _ in range(2):
+            sittings.begin(tmp_path, config, [base])
+        with pytest.raises(sittings.NoProgressError):
+            sittings.begin(tmp_path, config, [base])
+
+    twice_and_no_more()
+    base.mkdir()
+    twice_and_no_more()
+    half_written = tmp_path / "checkpoints" / "tune" / "3.orbax-checkpoint-tmp"
+    half_written.mkdir(parents=True)
+    with pytest.raises(sittings.NoProgressError):
+        sittings.begin(tmp_path, config, [base])
+    (tmp_path / "checkpoints" / "tune" / "3").mkdir()
+    twice_and_no_more()
+    config.write_text("another")
+    twice_and_no_more()
+    monkeypatch.setattr(hosts, "count", lambda: 4)
+    twice_and_no_more()
+    sittings.end(tmp_path)
+    twice_and_no_more()
 
 
 def test_data_that_changed_behind_its_path_is_refused(tmp_path, power_cut):

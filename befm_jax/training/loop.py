@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from befm_jax import hosts, json_files, parallel, transfer
 from befm_jax.config import Config, ConfigError
 from befm_jax.data.pipeline import Batch, ForestBatches
-from befm_jax.errors import UserError
 from befm_jax.training import step as steps
 from befm_jax.training.ahead import StepAhead
 from befm_jax.training.checkpoint import Checkpoints
@@ -17,13 +16,6 @@ from befm_jax.training.metrics import Log, Watch
 from befm_jax.training.setup import Setup
 
 INPUTS = "inputs.json"
-SITTINGS = "sittings.json"
-# So often a run may begin at one step: launchers start again what was lost, without limit.
-PATIENCE = 20
-
-
-class NoProgressError(UserError):
-    """A run that was started again and again, and never came to its next checkpoint."""
 
 
 class Phase(NamedTuple):
@@ -68,7 +60,6 @@ def run(
 
     Raises:
         ConfigError: the inputs are not those that the last checkpoint was made from.
-        NoProgressError: see `count_sitting`.
         NonFiniteLossError: see `Log.step`.
         PreemptedError: the run was asked to stop, and its state is saved.
     """
@@ -84,7 +75,6 @@ def run(
     if start:
         print(f"{phase.name}: going on from the checkpoint of step {start}")
     if start < batches.steps:
-        count_sitting(workdir, phase.name, start)
         print(f"{phase.name}: {phase.step.wait(placed(setup, batches[start][0]))}")
     validate = _validation(phase, base)
     log = Log(workdir, phase.name, batches.steps, start, setup, watch)
@@ -159,25 +149,3 @@ def check_same_inputs(workdir: Path, phase: str, inputs: Mapping[str, str], go_o
     hosts.meet(f"{phase} inputs")
     if hosts.is_first():
         json_files.write_object(path, kept | {phase: dict(inputs)})
-
-
-def count_sitting(workdir: Path, phase: str, step: int) -> None:
-    """Counts the times that a phase has begun after this step, in `sittings.json`.
-
-    Raises NoProgressError, in the first process, where PATIENCE of them have ended with no later
-    step saved: what ends a run anew each time (its memory, say) would be paid for without end.
-    """
-    if not hosts.is_first():
-        return
-    path = workdir / SITTINGS
-    kept = json_files.read_object(path) if path.is_file() else {}
-    last = kept.get(phase, {})
-    times = last["times"] + 1 if last.get("step") == step else 1
-    if times > PATIENCE:
-        raise NoProgressError(
-            f"{phase}: begun {PATIENCE} times after step {step}, and ended each time before a "
-            "later one was saved. See in the log what ended it (memory?), or whether "
-            "checkpoints.every is too many steps for how often it is stopped; then delete "
-            f"{path} and go on"
-        )
-    json_files.write_object(path, kept | {phase: {"step": step, "times": times}})

@@ -10,8 +10,8 @@ As soon as one process fails, or this program gets SIGTERM or SIGINT, everything
 `--grace` seconds.  After a failure the others get SIGTERM, and SIGKILL when the grace is over.
 Exit code 75 means that the run can go on from its last checkpoint (it was stopped, or a process
 was lost) and that every process is about to end: the others get the whole grace without SIGTERM.
-A signal is passed on to all.  The exit code is that of the first process that failed, 128 + n if
-signal n ended it; 0 if all ended well.
+A signal is passed on to all.  The exit code is that of the first process that failed (of several
+at once: one with another code than 75), 128 + n if signal n ended it; 0 if all ended well.
 """
 
 from __future__ import annotations
@@ -166,21 +166,19 @@ def supervise(processes: Sequence[subprocess.Popen[str]], grace: float, received
             say(f"{name_of(number)}: passed on to {plural(len(running))}, {ending(grace)}")
             send(running, number)
             deadline = min(deadline, time.monotonic() + grace)
-        ended = {index: process.poll() for index, process in running.items()}
-        # A process that was lost makes others end with RESUME, and may do so within one look: it
-        # is the one to name.
-        for index, code in sorted(ended.items(), key=lambda one: one[1] == RESUME):
-            if code is None:
-                continue
-            del running[index]
-            if code and not first_failure:
-                first_failure = code if code > 0 else 128 - code
-                after = f"after {time.monotonic() - started:.1f} s"
-                how = f"process {index} {how_it_ended(code)} {after}"
-                say(f"{how}; {plural(len(running))} left, {ending(grace)}")
-                if deadline == float("inf") and code != RESUME:
-                    send(running, signal.SIGTERM)
-                deadline = min(deadline, time.monotonic() + grace)
+        codes = {index: process.poll() for index, process in running.items()}
+        running = {index: running[index] for index, code in codes.items() if code is None}
+        failed = [(index, code) for index, code in codes.items() if code]
+        if failed and not first_failure:
+            # A process that was lost makes others end with RESUME, and may do so within one look:
+            # it is the one to name.
+            index, code = min(failed, key=lambda one: one[1] == RESUME)
+            first_failure = code if code > 0 else 128 - code
+            ended = f"process {index} {how_it_ended(code)} after {time.monotonic() - started:.1f} s"
+            say(f"{ended}; {plural(len(running))} left, {ending(grace)}")
+            if deadline == float("inf") and code != RESUME:
+                send(running, signal.SIGTERM)
+            deadline = min(deadline, time.monotonic() + grace)
         if running and time.monotonic() > deadline:
             say(f"killing what is left after {grace:g} s: process " + ", ".join(map(str, running)))
             send(running, signal.SIGKILL)

@@ -15,6 +15,7 @@ def beside_loops(text):
     after the loop, which has collectives too, and depends on nothing that the loop makes.
 
     A collective that comes first is no danger: XLA's CPU runtime is done with it before it goes on.
+    What is read of a loop's result is taken to depend on the loop, passed through or not.
     """
     found, sends = [], set()
     for computation, instructions in _computations(text).items():

@@ -66,15 +66,14 @@ def case():
     return model, params, adapter, batch
 
 
-def gradient(model, base, adapter, batch):
-    """Loss and gradient, and the program that finds them."""
+def gradient(model, base, trained, batch):
+    """Loss and gradient, and the program that finds them; without a base of every parameter."""
+    combine = steps.train_all if base is None else steps.train_adapter
     run = jax.jit(
-        lambda base, adapter, batch: steps.value_and_gradient(
-            model, steps.train_adapter, base, adapter, batch, jax.random.key(0)
-        )
+        lambda *given: steps.value_and_gradient(model, combine, *given, jax.random.key(0))
     )
-    program = run.lower(base, adapter, batch).compile()
-    return *program(base, adapter, batch), program.as_text()
+    program = run.lower(base, trained, batch).compile()
+    return *program(base, trained, batch), program.as_text()
 
 
 @pytest.fixture(scope="module")
@@ -119,16 +118,33 @@ def assert_equal(loss, slopes, alone):
         assert np.abs(one - other).max() <= 1e-5 * max(np.abs(other).max(), 1e-6)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 8, 1), (1, 2, 2, 2)], ids=str)
-def test_rounded_weights_that_are_widened_in_blocks_are_cut_like_others(
-    case, alone, shape, monkeypatch
-):
-    """Blocks as small as they are of large weights: each stands on several devices."""
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 8, 1), (1, 1, 4, 2), (1, 2, 2, 2), (2, 1, 2, 2)], ids=str)
+def test_so_are_those_of_every_parameter(case, shape, tied):
+    model, params = small_model(4, **FIELDS, tie_word_embeddings=tied)
+    batch, mesh = case[-1], mesh_of(shape)
+    loss, slopes, program = gradient(
+        dataclasses.replace(model, layout=Layout(mesh)),
+        None,
+        placed(params, mesh, model.config),
+        jax.device_put(batch, parallel.batch_sharding(mesh)),
+    )
+    assert_equal(loss, slopes, gradient(model, None, params, batch)[:2])
+    assert beside_loops(program) == []
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1, 1), (1, 1, 8, 1), (1, 2, 2, 2)], ids=str)
+def test_rounded_weights_as_large_as_are_widened_in_parts(case, alone, shape, monkeypatch):
+    """In parts where each device has them whole; no part is looked for on another device."""
     monkeypatch.setattr(int8, "_BLOCK", 1000)
     monkeypatch.setattr(int8, "_MANY_ROWS", 10**6)
+    parts, calls = int8._by_blocks, []
+    monkeypatch.setattr(int8, "_by_blocks", lambda *of: calls.append(of) or parts(*of))
     jax.clear_caches()  # programs with blocks of another size
-    loss, slopes, _ = gradient(*over(case, shape, "int8"))
+    loss, slopes, program = gradient(*over(case, shape, "int8"))
     assert_equal(loss, slopes, alone["int8"])
+    assert beside_loops(program) == []
+    assert bool(calls) == (shape == (1, 8, 1, 1))
 
 
 def test_collectives_that_wait_for_no_loop_are_seen(case, monkeypatch):

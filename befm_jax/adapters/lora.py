@@ -106,8 +106,8 @@ class LoraKernel:
         update = jnp.matmul(self.b, self.a, precision=jax.lax.Precision.HIGHEST) * scaling
         return (jnp.asarray(self.base, jnp.float32) + update).astype(self.base.dtype)
 
-    def project(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
-        """`x` times the base, plus the low-rank update; in the dtype of `x`.
+    def project(self, x: Float[Array, "... D"], cut: bool = False) -> Float[Array, "... F"]:
+        """`x` times the base, `cut` or not, plus the low-rank update; in the dtype of `x`.
 
         `x` is flattened to rows first: on CPU the thin products are faster so.
         """
@@ -128,7 +128,7 @@ class LoraKernel:
         # Scaled where it is wide.  While it is narrow that costs less on a CPU (1 to 10 %), but
         # XLA then plans a step of 70B over two slices of v5e with 1.6 GB more, which is too much.
         update = dot(narrow, self.b) * self.scaling.astype(x.dtype)
-        return (dot(rows, self.base) + update).reshape(*x.shape[:-1], -1)
+        return (dot(rows, self.base, cut) + update).reshape(*x.shape[:-1], -1)
 
 
 def init(

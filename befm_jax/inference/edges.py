@@ -72,13 +72,15 @@ def log_likelihood(model: Llama, params: Params, forest: Forest, reads: Reads) -
     pass nor made a second time; the vocabulary projection gets one only where it is trained.
     """
     hidden, forest = _hidden(model, params, forest)
-    return _log_likelihood(model, vocabulary_head(model, params, hidden), hidden, forest, reads)
+    return _log_likelihood(model, _stored_head(params), hidden, forest, reads)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _log_likelihood(
-    model: Llama, head: Params, hidden: Float[Array, "B N D"], forest: Forest, reads: Reads
+    model: Llama, stored: Params, hidden: Float[Array, "B N D"], forest: Forest, reads: Reads
 ) -> Float[Array, ""]:
+    head = vocabulary_head(model, stored, hidden)
+
     def meet(columns: _Columns, total: Array) -> Array:
         return total + columns.log_likelihood(model, head, columns.hidden)
 
@@ -87,13 +89,14 @@ def _log_likelihood(
 
 
 def _with_gradient(
-    model: Llama, head: Any, hidden: Any, forest: Any, reads: Any
+    model: Llama, stored: Any, hidden: Any, forest: Any, reads: Any
 ) -> tuple[Float[Array, ""], tuple[Any, Any]]:
     """The value, and the gradients of what is differentiated (None for a head that is not)."""
-    trained = any(leaf.perturbed for leaf in jax.tree.leaves(head, is_leaf=_is_primal))
-    head, hidden, forest, reads = jax.tree.map(
-        lambda leaf: leaf.value, (head, hidden, forest, reads), is_leaf=_is_primal
+    trained = any(leaf.perturbed for leaf in jax.tree.leaves(stored, is_leaf=_is_primal))
+    stored, hidden, forest, reads = jax.tree.map(
+        lambda leaf: leaf.value, (stored, hidden, forest, reads), is_leaf=_is_primal
     )
+    head, given_back = jax.vjp(lambda stored: vocabulary_head(model, stored, hidden), stored)
 
     def meet(columns: _Columns, found: tuple[Array, Any, Array]) -> tuple[Array, Any, Array]:
         total, d_head, d_hidden = found
@@ -117,13 +120,18 @@ def _with_gradient(
     total, d_head, d_hidden = _each(
         meet, start, hidden, forest, reads, _columns_at_once(model, forest)
     )
-    return total, (d_head, d_hidden)
+    if not trained:
+        return total, (None, d_hidden)
+    (d_stored,) = given_back(d_head)
+    # The backward pass of the layers comes after what is sent for the vocabulary's gradient.
+    done, *_ = jax.tree.leaves(d_stored)
+    return total, (d_stored, after(model.layout, d_hidden, done, "rows", "slots", "features"))
 
 
 def _pull(model: Llama, found: tuple[Any, Any], slope: Array) -> tuple[Any, Any, None, None]:
     del model
-    d_head, d_hidden = jax.tree.map(lambda leaf: leaf * slope.astype(leaf.dtype), found)
-    return d_head, d_hidden, None, None
+    d_stored, d_hidden = jax.tree.map(lambda leaf: leaf * slope.astype(leaf.dtype), found)
+    return d_stored, d_hidden, None, None
 
 
 _log_likelihood.defvjp(_with_gradient, _pull, symbolic_zeros=True)
@@ -223,15 +231,20 @@ def vocabulary_head(model: Llama, params: Params, done: Float[Array, "*D"] | Non
     Gathered from the devices that hold rows of it, once for all chunks; after what is `done` by a
     loop over layers in the same program (`linear.after`).
     """
-    name = "lm_head" if "lm_head" in params else "embed_tokens"
-    weight = params[name]["weight"]
+    ((name, stored),) = _stored_head(params).items()
+    weight = stored["weight"]
     if done is not None:
         weight = after(model.layout, weight, done, *logical_axes((name, "weight")))
     if name == "embed_tokens":
         # Columns are gathered within `fsdp` before they change hands with rows within `tensor`.
         weight = placed(model.layout, weight, "words", "each_embedding_width")
     weight = placed(model.layout, weight, "each_word", "features")
-    return {name: params[name] | {"weight": weight}}
+    return {name: stored | {"weight": weight}}
+
+
+def _stored_head(params: Params) -> Params:
+    name = "lm_head" if "lm_head" in params else "embed_tokens"
+    return {name: params[name]}
 
 
 def _is_primal(leaf: Any) -> bool:

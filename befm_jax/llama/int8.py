@@ -15,13 +15,14 @@ participants:
   key and value projections, which XLA merges into one product, widened before it, a layer's 50 MB
   at a time.
 - CPU: XLA's products take arrays alone, so that a plain conversion writes the wide weight to
-  memory and reads it back, at every token.  For few tokens it is therefore widened some rows at a
-  time, few enough for a cache.  A [14336, 4096] takes 1.2 times as long as in float32 at one row
-  and 0.8 times at 16, where the plain conversion takes 14 and 3.5 times.  At 512 rows it takes 1.05
-  times as long in parts and 1.3 times whole, a [4096, 14336] 1.4 and 1.3 times.
+  memory and reads it back, at every token.  To draw tokens it is therefore widened some rows at a
+  time, few enough for a cache: a [14336, 4096] takes 1.2 times as long as in float32 at one row and
+  0.8 times at 16, where the plain conversion takes 14 and 3.5 times.  For many rows, and where it
+  is cut over devices, it is widened whole, one weight at a time (0.23 GB of that one): at 512 rows
+  it takes 1.3 times as long so (1.05 in parts), a [4096, 14336] 1.3 times (1.4 in parts).
 
-The backward pass widens anew.  Left to differentiation, the wide weights of all layers would be
-kept for it wherever layers are not recomputed: all that the rounding had saved.
+The backward pass widens anew, whole.  Left to differentiation, the wide weights of all layers would
+be kept for it wherever layers are not recomputed: all that the rounding had saved.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from befm_jax.llama.model import Params
 _LARGEST = 127.0
 # Numbers that a CPU widens at a time: 4 MB of float32, which a cache holds.
 _BLOCK = 1 << 20
-# From so many on, a product takes longer than writing the wide weight and reading it back.
+# From so many rows on the product itself takes longest, and the two ways are within a third.
 _MANY_ROWS = 256
 
 
@@ -62,9 +63,13 @@ class Int8Kernel:
         """That of the weight which this stands for."""
         return self.values.shape
 
-    def project(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
+    def project(self, x: Float[Array, "... D"], cut: bool = False) -> Float[Array, "... F"]:
         """`x` times the transposed weight, scaled after the product in float32; dtype of `x`."""
-        y = _product(x.reshape(-1, x.shape[-1]), self.values)
+        rows = x.reshape(-1, x.shape[-1])
+        # Loops over parts of a weight that is cut would send something at each turn, and loops of
+        # several weights run side by side (see `linear.after`).
+        in_parts = len(rows) < _MANY_ROWS and self.values.size > _BLOCK and not cut
+        y = _product(rows, self.values, in_parts)
         y = (y.astype(jnp.float32) * self.scale[None, :]).astype(x.dtype)
         return y.reshape(*x.shape[:-1], -1)
 
@@ -73,19 +78,25 @@ class Int8Kernel:
         return self.values.astype(jnp.float32) * self.scale[..., None]
 
 
-@jax.custom_vjp
-def _product(x: Float[Array, "T D"], values: Int8[Array, "F D"]) -> Float[Array, "T F"]:
-    """`x` times transposed integers, in the dtype of `x`; differentiable in `x` alone."""
-    if len(x) >= _MANY_ROWS or values.size <= _BLOCK:
-        return dot(x, values)
-    return jax.lax.platform_dependent(x, values, cpu=_by_blocks, default=dot)
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(
+    x: Float[Array, "T D"], values: Int8[Array, "F D"], in_parts: bool
+) -> Float[Array, "T F"]:
+    """`x` times transposed integers, in the dtype of `x`; differentiable in `x` alone.
+
+    `in_parts`: on CPUs some rows of `values` are widened at a time.
+    """
+    if in_parts:
+        return jax.lax.platform_dependent(x, values, cpu=_by_blocks, default=dot)
+    return dot(x, values)
 
 
-def _product_forward(x: Array, values: Array) -> tuple[Array, Array]:
-    return _product(x, values), values
+def _product_forward(x: Array, values: Array, in_parts: bool) -> tuple[Array, Array]:
+    return _product(x, values, in_parts), values
 
 
-def _product_backward(values: Array, gradient: Array) -> tuple[Array, None]:
+def _product_backward(in_parts: bool, values: Array, gradient: Array) -> tuple[Array, None]:
+    del in_parts
     return dot(gradient, values.T), None
 
 

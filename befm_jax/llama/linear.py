@@ -17,22 +17,26 @@ class Kernel(Protocol):
     It is a pytree of arrays; with layers stacked, each of them has a leading axis `L`.
     """
 
-    def project(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
-        """`x` times the transposed matrix that this kernel stands for."""
+    def project(self, x: Float[Array, "... D"], cut: bool = False) -> Float[Array, "... F"]:
+        """`x` times the transposed matrix that this stands for; is it `cut` over devices?"""
 
     def dense(self) -> Float[Array, "*L F D"]:
         """The matrix that this kernel stands for."""
 
 
-def dot(x: Float[Array, "... D"], kernel: Float[Array, "F D"] | Kernel) -> Float[Array, "... F"]:
+def dot(
+    x: Float[Array, "... D"], kernel: Float[Array, "F D"] | Kernel, cut: bool = False
+) -> Float[Array, "... F"]:
     """`x` times a kernel stored `[out, in]`, in the dtype of `x`.
+
+    `cut`: whether the kernel is cut over devices.
 
     The kernel is an array, or an object that stands for one (`Kernel`): adapters and quantised
     weights come in that way, and the model does not know.  float32 products are full float32 on
     every backend, so that scores mean the same everywhere.
     """
     if isinstance(kernel, Kernel):
-        return kernel.project(x)
+        return kernel.project(x, cut)
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return jax.lax.dot_general(
         x, kernel.astype(x.dtype), (((x.ndim - 1,), (1,)), ((), ())), precision=precision
@@ -80,11 +84,11 @@ def after(layout: Layout | None, x: Array, done: Float[Array, "*D"], *names: str
     On CPUs alone.  XLA's runtime there starts a collective that does not depend on a loop while the
     loop runs (`execution_graph.h`: collectives wait for the start of one another, not for the end),
     each process at a moment of its own; gloo knows messages by their order, and takes that of the
-    loop for the other.
+    loop for the other.  The gradient of `x` does not wait.  `done` has an entry at least.
     """
     if layout is None or not layout.needs_order:
         return x
-    # Never true, for not-a-number either; the compiler does not know.
+    # Never true, for not-a-number either; the compiler does not know (tests look whether it does).
     never = jax.lax.stop_gradient(done[(0,) * done.ndim]) > jnp.inf
     # Cut as it was: the compiler would otherwise gather `x` first, and choose then.
     return layout.constrain(jnp.where(never, jnp.zeros((), x.dtype), x), *names)

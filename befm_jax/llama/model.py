@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int
 
 from befm_jax.llama import rope
 from befm_jax.llama.config import LlamaConfig
-from befm_jax.llama.linear import Layout, dot, placed
+from befm_jax.llama.linear import Layout, dot, parts, placed
 
 Attention = Callable[..., tuple[Array, Any]]
 Params = dict[str, Any]
@@ -40,11 +40,13 @@ class Linear(nn.Module):
 
     features: int
     use_bias: bool = False
+    layout: Layout | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
         """The product, by `linear.dot`."""
-        y = dot(x, self.param("weight", _INIT, (self.features, x.shape[-1])))
+        weight = self.param("weight", _INIT, (self.features, x.shape[-1]))
+        y = dot(x, weight, cut=parts(self.layout, "feed_forward") > 1)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + bias.astype(x.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
@@ -81,7 +83,8 @@ class SelfAttention(nn.Module):
         batch, length, _ = x.shape
 
         def heads(name: str, count: int) -> Array:
-            y = Linear(count * config.head_dim, config.attention_bias, name=name)(x)
+            width = count * config.head_dim
+            y = Linear(width, config.attention_bias, self.layout, name=name)(x)
             y = y.reshape(batch, length, count, config.head_dim)
             return placed(self.layout, y, "rows", "slots", "each_head", None)
 
@@ -93,7 +96,7 @@ class SelfAttention(nn.Module):
         query, key = rope.rotate(query, *turn), rope.rotate(key, *turn)
         value = heads("v_proj", config.num_key_value_heads)
         mixed, state = attention(query, key, value, state)
-        output = Linear(config.hidden_size, config.attention_bias, name="o_proj")
+        output = Linear(config.hidden_size, config.attention_bias, self.layout, name="o_proj")
         return output(mixed.reshape(batch, length, -1)), state
 
 
@@ -109,11 +112,12 @@ class MLP(nn.Module):
         width, bias = self.config.intermediate_size, self.config.mlp_bias
 
         def widened(name: str) -> Array:
-            y = Linear(width, bias, name=name)(x)
+            y = Linear(width, bias, self.layout, name=name)(x)
             return placed(self.layout, y, "rows", "slots", "each_feed_forward")
 
         gate, up = widened("gate_proj"), widened("up_proj")
-        return Linear(x.shape[-1], bias, name="down_proj")(nn.silu(gate) * up)
+        down = Linear(x.shape[-1], bias, self.layout, name="down_proj")
+        return down(nn.silu(gate) * up)
 
 
 class Layer(nn.Module):

@@ -117,6 +117,10 @@ def start_or_resume(settings: Config) -> Path:
 
     A directory in which nothing was trained yet takes any config: a typo is not for ever.  Of
     several processes the first writes, and all look whether they see it.
+
+    Raises:
+        ConfigError: the config is wrong, another than the run's, or not seen by all processes.
+        NoProgressError: see `sittings.begin`.
     """
     config.validate(settings)
     workdir = Path(settings.workdir)

@@ -16,6 +16,7 @@ from befm_jax.config import Config
 from befm_jax.data.pipeline import ForestBatches
 from befm_jax.llama import int8
 from befm_jax.parallel import Layout, ShardingError
+from befm_jax.training import optimizer
 from befm_jax.training import step as steps
 
 # Of shapes that divide by eight.
@@ -134,8 +135,8 @@ def test_so_are_those_of_every_parameter(case, shape, tied):
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 1, 1), (1, 1, 8, 1), (1, 2, 2, 2)], ids=str)
-def test_rounded_weights_as_large_as_are_widened_in_parts(case, alone, shape, monkeypatch):
-    """In parts where each device has them whole; no part is looked for on another device."""
+def test_large_rounded_weights_go_in_parts_where_they_are_whole(case, alone, shape, monkeypatch):
+    """No part is looked for on another device."""
     monkeypatch.setattr(int8, "_BLOCK", 1000)
     monkeypatch.setattr(int8, "_MANY_ROWS", 10**6)
     parts, calls = int8._by_blocks, []
@@ -145,6 +146,24 @@ def test_rounded_weights_as_large_as_are_widened_in_parts(case, alone, shape, mo
     assert_equal(loss, slopes, alone["int8"])
     assert beside_loops(program) == []
     assert bool(calls) == (shape == (1, 8, 1, 1))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 2, 1), (1, 2, 2, 2)], ids=str)
+def test_nothing_else_of_a_step_or_of_a_validation_starts_beside_a_loop(case, shape):
+    """The optimiser's norms, and the loss by itself."""
+    model, base, adapter, batch = over(case, shape, "plain")
+    rule = optimizer.adamw(1e-3)
+    where = steps.state_shardings(
+        rule, adapter, parallel.adapter_shardings(adapter, mesh_of(shape)),
+        parallel.everywhere(mesh_of(shape)),
+    )  # fmt: skip
+    state = jax.device_put(steps.init_state(adapter, rule, 0), where)
+    step = steps.make_train_step(model, rule, steps.train_adapter, where)
+    loss = steps.make_loss(model, steps.train_adapter)
+    for lowered in (step.lower(state, base, batch), loss.lower(adapter, base, batch)):
+        program = lowered.compile().as_text()
+        assert "all-reduce" in program
+        assert beside_loops(program) == []
 
 
 def test_collectives_that_wait_for_no_loop_are_seen(case, monkeypatch):

@@ -107,9 +107,10 @@ class LoraKernel:
         return (jnp.asarray(self.base, jnp.float32) + update).astype(self.base.dtype)
 
     def project(self, x: Float[Array, "... D"], cut: bool = False) -> Float[Array, "... F"]:
-        """`x` times the base, `cut` or not, plus the low-rank update; in the dtype of `x`.
+        """`x` times the base, plus the low-rank update; in the dtype of `x`.
 
-        `x` is flattened to rows first: on CPU the thin products are faster so.
+        `cut`: whether the base is cut over devices.  `x` is flattened to rows first: on CPU the
+        thin products are faster so.
         """
         rows = x.reshape(-1, x.shape[-1])
         dropped = rows

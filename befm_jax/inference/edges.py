@@ -19,13 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from befm_jax.data.forest import Forest, Reads
 from befm_jax.llama.attention import ForestAttention
 from befm_jax.llama.linear import Layout, after, placed
-from befm_jax.llama.model import (
-    Llama,
-    Params,
-    hidden_states,
-    logical_axes,
-    vocabulary_logits,
-)
+from befm_jax.llama.model import Llama, Params, hidden_states, logical_axes, vocabulary_logits
 
 # Parents whose logits exist at one time on a device, over all its rows: enough for a good product.
 # Of large vocabularies fewer, so that these logits are at most `_LOGITS` (float32: 256 MB).

@@ -64,7 +64,10 @@ class Int8Kernel:
         return self.values.shape
 
     def project(self, x: Float[Array, "... D"], cut: bool = False) -> Float[Array, "... F"]:
-        """`x` times the transposed weight, scaled after the product in float32; dtype of `x`."""
+        """`x` times the transposed weight, scaled after the product in float32; dtype of `x`.
+
+        `cut`: whether the weight is cut over devices.
+        """
         rows = x.reshape(-1, x.shape[-1])
         # Loops over parts of a weight that is cut would send something at each turn, and loops of
         # several weights run side by side (see `linear.after`).

@@ -18,7 +18,7 @@ class Kernel(Protocol):
     """
 
     def project(self, x: Float[Array, "... D"], cut: bool = False) -> Float[Array, "... F"]:
-        """`x` times the transposed matrix that this stands for; is it `cut` over devices?"""
+        """`x` times the transposed matrix; `cut`: whether that is cut over devices."""
 
     def dense(self) -> Float[Array, "*L F D"]:
         """The matrix that this kernel stands for."""

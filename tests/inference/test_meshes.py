@@ -217,6 +217,7 @@ def compiled_decoding(sizes):
 @pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"data": 4, "tensor": 2}, {"data": 8}], ids=str)
 def test_a_token_sends_activations_and_neither_weights_nor_caches(sizes):
     compiled, asked, answers = compiled_decoding(sizes)
+    assert beside_loops(compiled.as_text()) == []
     sent = hlo.traffic(compiled.as_text(), 8).by_kind()
     # Trained over fsdp, it is sampled over tensor.
     tensor = 8 if "fsdp" in sizes else sizes.get("tensor", 1)

@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from befm_jax.simulator import Simulator, load
+    from befm_jax.respondents.engine import Simulator, load
 
 # Of transformers, only tokenizers are used: no need to be told that PyTorch is not there.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -22,7 +22,7 @@ __all__ = ["Simulator", "load"]
 def __getattr__(name: str) -> Any:
     """Imports the engine when it is first asked for: evaluation alone needs no JAX."""
     if name in __all__:
-        from befm_jax import simulator
+        from befm_jax.respondents import engine
 
-        return getattr(simulator, name)
+        return getattr(engine, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

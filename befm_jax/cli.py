@@ -10,8 +10,8 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from befm_jax import hosts
 from befm_jax.config import CACHES, DTYPES, QUANTIZE, check_arguments
+from befm_jax.distributed import processes
 from befm_jax.errors import UserError
 
 # Flags that say how answers are drawn, and mean nothing where they are scored.
@@ -21,7 +21,7 @@ SAMPLING = ("participants", "temperature", "top_k", "top_p", "max_new_tokens", "
 def run(main: Callable[[], None], documentation: str) -> None:
     """Parses the flags and runs `main`; what a person can mend is printed and exits with 2.
 
-    What happens to errors in a run of several processes: see `hosts.run`.
+    What happens to errors in a run of several processes: see `processes.run`.
     `documentation` is shown by `--help`.
     """
     sys.modules["__main__"].__doc__ = documentation
@@ -30,7 +30,7 @@ def run(main: Callable[[], None], documentation: str) -> None:
     def guarded(arguments: list[str]) -> None:
         if len(arguments) > 1:
             raise app.UsageError(f"not a flag: {arguments[1]}")
-        hosts.run(main)
+        processes.run(main)
 
     try:
         check_arguments(sys.argv[1:])
@@ -79,7 +79,7 @@ def define_model_flags() -> None:
 
 
 def define_process_flags() -> None:
-    """Which process of a run over several hosts this is: `hosts.start` takes them."""
+    """Which process of a run over several hosts this is: `processes.start` takes them."""
     flags.DEFINE_string(
         "coordinator", None, "HOST:PORT of the first process, where nothing else says it"
     )
@@ -89,7 +89,7 @@ def define_process_flags() -> None:
 
 def only_the_first_speaks() -> None:
     """Silences the standard output of all processes but the first; errors are still said."""
-    if not hosts.is_first():
+    if not processes.is_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 until the end
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from befm_jax import json_files
+from befm_jax import files
 from befm_jax.errors import UserError
 from befm_jax.llama.config import LINEARS
 
@@ -250,7 +250,7 @@ def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def save(config: Config, path: Path) -> None:
     """Writes the resolved config as JSON."""
-    json_files.write_object(path, dataclasses.asdict(config))
+    files.write_object(path, dataclasses.asdict(config))
 
 
 _MAY_CHANGE = ("mesh.", "checkpoints.", "evaluation.")
@@ -262,7 +262,7 @@ def check_same(config: Config, path: Path) -> None:
     The working directory, the mesh, checkpointing and the final evaluation may change between the
     sittings of one run.
     """
-    saved = json_files.read_object(path, ConfigError)
+    saved = files.read_object(path, ConfigError)
     differing = []
     for name, value in fields(config):
         if name == "workdir" or name.startswith(_MAY_CHANGE):

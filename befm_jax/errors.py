@@ -1,4 +1,7 @@
-"""The base of every error that a person can cause and mend."""
+"""Errors that a person can cause and mend, and their usual wordings."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -7,3 +10,25 @@ class UserError(ValueError):
     The message alone says where (file, line, field), what is wrong and what would be right; the
     entry points print it without a stack trace.
     """
+
+
+class DataError(UserError):
+    """Bad input by a person: a file, a field, a name, a value.
+
+    The message alone says where (file, line, field), what is wrong and what would be right:
+    entry points print it without a stack trace.
+    """
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> DataError:
+    """The error for a name that does not exist, with the near ones first.
+
+    Args:
+        kind: what the name was meant for, e.g. "game".
+        name: what was asked for.
+        known: every name that would have been right.
+    """
+    choices = list(known)
+    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return DataError(f"unknown {kind} {name!r}: {hint}known: {', '.join(choices) or 'none'}")

@@ -24,10 +24,10 @@ from typing import Any
 
 from absl import flags
 
-from befm_jax import cli, json_files
+from befm_jax import cli, files
+from befm_jax.data import choices as human
 from befm_jax.data import games
-from befm_jax.data import people as human
-from befm_jax.data.people import SPLITS, People
+from befm_jax.data.choices import SPLITS, People
 from befm_jax.errors import UserError
 from befm_jax.evals import answers as answer_files
 from befm_jax.evals import report, tasks
@@ -120,7 +120,7 @@ def how_made(file: Path) -> dict[str, Any]:
     beside = file.with_name(file.name + ".json")
     if not beside.is_file():
         return {"model": {}, "answers": {}}
-    made = json_files.read_object(beside)
+    made = files.read_object(beside)
     return {name: dict(made.get(name) or {}) for name in ("model", "answers")}
 
 

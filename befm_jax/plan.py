@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from ml_collections import config_flags
 
-from befm_jax import cli, config, json_files
+from befm_jax import cli, config, files
 from befm_jax.config import Config, ConfigError
 from befm_jax.planning import topology
 from befm_jax.planning.topology import CompilerAbsentError, Topology
@@ -50,7 +50,7 @@ def main() -> None:
         print(described(plan))
     if FLAGS.json:
         best, *others = [plan.as_dict() for plan in plans]
-        json_files.write_object(Path(FLAGS.json), best | {"others": others})
+        files.write_object(Path(FLAGS.json), best | {"others": others})
     if not plans[0].all_fits:
         sys.exit(1)
 
@@ -63,13 +63,13 @@ def asked(settings: Config, on: Topology) -> list[Sizes]:
     Raises:
         ConfigError: a mesh of another form or size, or nothing that could be searched.
     """
-    from befm_jax.parallel import ShardingError
+    from befm_jax.distributed.mesh import ShardingError
     from befm_jax.planning import plans, workload
 
     if FLAGS.search:
         if FLAGS.mesh:
             raise ConfigError("--mesh and --search: give one of them")
-        found = list(plans.meshes(on, workload.shape_of(settings)))
+        found = list(plans.mesh_sizes(on, workload.shape_of(settings)))
         if not found:
             raise ConfigError(f"no mesh of {on} divides the model")
         by_formula = [
@@ -100,7 +100,7 @@ def read_mesh(text: str, on: Topology) -> Sizes:
         ConfigError: an unknown axis, or no number.
         ShardingError: a product that is not the number of chips.
     """
-    from befm_jax import parallel
+    from befm_jax.distributed import mesh as meshes
 
     given: Sizes = {}
     for entry in config.names(text):
@@ -109,7 +109,7 @@ def read_mesh(text: str, on: Topology) -> Sizes:
             raise ConfigError(f"--mesh {text}: {entry!r} is not of the form data=4 (fsdp, tensor)")
         given[name] = int(size)
     sizes = {"data": 1, "fsdp": int(0 in given.values()), "tensor": 1} | given
-    return parallel.filled(on.slices, **sizes, devices=on.chips)
+    return meshes.filled(on.slices, **sizes, devices=on.chips)
 
 
 def made(settings: Config, on: Topology, meshes: list[Sizes]) -> list[Plan]:

@@ -22,14 +22,15 @@ from typing import Any, TypeVar
 from absl import flags
 from tqdm import tqdm
 
-from befm_jax import cli, hosts, json_files
+from befm_jax import cli, files
 from befm_jax.data import games
 from befm_jax.data.games import Game
+from befm_jax.distributed import processes
 from befm_jax.errors import UserError
 from befm_jax.evals import answers as answer_files
 from befm_jax.evals.answers import Answers
 from befm_jax.inference.sample import Sampling
-from befm_jax.simulator import Simulation, Simulator, load
+from befm_jax.respondents.engine import Simulation, Simulator, load
 
 FLAGS = flags.FLAGS
 _Item = TypeVar("_Item")
@@ -79,7 +80,7 @@ def exact_all(simulator: Simulator, chosen: list[Game]) -> dict[str, Answers]:
 def _progress(each: Iterable[_Item], what: str, games: int) -> Iterable[_Item]:
     """A progress bar over games; of several processes the first shows it."""
     bar: Iterable[_Item] = tqdm(
-        each, desc=what, unit="game", total=games, disable=not hosts.is_first()
+        each, desc=what, unit="game", total=games, disable=not processes.is_first()
     )
     return bar
 
@@ -91,7 +92,7 @@ def how_sampled(participants: int, seed: int, sampling: Sampling) -> dict[str, A
 
 def _write_beside(out: Path, how: Mapping[str, Any], model: Mapping[str, Any], device: str) -> None:
     made = {"model": model, "answers": how, "device": device}
-    json_files.write_object(out.with_name(out.name + ".json"), made)
+    files.write_object(out.with_name(out.name + ".json"), made)
 
 
 def main() -> None:

@@ -22,30 +22,31 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from befm_jax import cli, config, export, hosts, parallel, simulate, transfer
-from befm_jax.adapters import lora, peft
+from befm_jax import cli, config, simulate
+from befm_jax.adapters import export, lora, peft
 from befm_jax.config import Config, ConfigError
+from befm_jax.data import choices as human
 from befm_jax.data import examples as example_files
 from befm_jax.data import forest, games
-from befm_jax.data import people as human
-from befm_jax.data.errors import DataError
+from befm_jax.data.choices import People
 from befm_jax.data.examples import Share
 from befm_jax.data.games import Game
-from befm_jax.data.people import People
 from befm_jax.data.pipeline import Encoder, ForestBatches, encode, pool
-from befm_jax.errors import UserError
+from befm_jax.distributed import mesh as meshes
+from befm_jax.distributed import processes, transfer
+from befm_jax.distributed.mesh import Layout
+from befm_jax.errors import DataError, UserError
 from befm_jax.evals import report
 from befm_jax.evaluate import evaluation, provenance
 from befm_jax.inference.sample import Sampling
 from befm_jax.llama import config as llama_config
-from befm_jax.llama import hf, scratch
+from befm_jax.llama import hf, tiny
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Llama, Params
 from befm_jax.llama.tokenizer import Tokenizer
-from befm_jax.located import RUN_FILE, Located, locate, write_run
-from befm_jax.parallel import Layout
-from befm_jax.simulator import Simulator, fitting_tokenizer, said_of_text
-from befm_jax.training import boards, loop, sittings
+from befm_jax.models import RUN_FILE, Located, locate, write_run
+from befm_jax.respondents.engine import Simulator, fitting_tokenizer, said_of_text
+from befm_jax.training import loop, metrics, restarts
 from befm_jax.training import setup as setups
 from befm_jax.training.loop import Phase
 from befm_jax.training.metrics import Watch
@@ -66,9 +67,9 @@ def train(
     Raises UserError for what a person can mend: a field, a file, a table, a diverging loss.
     """
     workdir = start_or_resume(settings)
-    with boards.opened(project if hosts.is_first() else None, settings) as board:
+    with metrics.weights_and_biases(project if processes.is_first() else None, settings) as board:
         learn_and_compare(settings, workdir, Watch(profile, board))
-    sittings.end(workdir)
+    restarts.end(workdir)
     return workdir
 
 
@@ -96,16 +97,16 @@ def learn_and_compare(settings: Config, workdir: Path, watch: Watch) -> None:
     if held_out is not None:
         results = provenance() | compare(settings, base, tuned, held_out, chosen)
         results["train"] = {
-            "device": parallel.devices_in_words(mesh.devices.flat),
-            "mesh": parallel.in_words(mesh),
-            "processes": hosts.count(),
+            "device": meshes.devices_in_words(mesh.devices.flat),
+            "mesh": meshes.in_words(mesh),
+            "processes": processes.count(),
             "seconds_of_the_last_sitting": round(time.perf_counter() - since, 1),
             "steps": batches.steps,
             "observations": batches.report.observations,
             "left_out": batches.report.reasons() or "nothing",
             "tokens_saved_by_sharing": batches.report.saved,
         }
-        if hosts.is_first():
+        if processes.is_first():
             report.write(results, workdir)
         print(report.summary(results))
         print(f"page:    {workdir / 'report.html'}\nfigures: {workdir / 'results.json'}")
@@ -120,18 +121,18 @@ def start_or_resume(settings: Config) -> Path:
 
     Raises:
         ConfigError: the config is wrong, another than the run's, or not seen by all processes.
-        NoProgressError: see `sittings.begin`.
+        NoProgressError: see `restarts.begin`.
     """
     config.validate(settings)
     workdir = Path(settings.workdir)
     saved = workdir / "config.json"
     trained = (workdir / BASE, workdir / "checkpoints", workdir / RUN_FILE)
     # The others look only when it is there: a shared file system may remember that it was not.
-    if hosts.is_first():
+    if processes.is_first():
         if saved.is_file() and any(path.exists() for path in trained):
             config.check_same(settings, saved)
         config.save(settings, saved)
-    hosts.meet("the working directory is there")
+    processes.meet("the working directory is there")
     if not saved.is_file():
         raise ConfigError(
             f"workdir is {settings.workdir!r}, which this host does not share with that of the "
@@ -139,7 +140,7 @@ def start_or_resume(settings: Config) -> Path:
         )
     # Of all processes: what one was started with the others must have been, too.
     config.check_same(settings, saved)
-    sittings.begin(workdir, saved, trained)
+    restarts.begin(workdir, saved, trained)
     return workdir
 
 
@@ -149,11 +150,11 @@ def mesh_of(settings: Config) -> Mesh:
     Raises ShardingError where the config's sizes or slices do not fit the devices.
     """
     wanted, devices = settings.mesh, jax.devices()
-    parallel.check_slices(wanted.slices, devices)
+    meshes.check_slices(wanted.slices, devices)
     sizes = (wanted.slices, wanted.data, wanted.fsdp, wanted.tensor)
-    if hosts.count() == 1 and 0 not in sizes:
+    if processes.count() == 1 and 0 not in sizes:
         devices = devices[: math.prod(sizes)]
-    return parallel.make_mesh(**parallel.filled(*sizes, devices=len(devices)), devices=devices)
+    return meshes.make_mesh(**meshes.filled(*sizes, devices=len(devices)), devices=devices)
 
 
 def people_of(settings: Config, chosen: list[Game]) -> tuple[People | None, People | None]:
@@ -177,7 +178,7 @@ def paths_of(
     if learnt is not None:
         asked = [game for game in chosen if learnt.n(game.id)]
         found += encode(human.examples(learnt, asked), tokenizer)
-    share = Share(jax.process_index(), hosts.count())
+    share = Share(jax.process_index(), processes.count())
     for path in config.names(settings.data.examples):
         mine = encode(example_files.read(path, share=share), tokenizer)
         found += pool(mine, transfer.pooled)
@@ -238,7 +239,9 @@ def describe(batches: ForestBatches, rows: int, mesh: Mesh) -> str:
     if found.left_out:
         lines.append(f"left out: {found.reasons()}")
     if mesh.size > 1:
-        lines.append(f"{mesh.size} devices of {hosts.count()} processes: {parallel.in_words(mesh)}")
+        lines.append(
+            f"{mesh.size} devices of {processes.count()} processes: {meshes.in_words(mesh)}"
+        )
     if batches.rows != rows:
         lines.append(
             f"{batches.rows} rows together (data.rows is {rows}): at most, one or more a device"
@@ -260,8 +263,8 @@ def base_of(
         return located
     directory = workdir / BASE
     # Only the first looks: a shared file system may remember for the others that it was not there.
-    there = hosts.is_first() and (directory / "config.json").is_file()
-    if not hosts.agree("whether the base is there", there):
+    there = processes.is_first() and (directory / "config.json").is_file()
+    if not processes.agree("whether the base is there", there):
         make_base(settings, chosen, workdir, mesh, watch)
     return Located(directory, str(directory.resolve()))
 
@@ -271,15 +274,15 @@ def base_model(
 ) -> Simulator:
     """The model to tune, its weights read."""
     quantize = settings.model.quantize
-    _, params = hf.load(located.directory, mesh, quantize=quantize)
+    _, params = hf.load(located.directory, meshes.over(mesh), quantize=quantize)
     origin = {
         "path": settings.model.path or "made from nothing",
         "dtype": settings.model.dtype,
         "quantize": quantize,
-        "mesh": parallel.in_words(mesh),
+        "mesh": meshes.in_words(mesh),
         **said_of_text(located.directory, tokenizer),
     }
-    if hosts.is_first():
+    if processes.is_first():
         cli.note_ignored_settings(origin)
     return Simulator(model, params, tokenizer, origin, located)
 
@@ -300,7 +303,7 @@ def make_base(
     ]
     # The tokenizer is of all texts, in every process.
     own = [one for path in config.names(data.examples) for one in example_files.read(path)]
-    tokenizer = scratch.train_tokenizer(
+    tokenizer = tiny.train_tokenizer(
         (text for one in [*asked, *own] for text in (one.system, one.user, one.answer)),
         wanted.pieces,
     )
@@ -316,7 +319,7 @@ def make_base(
         bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.stop_ids,
     )
-    params = scratch.init_params(shape, settings.seed, wanted.embedding_scale)
+    params = tiny.init_params(shape, settings.seed, wanted.embedding_scale)
     if asked:
         steps_per_epoch = math.ceil(len(asked) / wanted.answers_per_step)
         batches = ForestBatches(
@@ -329,7 +332,7 @@ def make_base(
             parts=mesh.size,
         )
         slices = mesh.shape["slice"]
-        alike = Mesh(mesh.devices.reshape(slices, -1, 1, 1), parallel.AXES)
+        alike = Mesh(mesh.devices.reshape(slices, -1, 1, 1), meshes.AXES)
         setup = setups.from_nothing(settings, shape, alike, batches.steps)
         teaching = loop.ahead("base", setup, batches)
         fresh = partial(setup.fresh, setups.fresh_parameters, params, seed=settings.seed)
@@ -345,7 +348,9 @@ def tuning_ahead(
     validation: ForestBatches | None,
 ) -> Phase:
     """Begins to compile the step that tunes a model whose weights were not read yet."""
-    shape, params = hf.abstract(located.directory, mesh, quantize=settings.model.quantize)
+    shape, params = hf.abstract(
+        located.directory, meshes.over(mesh), quantize=settings.model.quantize
+    )
     setup = setups.of(settings, shape, params, mesh, batches.steps)
     return loop.ahead("tune", setup, batches, validation)
 
@@ -371,7 +376,7 @@ def tune(
         made_here = not settings.model.path
         template = base.tokenizer.template_hash
         on_host = transfer.fetch(adapter)
-        if hosts.is_first():
+        if processes.is_first():
             peft.save(workdir / ADAPTER, on_host, base.located.name, template)
         model, adapter_dir = BASE if made_here else base.located.pinned, ADAPTER
         params = lora.attach(base.params, adapter)
@@ -390,7 +395,7 @@ def tune(
         "split_seed": settings.data.split_seed,
         "examples": settings.data.examples,
     }
-    if hosts.is_first():
+    if processes.is_first():
         write_run(
             workdir,
             model=model,
@@ -412,11 +417,11 @@ def write_model(
     source: Path | None = None,
 ) -> None:
     """Writes a whole model from the first process, which gathers it tensor by tensor."""
-    if hosts.is_first():
-        export.model(directory, shape, params, tokenizer, source=source)
+    if processes.is_first():
+        export.model(directory, shape, params, tokenizer, source=source, gather=transfer.fetch)
     else:
-        hf.help_save(shape, params)
-    hosts.meet(f"{directory.name} is written")
+        hf.help_save(shape, params, transfer.fetch)
+    processes.meet(f"{directory.name} is written")
 
 
 def compare(
@@ -477,7 +482,7 @@ def main() -> None:
     settings: Config = FLAGS.config
     if FLAGS.workdir:
         settings.workdir = FLAGS.workdir
-    hosts.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id)
+    processes.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id)
     cli.only_the_first_speaks()
     cli.keep_compiled_programs()
     train(settings, profile_of(FLAGS.profile_steps), FLAGS.wandb)

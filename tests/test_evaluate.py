@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from befm_jax.data.people import People
+from befm_jax.data.choices import People
 from befm_jax.evaluate import warning_if_not_held_out, which_people
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import jax
 import pytest
-from small import SMALL
 
-from befm_jax import parallel
 from befm_jax.config import Config, Data, Lora, Model
+from befm_jax.distributed import mesh as meshes
 from befm_jax.llama import config as llama_config
 from befm_jax.planning import plans, programs, topology
+from tests.helpers.small import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
 # Shapes that lanes of 128 hold without padding, and that eight devices share.
@@ -82,8 +82,8 @@ def run(tmp_path, model, *arguments, quantize="no"):
 def test_parameters_a_chip_are_those_of_the_shardings(model):
     """Against parameters that are made, cut and counted on eight devices."""
     plan = estimated(config_of(model), "h100:8", (1, 1, 4, 2))
-    mesh = parallel.make_mesh(fsdp=4, tensor=2, devices=jax.devices()[:8])
-    wanted = parallel.abstract_parameters(SHAPE, mesh, jax.numpy.bfloat16)
+    mesh = meshes.make_mesh(fsdp=4, tensor=2, devices=jax.devices()[:8])
+    wanted = meshes.abstract_parameters(SHAPE, mesh, jax.numpy.bfloat16)
     made = jax.jit(
         lambda: jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), wanted),
         out_shardings=jax.tree.map(lambda leaf: leaf.sharding, wanted),
@@ -105,7 +105,7 @@ def test_int8_takes_half_of_the_linears_and_eight_chips_an_eighth(model):
 
 def test_meshes_are_all_that_divide_the_model(model):
     on = topology.parse("v5e:4x4")
-    found = [tuple(sizes.values()) for sizes in plans.meshes(on, SHAPE)]
+    found = [tuple(sizes.values()) for sizes in plans.mesh_sizes(on, SHAPE)]
     powers = (1, 2, 4, 8, 16)
     assert set(found) == {
         (1, data, fsdp, tensor)

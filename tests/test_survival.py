@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from pods import losses, pod, start_pod, write_config, write_game_config
+
+from tests.helpers.pods import losses, pod, start_pod, write_config, write_game_config
 
 COMMAND = ("-m", "befm_jax.train")
 # Each process holds a part of what is trained, and writes its own of a checkpoint.

@@ -14,7 +14,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import befm_jax
-from befm_jax import hosts
 from befm_jax import train as training
 from befm_jax.adapters import peft
 from befm_jax.config import (
@@ -29,17 +28,18 @@ from befm_jax.config import (
     Optimizer,
     Scratch,
 )
+from befm_jax.data import choices as human
 from befm_jax.data import games
-from befm_jax.data import people as human
 from befm_jax.data.examples import Example, write_chat
 from befm_jax.data.pipeline import ForestBatches, encode
+from befm_jax.distributed import processes
 from befm_jax.errors import UserError
 from befm_jax.evals import report
 from befm_jax.llama import config as llama_config
 from befm_jax.llama import hf
-from befm_jax.llama import scratch as llama_scratch
+from befm_jax.llama import tiny as llama_scratch
 from befm_jax.llama.tokenizer import Tokenizer
-from befm_jax.training import setup, sittings
+from befm_jax.training import restarts, setup
 from befm_jax.training.metrics import Log, NonFiniteLossError
 from befm_jax.training.step import make_loss, train_all
 
@@ -238,9 +238,9 @@ def power_cut(monkeypatch):
 def test_an_interrupted_run_ends_where_an_undisturbed_one_does(run, tmp_path, power_cut):
     power_cut(tiny(tmp_path), "tune", 8)
     assert not (tmp_path / "results.json").exists()
-    assert (tmp_path / sittings.FILE).exists()
+    assert (tmp_path / restarts.FILE).exists()
     training.train(tiny(tmp_path))
-    assert not (tmp_path / sittings.FILE).exists()
+    assert not (tmp_path / restarts.FILE).exists()
     shape = llama_config.read(run / "base")
     whole, resumed = (peft.load(path / "adapter", shape) for path in (run, tmp_path))
     for one, other in zip(
@@ -275,12 +275,12 @@ def test_interruption_anywhere_changes_no_bit(tmp_path, power_cut, phase, step, 
 def test_a_run_that_never_comes_to_its_next_checkpoint_is_not_started_for_ever(
     tmp_path, power_cut, monkeypatch
 ):
-    monkeypatch.setattr(sittings, "PATIENCE", 2)
+    monkeypatch.setattr(restarts, "PATIENCE", 2)
     # Nothing is there; the base is, and then step 5 of tuning.
     for at_step in (3, 6, 7, 7):
         power_cut(tiny(tmp_path), "tune", at_step)
     with pytest.raises(
-        sittings.NoProgressError, match=r"begun 2 times, .*then delete .*sittings\.json and go on"
+        restarts.NoProgressError, match=r"begun 2 times, .*then delete .*sittings\.json and go on"
     ):
         training.train(tiny(tmp_path))
     (tmp_path / "sittings.json").unlink()
@@ -524,8 +524,8 @@ def test_a_stop_between_checkpoints_measures_nothing(tmp_path, monkeypatch, undo
     calls = iter(range(1, 100))
     with monkeypatch.context() as patch:
         # Six steps teach the base; then the eighth of tuning.
-        patch.setattr(hosts, "asked_to_stop", lambda: next(calls) == 6 + 8)
-        with pytest.raises(hosts.PreemptedError, match="tune: saved at step 8"):
+        patch.setattr(processes, "asked_to_stop", lambda: next(calls) == 6 + 8)
+        with pytest.raises(processes.PreemptedError, match="tune: saved at step 8"):
             training.train(settings(tmp_path / "stopped"))
     training.train(settings(tmp_path / "stopped"))
     whole, stopped = (validation_losses(tmp_path / name) for name in ("whole", "stopped"))

@@ -5,8 +5,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from pods import losses, pod, start_pod, write_config
-from small import real_paths
+
+from tests.helpers.pods import losses, pod, start_pod, write_config
+from tests.helpers.small import real_paths
 
 
 def whole_paths():
@@ -19,7 +20,7 @@ def whole_paths():
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_processes_together_read_every_example_exactly_once_an_epoch(tmp_path, processes):
-    pod(processes, str(Path(__file__).with_name("pod_rows.py")), str(tmp_path))
+    pod(processes, str(Path(__file__).parent / "helpers" / "pod_rows.py"), str(tmp_path))
     read = [json.loads((tmp_path / f"{index}.json").read_text()) for index in range(processes)]
     found = Counter()
     for mine in read:

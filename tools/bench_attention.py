@@ -28,7 +28,7 @@ from befm_jax.data import forest as forests
 from befm_jax.data.forest import Forest
 from befm_jax.data.forest import Path as TokenPath
 from befm_jax.data.pipeline import encode
-from befm_jax.llama import scratch
+from befm_jax.llama import tiny
 from befm_jax.llama.attention import ForestAttention
 
 LAYOUTS = ("games", "texts", "causal")
@@ -106,7 +106,7 @@ def _lay_out(layout: str, slots: int, rows: int) -> Forest:
     """Rows of the layout; where it has fewer they are repeated, where it has more cut off."""
     if layout == "games":
         examples = bench_data.game_examples()
-        tokenizer = scratch.train_tokenizer(bench_data.texts(examples))
+        tokenizer = tiny.train_tokenizer(bench_data.texts(examples))
         paths = encode(examples, tokenizer)
     else:
         random = np.random.default_rng(0)

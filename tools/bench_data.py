@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from befm_jax.data import files, games, people
-from befm_jax.data.errors import DataError
+from befm_jax import files
+from befm_jax.data import choices, games
 from befm_jax.data.examples import Example
 from befm_jax.data.games import Game
+from befm_jax.errors import DataError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -49,8 +50,8 @@ def seven_games() -> list[Game]:
 def moblab(folder: Path, sample: int, seed: int) -> Data:
     """Every choice in the seven games of MobLab's table; there is nothing to sample."""
     del sample, seed
-    read = people.read_people(_there(folder / "moblab" / "joint.csv"), seven_games())
-    return Data(people.examples(read, seven_games()), read.describe().replace("\n", "; "))
+    read = choices.read_people(_there(folder / "moblab" / "joint.csv"), seven_games())
+    return Data(choices.examples(read, seven_games()), read.describe().replace("\n", "; "))
 
 
 def bigfive(folder: Path, sample: int, seed: int) -> Data:
@@ -112,7 +113,7 @@ READERS: dict[str, Callable[[Path, int, int], Data]] = {
 
 def game_examples() -> list[Example]:
     """One example for every choice made in the seven games, of the embedded reference."""
-    return people.examples(people.reference(seven_games()), seven_games())
+    return choices.examples(choices.reference(seven_games()), seven_games())
 
 
 def texts(examples: list[Example]) -> list[str]:

@@ -209,7 +209,8 @@ def _peer(directory: Path, dtype: str) -> dict[str, Any]:
 def _share(directory: Path, address: str, number: str) -> dict[str, Any]:
     import jax
 
-    from befm_jax import llama, parallel
+    from befm_jax import llama
+    from befm_jax.distributed import mesh as meshes
     from befm_jax.llama import weights
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -223,8 +224,8 @@ def _share(directory: Path, address: str, number: str) -> dict[str, Any]:
         read += target.nbytes
 
     weights.read_into = counted
-    mesh, before = parallel.make_mesh(fsdp=PROCESSES), _from_disk()
-    llama.load(directory, mesh)
+    mesh, before = meshes.make_mesh(fsdp=PROCESSES), _from_disk()
+    llama.load(directory, meshes.over(mesh))
     return {"asked": read, "disk": _from_disk() - before}
 
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
-from befm_jax.data import people
+from befm_jax.data import choices
 from befm_jax.data.games import Game
 from befm_jax.evals.answers import Answers
 from befm_jax.evals.tasks import game_behavior
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Bench:
     """Lets befm_jax and the loops take turns, and compares."""
-    humans = people.reference(bench_data.seven_games())
+    humans = choices.reference(bench_data.seven_games())
     random = np.random.default_rng(0)
     answers = {
         game.id: Answers.from_distribution(random.dirichlet(np.ones(len(game.values))))

@@ -18,11 +18,10 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from befm_jax import export
-from befm_jax.adapters import lora, peft
+from befm_jax.adapters import export, lora, peft
 from befm_jax.errors import UserError
 from befm_jax.llama import config as llama_config
-from befm_jax.llama import hf, model, scratch
+from befm_jax.llama import hf, model, tiny
 from befm_jax.llama.config import LlamaConfig, RopeScaling
 from befm_jax.llama.model import Params
 from befm_jax.llama.tokenizer import Tokenizer
@@ -110,7 +109,7 @@ def make(directory: Path, at: Where, texts: list[str]) -> Tokenizer:
     The adapter beside it, of rank 16 on all linears, has a `B` that is not zero: with zeros, as
     training starts, half of all gradients are zero and would agree whatever they are.
     """
-    tokenizer = scratch.train_tokenizer(texts, PIECES[at.shape])
+    tokenizer = tiny.train_tokenizer(texts, PIECES[at.shape])
     config = dataclasses.replace(
         SHAPES[at.shape],
         vocab_size=SHAPES[at.shape].vocab_size or tokenizer.vocab_size,
@@ -123,7 +122,7 @@ def make(directory: Path, at: Where, texts: list[str]) -> Tokenizer:
         (directory / "config.json").write_text(json.dumps(fields), encoding="utf-8")
         tokenizer.save(directory)
     else:
-        params = scratch.init_params(config, seed=0, embedding_scale=0.3)
+        params = tiny.init_params(config, seed=0, embedding_scale=0.3)
         dtype = jnp.dtype(at.dtype)
         export.model(
             directory, config, jax.tree.map(lambda leaf: leaf.astype(dtype), params), tokenizer

@@ -29,8 +29,8 @@ from befm_jax.data.games import Game
 from befm_jax.inference import score
 from befm_jax.llama.model import Llama
 from befm_jax.llama.tokenizer import Tokenizer
-from befm_jax.located import Located
-from befm_jax.simulator import Simulator
+from befm_jax.models import Located
+from befm_jax.respondents.engine import Simulator
 
 GOAL = 300.0
 PEER_ANSWERS = {"tiny": 250, "100m": 16, "8b": 1000}

@@ -41,10 +41,10 @@ from bench_report import Bench, Goal, Ratio
 from bench_sides import Found, Side, take_turns
 from safetensors.numpy import load_file
 
-from befm_jax import parallel
 from befm_jax.adapters import peft
 from befm_jax.data.forest import Forest, Path
 from befm_jax.data.pipeline import ForestBatches, encode
+from befm_jax.distributed import mesh as meshes
 from befm_jax.errors import UserError
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Llama
@@ -301,8 +301,8 @@ class Forests:
         """Lays out and compiles; returns how long the first step took."""
         since = time.perf_counter()
         devices = jax.devices() if setting.each_core else jax.devices()[:1]
-        mesh = parallel.make_mesh(data=len(devices), devices=devices)
-        layout = parallel.layout_over(mesh)
+        mesh = meshes.make_mesh(data=len(devices), devices=devices)
+        layout = meshes.layout_over(mesh)
         model = Llama(self._config, dtype=self._dtype, remat=setting.remat, layout=layout)
         self._batches = ForestBatches(
             _paths(self._directory / "paths.json"),
@@ -315,10 +315,10 @@ class Forests:
         self._operations = operations(self._config, self._batches[0][0].forest, adapter)
         state = steps.init_state(adapter, self._optimizer, seed=0)
         # Where a run has them: the second step would otherwise be compiled again.
-        placed = jax.tree.map(lambda _: parallel.everywhere(mesh), state)
+        placed = jax.tree.map(lambda _: meshes.everywhere(mesh), state)
         self._state = jax.device_put(state, placed)
-        self._base = jax.device_put(self._params, parallel.everywhere(mesh))
-        self._placed = parallel.batch_sharding(mesh)
+        self._base = jax.device_put(self._params, meshes.everywhere(mesh))
+        self._placed = meshes.batch_sharding(mesh)
         self._step = steps.make_train_step(model, self._optimizer, steps.train_adapter, placed)
         self._steps(0.0)
         return time.perf_counter() - since

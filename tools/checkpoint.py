@@ -18,7 +18,7 @@ from pathlib import Path
 from befm_jax.errors import UserError
 from befm_jax.llama import weights
 from befm_jax.llama.weights import Tensor
-from befm_jax.located import locate
+from befm_jax.models import locate
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def contents(stored: list[Tensor], each: bool) -> str:
 
 def as_model(directory: Path, fsdp: int, tensor: int) -> str:
     """Whether the tensors are those of the config, and what each device of a mesh would hold."""
-    from befm_jax import parallel
+    from befm_jax.distributed import mesh as meshes
     from befm_jax.llama import hf
 
     checkpoint = hf.open_checkpoint(directory)
@@ -89,9 +89,9 @@ def as_model(directory: Path, fsdp: int, tensor: int) -> str:
         f"{config.hidden_size}, vocabulary {config.vocab_size:,}"
     ]
     if fsdp * tensor > 1:
-        mesh = parallel.make_mesh(fsdp=fsdp, tensor=tensor)
+        mesh = meshes.make_mesh(fsdp=fsdp, tensor=tensor)
         largest = max(
-            sum(read.nbytes for read in hf.reads(checkpoint, mesh, [device]))
+            sum(read.nbytes for read in hf.reads(checkpoint, meshes.over(mesh), [device]))
             for device in mesh.devices.flat
         )
         lines.append(f"over fsdp {fsdp} x tensor {tensor}: {largest:,} bytes a device at most")

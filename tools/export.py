@@ -3,7 +3,7 @@
     python tools/export.py adapter --model runs/quickstart --out my-adapter \\
         --base meta-llama/Llama-3.1-8B-Instruct
     python tools/export.py merged --model runs/quickstart --out my-model \\
-        [--max_shard_size 5GB] [--games all] [--humans people.csv]
+        [--max_shard_size 5GB] [--games all] [--humans choices.csv]
 
 `--model` is a training run, or a model's directory or hub id with `--adapter` beside it.  Merging
 reads the written model back and says how far its logits are from those of base and adapter apart,
@@ -19,11 +19,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from befm_jax import cli, export, json_files
-from befm_jax.data import games, people
+from befm_jax import cli, files
+from befm_jax.adapters import export
+from befm_jax.data import choices, games
 from befm_jax.errors import UserError
 from befm_jax.llama import config as llama_config
-from befm_jax.located import locate
+from befm_jax.models import locate
+from befm_jax.respondents import merging
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -44,16 +46,16 @@ def main() -> None:
         else:
             cli.keep_compiled_programs()
             asked = games.select(arguments.games or "all")
-            report = export.merged(
+            report = merging.merged(
                 arguments.model,
                 arguments.adapter,
                 arguments.out,
                 max_shard_bytes=arguments.max_shard_size,
                 asked=asked,
-                humans=people.load(arguments.humans, asked, "all") if arguments.games else None,
+                humans=choices.load(arguments.humans, asked, "all") if arguments.games else None,
                 force_template=arguments.force_template,
             )
-            json_files.write_object(arguments.out / "merge.json", report)
+            files.write_object(arguments.out / "merge.json", report)
             print(summary(report))
             print(f"model: {arguments.out}")
     except (UserError, OSError) as error:

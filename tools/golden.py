@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from befm_jax.data import games, people
+from befm_jax.data import choices, games
 from befm_jax.evals.answers import Answers
 from befm_jax.evals.tasks import game_behavior
 
@@ -53,7 +53,7 @@ MEANS = {
 def figures() -> dict[str, Any]:
     """Every figure of two made-up respondents compared with the embedded test people."""
     chosen = [game for game in (games.get(name) for name in games.ids()) if game.reference]
-    reference = people.reference(chosen)
+    reference = choices.reference(chosen)
     learnt, held_out = (reference.draw_split(split, 0) for split in ("train", "test"))
     rng = np.random.default_rng(0)
     exact, sampled = {}, {}

@@ -2,7 +2,7 @@
 
     python tools/human_histograms.py ../shared/data/moblab/joint.csv
 
-reads the MobLab table, checks it as `befm_jax.data.people` does, and writes one histogram a game.
+reads the MobLab table, checks it as `befm_jax.data.choices` does, and writes one histogram a game.
 """
 
 import argparse
@@ -10,8 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-from befm_jax.data import games, people
-from befm_jax.data.errors import DataError
+from befm_jax.data import choices, games
+from befm_jax.errors import DataError
 
 OUT = Path(__file__).resolve().parents[1] / "befm_jax" / "data" / "reference"
 
@@ -36,12 +36,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("table", type=Path, help="the MobLab table, joint.csv")
-    parser.add_argument("--out", type=Path, default=OUT / people.REFERENCE_FILE)
+    parser.add_argument("--out", type=Path, default=OUT / choices.REFERENCE_FILE)
     arguments = parser.parse_args()
 
     with_reference = [game for game in map(games.get, games.ids()) if game.reference]
     try:
-        counted = people.read_people(arguments.table, with_reference)
+        counted = choices.read_people(arguments.table, with_reference)
     except DataError as error:
         sys.exit(str(error))
     arguments.out.write_text(render(counted, with_reference), encoding="utf-8")
@@ -49,7 +49,7 @@ def main() -> None:
     print(f"wrote {arguments.out}")
 
 
-def render(counted: people.People, counted_games: list[games.Game]) -> str:
+def render(counted: choices.People, counted_games: list[games.Game]) -> str:
     """The reference as JSON, one line a game: "values" are the first and the last, step 1."""
     head = {
         "source": SOURCE,

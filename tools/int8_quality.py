@@ -27,20 +27,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from befm_jax import cli, export
+from befm_jax import cli
 from befm_jax.config import DTYPES
+from befm_jax.data import choices as human
 from befm_jax.data import games
-from befm_jax.data import people as human
+from befm_jax.data.choices import People
 from befm_jax.data.games import Game
-from befm_jax.data.people import People
 from befm_jax.errors import UserError
-from befm_jax.evals import bootstrap
+from befm_jax.evals import resampling
 from befm_jax.evals.answers import Answers
-from befm_jax.evals.bootstrap import Resampled
-from befm_jax.evals.metrics import METRICS
+from befm_jax.evals.measures import METRICS
+from befm_jax.evals.resampling import Resampled
 from befm_jax.evals.tasks import game_behavior
 from befm_jax.evaluate import provenance, which_people
-from befm_jax.simulator import load
+from befm_jax.respondents import merging
+from befm_jax.respondents.engine import load
 
 SIDES = {"stored": "no", "int8": "int8"}
 
@@ -97,7 +98,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         model = load(
             arguments.model, arguments.adapter, arguments.dtype, quantize, arguments.force_template
         )
-        logits = export.answer_logits(model, played, whole=True)
+        logits = merging.answer_logits(model, played, whole=True)
         each = zip(played, model.distribution_each(played), strict=True)
         found[side] = Found(logits, {game.id: answers for game, answers in each})
         origin, device = model.described(played), model.device
@@ -189,7 +190,7 @@ def metrics(
             "mean": _figures(
                 name,
                 {
-                    side: bootstrap.mean([of[side][name] for of in by_game.values()])
+                    side: resampling.mean([of[side][name] for of in by_game.values()])
                     for side in SIDES
                 },
             ),
@@ -210,7 +211,7 @@ def _figures(name: str, sides: Mapping[str, Resampled]) -> dict[str, Any]:
     return {
         label: {
             "value": value if np.isfinite(value) else None,
-            "ci95": bootstrap.interval(value, replicates, within),
+            "ci95": resampling.interval(value, replicates, within),
         }
         for label, value, replicates, within in (
             ("stored", stored.value, stored.replicates, metric),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from befm_jax import json_files
+from befm_jax import files
 from befm_jax.adapters.spec import AdapterError
 from befm_jax.llama.tokenizer import hash_of
 
@@ -20,7 +20,7 @@ _TEMPLATE, _TOKENIZER = "chat_template.jinja", "tokenizer_config.json"
 
 def save(directory: str | Path, template_hash: str) -> None:
     """Writes the hash of the template that an adapter was trained with into its directory."""
-    json_files.write_object(Path(directory) / FILE, {"sha256": template_hash})
+    files.write_object(Path(directory) / FILE, {"sha256": template_hash})
 
 
 def read(directory: str | Path) -> tuple[str, Path] | None:
@@ -33,7 +33,7 @@ def read(directory: str | Path) -> tuple[str, Path] | None:
     directory = Path(directory)
     ours, template, tokenizer = (directory / name for name in (FILE, _TEMPLATE, _TOKENIZER))
     if ours.is_file():
-        found = json_files.read_object(ours, AdapterError).get("sha256")
+        found = files.read_object(ours, AdapterError).get("sha256")
         if not isinstance(found, str):
             raise AdapterError(f"{ours}: sha256 is {found!r}; the hash of a template is needed")
         return found, ours
@@ -43,7 +43,7 @@ def read(directory: str | Path) -> tuple[str, Path] | None:
         except ValueError as error:
             raise AdapterError(f"{template}: not a text in UTF-8 ({error})") from error
     if tokenizer.is_file():
-        held = json_files.read_object(tokenizer, AdapterError).get("chat_template")
+        held = files.read_object(tokenizer, AdapterError).get("chat_template")
         text = _default(held)
         if text is not None:
             return hash_of(text), tokenizer

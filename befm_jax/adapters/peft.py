@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from befm_jax import aside, json_files
+from befm_jax import files
 from befm_jax.adapters import chat_template
 from befm_jax.adapters.lora import Adapter
 from befm_jax.adapters.spec import (
@@ -82,7 +82,7 @@ def save(
             for part, matrix in (("a", a[layer, :rank]), ("b", b[layer, :, :rank])):
                 tensors[_key(path, layer, part)] = np.ascontiguousarray(matrix)
     fields = json.dumps(_fields(adapter.spec, base_model), indent=2)
-    with aside.written(directory, lambda name: name == chat_template.FILE) as folder:
+    with files.atomic_directory(directory, lambda name: name == chat_template.FILE) as folder:
         if template_hash is not None:
             chat_template.save(folder, template_hash)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -108,7 +108,7 @@ def load(directory: str | Path, config: LlamaConfig) -> Adapter:
         if not (directory / name).is_file():
             raise FileNotFoundError(f"{directory / name}: not there; an adapter directory has one")
     shapes = model.shapes(config)
-    fields = json_files.read_object(directory / CONFIG, AdapterError)
+    fields = files.read_object(directory / CONFIG, AdapterError)
     try:
         spec = _spec(fields)
         plan = spec.plan(shapes)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from befm_jax.data.errors import DataError
+from befm_jax.errors import DataError
 
 _NUMBER = r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?"
 # "[33]", "[$33]", "[ 33 dollars ]"; a percentage is of something else, so "[50%]" is not one.

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from befm_jax.data import files
-from befm_jax.data.errors import DataError, unknown
+from befm_jax import files
+from befm_jax.errors import DataError, unknown
 
 # What a column mapping may name, and the file's columns where no mapping is given.
 _CSV_FIELDS = {"system": "system", "user": "user", "answer": "answer", "weight": "weight"}

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from befm_jax.data.answers import AnswerSet
-from befm_jax.data.errors import DataError
 from befm_jax.data.games import Game, register
+from befm_jax.errors import DataError
 
 
 def _dollars(endowment: int) -> AnswerSet:

@@ -37,8 +37,8 @@ from typing import Any
 import numpy as np
 
 from befm_jax.data.answers import AnswerSet, Parsed
-from befm_jax.data.errors import DataError, unknown
 from befm_jax.data.examples import Example
+from befm_jax.errors import DataError, unknown
 
 __all__ = [
     "SYSTEM",

@@ -15,9 +15,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from befm_jax.data import forest as forests
-from befm_jax.data.errors import DataError
 from befm_jax.data.examples import Example
 from befm_jax.data.forest import Forest, Path, Reads, Report
+from befm_jax.errors import DataError
 
 
 class Encoder(Protocol):

@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from befm_jax.data import files, games
-from befm_jax.data.errors import DataError
+from befm_jax import files
+from befm_jax.data import games
+from befm_jax.errors import DataError
 
 _TOLERANCE = 1e-6
 

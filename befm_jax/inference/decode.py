@@ -23,14 +23,15 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from jaxtyping import Array, Bool, Float, Int, Int32
 
-from befm_jax import parallel, transfer
 from befm_jax.data.forest import Forest
+from befm_jax.distributed import mesh as meshes
+from befm_jax.distributed import transfer
 from befm_jax.inference import kv_cache
-from befm_jax.inference.edges import vocabulary_head
 from befm_jax.inference.kv_cache import Cache, Decode, KeysValues, Prefill, Rows
 from befm_jax.llama import linear
 from befm_jax.llama.attention import ForestAttention
 from befm_jax.llama.linear import Layout, placed
+from befm_jax.llama.log_probs import vocabulary_head
 from befm_jax.llama.model import (
     Apart,
     Llama,
@@ -100,15 +101,15 @@ def weights_for_decoding(model: Llama, params: Params) -> tuple[Llama, Params | 
     Layers stand apart: a layer sliced from stacked parameters is copied before its product reads
     it, for every token anew (in XLA's programs for CPU and GPU), and decoding a few participants
     takes two to three times longer.  Over several devices they are cut for sampling, however they
-    are cut otherwise (`parallel.sampling_mesh`), and the model says so: under `fsdp` every token
+    are cut otherwise (`meshes.sampling_mesh`), and the model says so: under `fsdp` every token
     would gather all of them.  Half of what is free on a device has to hold the copy.
     """
     if model.layout is None:
         fastest, placed = model, jax.tree.map(_standing, params)
     else:
-        mesh = parallel.sampling_mesh(model.config, model.layout.mesh)
-        fastest = replace(model, layout=parallel.Layout(mesh))
-        placed = parallel.shardings(params, mesh)
+        mesh = meshes.sampling_mesh(model.config, model.layout.mesh)
+        fastest = replace(model, layout=meshes.Layout(mesh))
+        placed = meshes.shardings(params, mesh)
     if not _fits_twice(params["layers"], placed["layers"]):
         return model, params
     weights: Apart = jax.jit(

@@ -19,10 +19,10 @@ from jaxtyping import Array, Bool, Int32
 from befm_jax.data import forest as forests
 from befm_jax.data.forest import Forest, Path
 from befm_jax.inference import decode
+from befm_jax.inference.batching import Seats, power_of_two, shrunk
 from befm_jax.inference.decode import Answers, Asked, Programs, Prompts
 from befm_jax.inference.next_token import Sampling, next_token
 from befm_jax.inference.score import bucket
-from befm_jax.inference.seats import Seats, power_of_two, shrunk
 from befm_jax.llama import linear
 from befm_jax.llama.model import Apart, Llama, Params
 

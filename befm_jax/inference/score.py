@@ -21,8 +21,8 @@ from jaxtyping import Bool, Float64
 from befm_jax.data import forest as forests
 from befm_jax.data.forest import Forest, Path, Reads
 from befm_jax.errors import UserError
-from befm_jax.inference.edges import EdgeScores, edge_scores
 from befm_jax.llama import linear
+from befm_jax.llama.log_probs import EdgeScores, edge_scores
 from befm_jax.llama.model import Llama, Params
 
 # Tokens that a model reads before the last one that it is asked for.  That last one is only

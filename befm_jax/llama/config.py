@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from befm_jax import json_files
+from befm_jax import files
 from befm_jax.errors import UserError
 
 # model_type in config.json -> the class that transformers loads it with.
@@ -143,7 +143,7 @@ def read(directory: Path) -> LlamaConfig:
     path = directory / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not there; a Hugging Face model directory has one")
-    fields = json_files.read_object(path, UnsupportedModelError)
+    fields = files.read_object(path, UnsupportedModelError)
     try:
         return from_hugging_face(fields)
     except UnsupportedModelError as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from befm_jax import json_files
+from befm_jax import files
 from befm_jax.errors import UserError
 
 FILE = "generation_config.json"
@@ -45,7 +45,7 @@ def read(directory: str | Path) -> GenerationConfig:
     path = Path(directory) / FILE
     if not path.is_file():
         return GenerationConfig()
-    fields = json_files.read_object(path, GenerationConfigError)
+    fields = files.read_object(path, GenerationConfigError)
     ends = fields.get("eos_token_id")
     listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
     for end in listed:

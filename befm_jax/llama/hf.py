@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import flax.traverse_util
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Sharding, SingleDeviceSharding
 from safetensors.numpy import save_file
 
-from befm_jax import aside, hub, parallel, transfer
+from befm_jax import files, models
 from befm_jax.llama import config as llama_config
 from befm_jax.llama import int8, model, stream, weights
 from befm_jax.llama.config import LlamaConfig
@@ -31,6 +31,8 @@ from befm_jax.llama.stream import Parameter, Read
 from befm_jax.llama.weights import INDEX, SINGLE, CheckpointError, Tensor, some
 
 QUANTIZED = ("no", "int8")
+# From a config to the sharding of every parameter by its path (`distributed.mesh.over`).
+Shardings = Callable[[LlamaConfig], Mapping[tuple[str, ...], Sharding]]
 # Weights under the names of either layout: a reader would take the other one's for these.
 _OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|" + re.escape(INDEX))
 # Buffers that older exports carry.
@@ -104,7 +106,7 @@ def _check(found: list[Tensor], expected: tuple[int, ...]) -> None:
 
 def parameters(
     checkpoint: Checkpoint,
-    mesh: Mesh | None = None,
+    shardings: Shardings | None = None,
     dtype: Any = None,
     quantize: str | None = None,
 ) -> list[Parameter]:
@@ -116,14 +118,18 @@ def parameters(
     """
     if quantize not in (None, *QUANTIZED):
         raise ValueError(f"quantize is {quantize!r}; it may be {' or '.join(QUANTIZED)}")
-    shardings = parallel.parameter_shardings(checkpoint.config, mesh)
+    placed: Mapping[tuple[str, ...], Sharding] = (
+        dict.fromkeys(checkpoint.shapes, SingleDeviceSharding(jax.local_devices()[0]))
+        if shardings is None
+        else shardings(checkpoint.config)
+    )
     found = [
         Parameter(
             path,
             shape,
             checkpoint.tensors[path],
             stacked=path[0] == "layers",
-            sharding=shardings[path],
+            sharding=placed[path],
             dtype=checkpoint.tensors[path][0].numpy_dtype if dtype is None else np.dtype(dtype),
             quantize=quantize == "int8" and int8.is_quantized(path),
         )
@@ -134,7 +140,9 @@ def parameters(
 
 
 def reads(
-    checkpoint: Checkpoint, mesh: Mesh | None = None, devices: Iterable[Any] | None = None
+    checkpoint: Checkpoint,
+    shardings: Shardings | None = None,
+    devices: Iterable[Any] | None = None,
 ) -> list[Read]:
     """What is read for some devices (default: this process's), each slice once; reads nothing.
 
@@ -143,7 +151,7 @@ def reads(
     wanted = None if devices is None else list(devices)
     return [
         read
-        for parameter in parameters(checkpoint, mesh)
+        for parameter in parameters(checkpoint, shardings)
         for bounds in parameter.pieces(wanted)
         for read in parameter.reads(bounds)
     ]
@@ -151,17 +159,17 @@ def reads(
 
 def load(
     name: str | Path,
-    mesh: Mesh | None = None,
+    shardings: Shardings | None = None,
     dtype: Any = None,
     quantize: str | None = None,
 ) -> tuple[LlamaConfig, model.Params]:
     """Config and parameters of a Hugging Face directory, or of a hub id (`owner/name@revision`).
 
-    Every parameter is cut over `mesh` as `befm_jax.parallel` says; without a mesh all stand on
-    one device.  A process reads the slices that its devices hold and nothing else.  `dtype` casts
-    every parameter; None keeps what is stored.  `quantize="int8"` rounds the layers' linears
-    while they are read (`befm_jax.llama.int8`): they never exist whole in full precision; None and
-    "no", as runs and commands say it, leave them.
+    `shardings` says how every parameter is sharded (`befm_jax.distributed.mesh.over`); without it
+    all are on one device.  A process reads the slices that its devices hold and nothing else.
+    `dtype` casts every parameter; None keeps what is stored.  `quantize="int8"` rounds the layers'
+    linears while they are read (`befm_jax.llama.int8`): they never exist whole in full precision;
+    None and "no", as runs and commands say it, leave them.
 
     Raises:
         FileNotFoundError, UnsupportedModelError, CheckpointError: see `open_checkpoint`.
@@ -169,15 +177,15 @@ def load(
         ShardingError: the model can't be cut over the mesh.
         ValueError: no such way to quantise.
     """
-    directory = hub.directory(name)
+    directory = models.directory_of(name)
     checkpoint = open_checkpoint(directory)
-    flat = stream.load(parameters(checkpoint, mesh, dtype, quantize), f"load {directory.name}")
+    flat = stream.load(parameters(checkpoint, shardings, dtype, quantize), f"load {directory.name}")
     return checkpoint.config, flax.traverse_util.unflatten_dict(flat)
 
 
 def abstract(
     directory: str | Path,
-    mesh: Mesh | None = None,
+    shardings: Shardings | None = None,
     dtype: Any = None,
     quantize: str | None = None,
 ) -> tuple[LlamaConfig, model.Params]:
@@ -187,7 +195,7 @@ def abstract(
     `load` does.
     """
     checkpoint = open_checkpoint(directory)
-    flat = {one.path: one.held for one in parameters(checkpoint, mesh, dtype, quantize)}
+    flat = {one.path: one.held for one in parameters(checkpoint, shardings, dtype, quantize)}
     return checkpoint.config, flax.traverse_util.unflatten_dict(flat)
 
 
@@ -197,6 +205,7 @@ def save(
     params: model.Params,
     max_shard_bytes: int = 5_000_000_000,
     beside: Callable[[Path], None] | None = None,
+    gather: Callable[[Any], np.ndarray] = jax.device_get,
 ) -> None:
     """Writes `config.json` and safetensors that transformers and `load` read.
 
@@ -204,8 +213,9 @@ def save(
     (one file without an index where one is enough); a kernel as the matrix that it stands for.
     One shard at a time is on the host.  Files are written aside and moved into place when all are
     complete; other files in the directory stay.  `beside` may write further files into the same
-    folder.  Where parameters stand on devices of several processes, one of these saves, and the
-    others call `help_save` meanwhile.
+    folder.  `gather` brings an array to the host.  Where parameters are on devices of several
+    processes (`distributed.transfer.fetch` gathers them), one of these saves, and the others call
+    `help_save` meanwhile.
 
     Raises:
         ValueError: rounded weights: their digits are lost, save the original ones.
@@ -230,15 +240,17 @@ def save(
         total += width
     free = shutil.disk_usage(directory).free
     if free < total:
-        raise aside.NotWrittenError(
+        raise files.NotWrittenError(
             f"{directory}: the model needs {total:,} bytes, {free:,} are free"
         )
-    with aside.written(directory, lambda name: _OURS.fullmatch(name) is not None) as folder:
+    with files.atomic_directory(
+        directory, lambda name: _OURS.fullmatch(name) is not None
+    ) as folder:
         weight_map = {}
         for number, shard in enumerate(shards, start=1):
             single = len(shards) == 1
             file = SINGLE if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            arrays = {one.name: _dense(flat[one.path], one.layer) for one in shard}
+            arrays = {one.name: _dense(flat[one.path], one.layer, gather) for one in shard}
             save_file(arrays, folder / file, metadata={"format": "pt"})
             weight_map.update(dict.fromkeys(arrays, file))
         if len(shards) > 1:
@@ -251,11 +263,13 @@ def save(
             beside(folder)
 
 
-def help_save(config: LlamaConfig, params: model.Params) -> None:
+def help_save(
+    config: LlamaConfig, params: model.Params, gather: Callable[[Any], np.ndarray]
+) -> None:
     """This process's part in another's `save`: hands over its pieces, tensor by tensor."""
     flat = flax.traverse_util.flatten_dict(params)
     for one in _stored(flat, config):
-        _dense(flat[one.path], one.layer)
+        _dense(flat[one.path], one.layer, gather)
 
 
 class _Stored(NamedTuple):
@@ -283,14 +297,14 @@ def _dense_shape(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
-def _dense(leaf: Any, layer: int | None) -> np.ndarray:
+def _dense(leaf: Any, layer: int | None, gather: Callable[[Any], np.ndarray]) -> np.ndarray:
     """One layer of a leaf (or all of one without layers) on the host of every process."""
     if layer is not None:
         leaf = jax.tree.map(
             lambda part: jax.lax.dynamic_index_in_dim(part, layer, keepdims=False), leaf
         )
     dense = leaf.dense() if isinstance(leaf, Kernel) else leaf
-    return np.ascontiguousarray(transfer.fetch(dense))
+    return np.ascontiguousarray(gather(dense))
 
 
 def fingerprint(directory: str | Path) -> str:

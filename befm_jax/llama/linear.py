@@ -44,7 +44,7 @@ def dot(
 
 
 class Layout(Protocol):
-    """How arrays are cut over devices (`befm_jax.parallel.Layout`), by the names of their axes."""
+    """How arrays are sharded, by the names of their axes (`befm_jax.distributed.mesh.Layout`)."""
 
     @property
     def mesh(self) -> Any:

@@ -295,7 +295,7 @@ def vocabulary_logits(
 
 
 # What the axes of each parameter are, by its module's name; stacked layers come before them.
-# `befm_jax.parallel` says over which devices each axis is cut.
+# `befm_jax.distributed.mesh` says over which devices each axis is cut.
 _WEIGHT_AXES: dict[str, tuple[str, ...]] = {
     "embed_tokens": ("words", "embedding_width"),
     "lm_head": ("vocabulary", "width"),

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from befm_jax import operations
 from befm_jax.config import Config
-from befm_jax.inference.edges import columns_at_once
+from befm_jax.llama import flops
 from befm_jax.llama.config import LlamaConfig
+from befm_jax.llama.log_probs import columns_at_once
 from befm_jax.planning.workload import Workload
 
 
@@ -38,7 +38,7 @@ def memory(
     # Norms and rotations are in float32.
     whole = layer + slots * 4 * (4 * features + (heads + keys) / tensor)
     kept = slots * features * width if settings.model.remat else whole
-    linears = sum(out * into for out, into in operations.linear_shapes(shape).values()) / tensor
+    linears = sum(out * into for out, into in flops.linear_shapes(shape).values()) / tensor
     # Weights of a layer exist whole where they are gathered, or widened from eight bits.
     gathered = sizes["fsdp"] > 1 or settings.model.quantize == "int8"
     vocabulary = shape.vocab_size * features * width / tensor * (sizes["fsdp"] > 1)
@@ -73,7 +73,7 @@ def traffic(
     width = jnp.dtype(settings.model.dtype).itemsize
     fsdp, tensor = sizes["fsdp"], sizes["tensor"]
     shared = sizes["slices"] * sizes["data"] * fsdp
-    shapes = operations.linear_shapes(shape)
+    shapes = flops.linear_shapes(shape)
     linears = sum(out * into for out, into in shapes.values())
     stored = 1 if settings.model.quantize == "int8" else width
     weights = shape.num_hidden_layers * linears * stored + shape.vocab_size * shape.hidden_size

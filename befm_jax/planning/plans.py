@@ -10,11 +10,13 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from befm_jax import config, operations, parallel
+from befm_jax import config
 from befm_jax.config import Config
+from befm_jax.distributed import mesh as meshes
+from befm_jax.distributed.mesh import AnyMesh, Layout, ShardingError
 from befm_jax.inference import sample
+from befm_jax.llama import flops
 from befm_jax.llama.config import LlamaConfig
-from befm_jax.parallel import AnyMesh, Layout, ShardingError
 from befm_jax.planning import formula, hlo, programs, workload
 from befm_jax.planning.topology import Topology
 from befm_jax.planning.workload import Workload
@@ -126,9 +128,9 @@ def make(
     shape = workload.shape_of(settings)
     mesh: AnyMesh
     if compile_it:
-        mesh = parallel.make_mesh(**sizes, devices=on.devices())
+        mesh = meshes.make_mesh(**sizes, devices=on.devices())
     else:
-        mesh = AbstractMesh(tuple(sizes.values()), parallel.AXES)
+        mesh = AbstractMesh(tuple(sizes.values()), meshes.AXES)
     shared = Layout(mesh).parts("rows")
     work = (
         workload.from_data(settings, shared, shape)
@@ -156,7 +158,7 @@ def make(
     else:
         by_kind = sent.by_kind()
         near, far = sum(sent.within.values()), sum(sent.between.values())
-    counted = operations.training(
+    counted = flops.training(
         shape,
         slots=work.computed,
         pairs=work.pairs,
@@ -199,13 +201,13 @@ def make(
 
 def plan_sampler(settings: Config, on: Topology, shape: LlamaConfig) -> SamplerPlan:
     """Plans the drawing of answers on a topology, weights cut over `tensor` alone."""
-    mesh = parallel.answering_mesh(shape, on.devices(), on.slices)
+    mesh = meshes.answering_mesh(shape, on.devices(), on.slices)
     sizes = dict(zip(("slices", "data", "fsdp", "tensor"), mesh.devices.shape, strict=True))
     given = programs.abstract(settings, shape, mesh)
     compiled = programs.compile_sampler(settings, shape, mesh, given, _PROMPT, on.chip.memory)
     # One token: the loop itself ends when data say, and is counted once.
     sent = hlo.traffic(compiled.text, on.chips, on.slices) if compiled.text else None
-    counted = operations.decoding(shape, tokens=sample.AT_A_TIME, pairs=sample.AT_A_TIME * _PROMPT)
+    counted = flops.decoding(shape, tokens=sample.AT_A_TIME, pairs=sample.AT_A_TIME * _PROMPT)
     limits = {
         "compute": counted.done / on.chips / on.chip.operations,
         "memory": programs.bytes_held(given)[0] / on.chip.bandwidth,
@@ -225,7 +227,7 @@ def plan_sampler(settings: Config, on: Topology, shape: LlamaConfig) -> SamplerP
     )
 
 
-def meshes(on: Topology, shape: LlamaConfig) -> Iterator[Sizes]:
+def mesh_sizes(on: Topology, shape: LlamaConfig) -> Iterator[Sizes]:
     """Every way to cut a config's model over a topology, a row or more for each that has rows."""
     chips = on.chips // on.slices
     for tensor in _divisors(chips):
@@ -237,9 +239,7 @@ def meshes(on: Topology, shape: LlamaConfig) -> Iterator[Sizes]:
                 "tensor": tensor,
             }
             try:
-                parallel.parameter_shardings(
-                    shape, AbstractMesh(tuple(sizes.values()), parallel.AXES)
-                )
+                meshes.parameter_shardings(shape, AbstractMesh(tuple(sizes.values()), meshes.AXES))
             except ShardingError:
                 continue
             yield sizes
@@ -268,7 +268,7 @@ def _weights_read(
     """
     width = jnp.dtype(settings.model.dtype).itemsize
     stored = 1 if settings.model.quantize == "int8" else width
-    linears = sum(out * into for out, into in operations.linear_shapes(shape).values())
+    linears = sum(out * into for out, into in flops.linear_shapes(shape).values())
     layers = shape.num_hidden_layers * linears * stored / sizes["tensor"]
     head = shape.vocab_size * shape.hidden_size * width / sizes["tensor"]
     return work.micro_batches * ((2 + settings.model.remat) * layers + 2 * chunks * head)

@@ -13,19 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from befm_jax import parallel
 from befm_jax.adapters import lora
 from befm_jax.config import Config
 from befm_jax.data.forest import Forest, Reads
 from befm_jax.data.pipeline import Batch
+from befm_jax.distributed import mesh as meshes
+from befm_jax.distributed.mesh import AnyMesh, Layout
 from befm_jax.inference import decode, kv_cache, sample
-from befm_jax.inference.edges import columns_at_once
+from befm_jax.inference.batching import Seats
 from befm_jax.inference.kv_cache import KeysValues
 from befm_jax.inference.next_token import Sampling, next_token
-from befm_jax.inference.seats import Seats
 from befm_jax.llama.config import LlamaConfig
+from befm_jax.llama.log_probs import columns_at_once
 from befm_jax.llama.model import Llama, apart
-from befm_jax.parallel import AnyMesh, Layout
 from befm_jax.planning.workload import Workload
 from befm_jax.training import setup
 from befm_jax.training.setup import Setup
@@ -65,7 +65,7 @@ def abstract(settings: Config, shape: LlamaConfig, mesh: AnyMesh) -> Setup:
         AdapterError: the adapter does not fit the model.
     """
     dtype, quantize = jnp.dtype(settings.model.dtype), settings.model.quantize == "int8"
-    params = parallel.abstract_parameters(shape, mesh, dtype, quantize)
+    params = meshes.abstract_parameters(shape, mesh, dtype, quantize)
     return setup.of(settings, shape, params, mesh, _SCHEDULE)
 
 
@@ -83,7 +83,7 @@ def bytes_held(given: Setup) -> tuple[int, int]:
 def compile_step(given: Setup, work: Workload) -> Compiled:
     """The training step of a run, by the compiler of the mesh's devices."""
     size = (work.micro_batches, work.rows, work.slots)
-    place = parallel.batch_sharding(given.mesh)
+    place = meshes.batch_sharding(given.mesh)
     whole: Any = jax.ShapeDtypeStruct(size, jnp.int32, sharding=place)
     weight: Any = jax.ShapeDtypeStruct(size, jnp.float32, sharding=place)
     batch = Batch(Forest(whole, whole, whole, whole, weight), Reads(whole, whole))
@@ -130,7 +130,7 @@ def compile_sampler(
     params = given.state.trained
     if given.base is not None:
         params = lora.attach(given.base, given.state.trained)
-    placed = parallel.shardings(params, mesh)
+    placed = meshes.shardings(params, mesh)
     params = jax.tree.map(_shape, params, placed)
     stacked, weights = held(params["layers"]), params
     twice = 2 * stacked <= memory - held(params)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from befm_jax.chips import CHIPS, Chip
+from befm_jax.distributed.hardware import CHIPS, Chip
 from befm_jax.errors import UserError
 
 # Set before JAX is imported: programs are compiled for devices that are not asked anything, even

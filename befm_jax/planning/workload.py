@@ -12,9 +12,9 @@ import numpy as np
 
 from befm_jax import config
 from befm_jax.config import Config, ConfigError
+from befm_jax.data import choices as human
 from befm_jax.data import examples as example_files
 from befm_jax.data import games
-from befm_jax.data import people as human
 from befm_jax.data.pipeline import Encoder, ForestBatches, encode, rows_together
 from befm_jax.llama import config as llama_config
 from befm_jax.llama.config import LlamaConfig
@@ -136,7 +136,7 @@ def from_figures(
 def _encoder(settings: Config, shape: LlamaConfig) -> tuple[Encoder, str]:
     directory = Path(settings.model.path)
     if settings.model.path and any(directory.glob("tokenizer*")):
-        from befm_jax.simulator import fitting_tokenizer
+        from befm_jax.respondents.engine import fitting_tokenizer
 
         return fitting_tokenizer(directory, shape), "by its tokenizer"
     return Pieces(), "tokens estimated from words (the tokenizer is not here)"

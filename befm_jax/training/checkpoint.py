@@ -4,8 +4,8 @@ The base is in them only where it is trained, and the position in the data is th
 a pure function of seed and step.
 
 A checkpoint is a folder named by its step.  It is written under another name, sealed
-(`befm_jax.training.sealed`) and renamed: under its own name it is whole or was damaged later.  Of a
-run of several processes, process 0 looks after the folders; all must see the same ones.
+(`befm_jax.training.checksums`) and renamed: under its own name it is whole or was damaged later.
+Of a run of several processes, process 0 looks after the folders; all must see the same ones.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from befm_jax import hosts
+from befm_jax.distributed import processes
 from befm_jax.errors import UserError
-from befm_jax.training import sealed
+from befm_jax.training import checksums
 from befm_jax.training.step import State
 
 # Arrays are stored in pieces of this size, of which a process reads those that it needs.
@@ -58,9 +58,9 @@ class Checkpoints:
         figure is lowest, the earliest of equals.
         """
         self._directory, self._keep, self._best = directory.absolute(), keep, best
-        mine: Any = list(_survey(self._directory)) if hosts.is_first() else None
+        mine: Any = list(_survey(self._directory)) if processes.is_first() else None
         # By step, the figure that each was saved with.
-        self._figures: dict[int, float | None] = dict(hosts.agree("checkpoints", mine))
+        self._figures: dict[int, float | None] = dict(processes.agree("checkpoints", mine))
         self._saving: tuple[int, float | None] | None = None
         self._said: dict[str, Any] = {}
         self._checkpointer = ocp.AsyncCheckpointer(
@@ -127,7 +127,9 @@ class Checkpoints:
         self.settle()
         while (step := self._best_step()) is not None:
             folder = self._directory / str(step)
-            if hosts.agree("the best", hosts.is_first() and _keep_if_whole(folder) is not None):
+            if processes.agree(
+                "the best", processes.is_first() and _keep_if_whole(folder) is not None
+            ):
                 return step, self._read(step, {"trained": like}, "trained/")["trained"]
             del self._figures[step]
         return None
@@ -163,16 +165,16 @@ class Checkpoints:
             kept.add(best)
         for replaced in sorted(self._figures.keys() - kept):
             del self._figures[replaced]
-            if hosts.is_first():
+            if processes.is_first():
                 _delete(self._directory / str(replaced))
 
     def _read(self, step: int, like: Any, part: str) -> Any:
         """Reads a part of the arrays, all whose names begin so, as `like` says."""
         folder = self._directory / str(step)
         try:
-            said = sealed.check(folder, contents=False)  # process 0 has looked at the contents
+            said = checksums.check(folder, contents=False)  # process 0 has looked at the contents
             reason = ""
-        except sealed.BrokenSealError as error:
+        except checksums.BrokenSealError as error:
             said, reason = None, f" ({error})"
         blind = _where(said is None)
         if blind:
@@ -208,7 +210,7 @@ def _sealing(said: Callable[[], Mapping[str, Any]]) -> type:
 
     class Sealing(ocp.path.atomicity.AtomicRenameTemporaryPath):
         async def finalize(self) -> None:
-            sealed.seal(Path(self.get()), said())
+            checksums.seal(Path(self.get()), said())
             os.rename(self.get(), self.get_final())
 
     return Sealing
@@ -250,8 +252,8 @@ def _survey(directory: Path) -> Iterator[tuple[int, float | None]]:
 def _keep_if_whole(folder: Path, contents: bool = True) -> dict[str, Any] | None:
     """What is said of a whole checkpoint; None, a warning and another name for a damaged one."""
     try:
-        return sealed.check(folder, contents)
-    except sealed.BrokenSealError as error:
+        return checksums.check(folder, contents)
+    except checksums.BrokenSealError as error:
         aside = folder.with_name(folder.name + _DAMAGED)
         _warn(
             f"{folder}: this checkpoint is damaged ({error}) and passed over; it is kept as "

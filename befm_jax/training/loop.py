@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from befm_jax import hosts, json_files, parallel, transfer
+from befm_jax import files
 from befm_jax.config import Config, ConfigError
 from befm_jax.data.pipeline import Batch, ForestBatches
+from befm_jax.distributed import mesh as meshes
+from befm_jax.distributed import processes, transfer
 from befm_jax.training import step as steps
 from befm_jax.training.ahead import StepAhead
 from befm_jax.training.checkpoint import Checkpoints
@@ -41,7 +43,7 @@ def ahead(
 
 def placed(setup: Setup, batch: Batch) -> Batch:
     """A batch on the devices of a phase's mesh; every process hands over its own rows."""
-    on_devices: Batch = transfer.put(batch, parallel.batch_sharding(setup.mesh))
+    on_devices: Batch = transfer.put(batch, meshes.batch_sharding(setup.mesh))
     return on_devices
 
 
@@ -79,7 +81,7 @@ def run(
     validate = _validation(phase, base)
     log = Log(workdir, phase.name, batches.steps, start, setup, watch)
     try:
-        with hosts.stopping_at_steps():
+        with processes.stopping_at_steps():
             for number in range(start + 1, batches.steps + 1):
                 with log.timed("data"):
                     batch, source = batches[number - 1]
@@ -87,7 +89,7 @@ def run(
                 with log.profiled(number), log.timed("device"):
                     state, metrics = phase.step(state, base, on_devices)
                 log.step(number, metrics, source, batch)
-                stop = hosts.asked_to_stop()
+                stop = processes.asked_to_stop()
                 due = number % settings.checkpoints.every == 0 or number == batches.steps
                 if stop or due:
                     log.settle()
@@ -99,7 +101,7 @@ def run(
                         figure = validate(state.trained) if due and not best else figure
                     log.checkpoint(number, figure)
                 if stop:
-                    raise hosts.PreemptedError(f"{phase.name}: saved at step {number}")
+                    raise processes.PreemptedError(f"{phase.name}: saved at step {number}")
             # Outside of these steps SIGTERM ends the run at once: nothing may be under way then.
             saved.settle()
         if best:
@@ -131,7 +133,7 @@ def check_same_inputs(workdir: Path, phase: str, inputs: Mapping[str, str], go_o
     Raises ConfigError if the phase goes on from a checkpoint that was made from others, or if this
     process has not read what the first has.
     """
-    firsts: dict[str, str] = hosts.agree(f"{phase} inputs", dict(inputs))
+    firsts: dict[str, str] = processes.agree(f"{phase} inputs", dict(inputs))
     other = [name for name in inputs if firsts.get(name) != inputs[name]]
     if other:
         raise ConfigError(
@@ -139,13 +141,13 @@ def check_same_inputs(workdir: Path, phase: str, inputs: Mapping[str, str], go_o
             "first process; all hosts must read the same files"
         )
     path = workdir / INPUTS
-    kept = json_files.read_object(path, ConfigError) if path.is_file() else {}
+    kept = files.read_object(path, ConfigError) if path.is_file() else {}
     changed = [name for name in inputs if kept.get(phase, {}).get(name) != inputs[name]]
     if go_on and changed:
         raise ConfigError(
             f"{workdir}: the {' and the '.join(changed)} changed since this run began ({phase}). "
             "Give another --workdir, or delete that one"
         )
-    hosts.meet(f"{phase} inputs")
-    if hosts.is_first():
-        json_files.write_object(path, kept | {phase: dict(inputs)})
+    processes.meet(f"{phase} inputs")
+    if processes.is_first():
+        files.write_object(path, kept | {phase: dict(inputs)})

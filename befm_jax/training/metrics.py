@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -18,10 +19,12 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from befm_jax import chips, hosts, operations
 from befm_jax.adapters.lora import Adapter
+from befm_jax.config import Config
 from befm_jax.data.pipeline import Batch, Source
+from befm_jax.distributed import hardware, processes
 from befm_jax.errors import UserError
+from befm_jax.llama import flops
 from befm_jax.training.setup import Setup
 from befm_jax.training.step import Metrics
 
@@ -59,7 +62,8 @@ class Log:
     `seconds_device` is near 0, the devices wait for data.
 
     `utilisation`: the operations that the mathematics of the step needs, padding left out, over
-    what the chips could do in its time (their peak in bf16); where `befm_jax.chips` knows them.
+    what the chips could do in its time (their peak in bf16); where `distributed.hardware` knows
+    them.
     `memory_bytes`: the most that a device of this process has held, where it says so.
     """
 
@@ -68,7 +72,7 @@ class Log:
     ) -> None:
         self._phase, self._setup, self._watch = phase, setup, watch
         self._directory = directory
-        self._writes = hosts.is_first()
+        self._writes = processes.is_first()
         if self._writes:
             directory.mkdir(parents=True, exist_ok=True)
             path = directory / "metrics.jsonl"
@@ -87,7 +91,7 @@ class Log:
             disable=not self._writes,
         )
         devices = setup.mesh.devices
-        chip = chips.of(devices.flat[0].device_kind)
+        chip = hardware.of(devices.flat[0].device_kind)
         self._peak = chip.operations * devices.size if chip else None
         # All at once: asked for step by step, each would wait behind the step under way.
         self._rates = np.asarray(setup.rates(np.arange(steps)))
@@ -218,7 +222,7 @@ def _needed(setup: Setup, batch: Batch, used: int) -> float:
     """Operations that a step needs: those of the `used` slots of a batch, nothing twice."""
     trained = setup.state.trained
     adapter = trained if isinstance(trained, Adapter) else None
-    return operations.training(
+    return flops.training(
         setup.model.config,
         slots=used,
         pairs=batch.pairs(used),
@@ -252,3 +256,38 @@ def _forget(path: Path, phase: str, start: int) -> None:
     aside = path.with_name(f".{path.name}")
     aside.write_text("".join(kept), encoding="utf-8")
     aside.replace(path)
+
+
+@contextmanager
+def weights_and_biases(project: str | None, settings: Config) -> Iterator[Any]:
+    """A run of a project of Weights & Biases, or its going on where the working directory has one.
+
+    None without a project.  The working directory has to be there.  What the service needs is said
+    by its own variables (`WANDB_API_KEY`, `WANDB_MODE=offline`).
+
+    Raises:
+        UserError: the package is not installed, or the service refuses (no key, no network).
+    """
+    if project is None:
+        yield None
+        return
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("--wandb needs a package: pip install 'befm_jax[wandb]'") from error
+    try:
+        run = wandb.init(
+            project=project,
+            config=dataclasses.asdict(settings),
+            dir=settings.workdir,
+            resume="auto",
+        )
+    except wandb.errors.Error as error:
+        raise UserError(f"--wandb {project}: {error}") from error
+    for phase in ("base", "tune"):
+        run.define_metric(f"{phase}/step")
+        run.define_metric(f"{phase}/*", step_metric=f"{phase}/step")
+    try:
+        yield run
+    finally:
+        run.finish()

@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from befm_jax import config, parallel
+from befm_jax import config
 from befm_jax.adapters import lora
 from befm_jax.config import Config
+from befm_jax.distributed import mesh as meshes
+from befm_jax.distributed.mesh import AnyMesh
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Llama, Params
-from befm_jax.parallel import AnyMesh
 from befm_jax.training import optimizer as optimizers
 from befm_jax.training import step as steps
 
@@ -66,7 +67,7 @@ class Setup:
 def of(settings: Config, shape: LlamaConfig, params: Params, mesh: AnyMesh, steps: int) -> Setup:
     """What a config tunes of a model: an adapter, or every parameter.
 
-    `params` are abstract and say where they stand (`hf.abstract`, `parallel.abstract_parameters`);
+    `params` are abstract and say where they stand (`hf.abstract`, `meshes.abstract_parameters`);
     `steps` is the length of the schedule.
 
     Raises:
@@ -79,12 +80,12 @@ def of(settings: Config, shape: LlamaConfig, params: Params, mesh: AnyMesh, step
         shape,
         dtype=jnp.dtype(settings.model.dtype),
         remat=settings.model.remat,
-        layout=parallel.layout_over(mesh),
+        layout=meshes.layout_over(mesh),
     )
     if settings.trained == "all":
         return _everything(settings, model, mesh, rates)
     adapter = jax.eval_shape(partial(fresh_adapter, settings, params))
-    placed = parallel.adapter_shardings(adapter, mesh)
+    placed = meshes.adapter_shardings(adapter, mesh)
     return _setup(settings, model, mesh, rates, params, adapter, placed)
 
 
@@ -95,14 +96,14 @@ def from_nothing(settings: Config, shape: LlamaConfig, mesh: AnyMesh, steps: int
         ShardingError: the model can't be cut over the mesh.
     """
     model = Llama(
-        shape, jnp.dtype("float32"), settings.model.remat, layout=parallel.layout_over(mesh)
+        shape, jnp.dtype("float32"), settings.model.remat, layout=meshes.layout_over(mesh)
     )
     rates = optimizers.schedule(settings.model.scratch.learning_rate, steps, 0.1)
     return _everything(settings, model, mesh, rates)
 
 
 def _everything(settings: Config, model: Llama, mesh: AnyMesh, rates: optax.Schedule) -> Setup:
-    trained = parallel.abstract_parameters(model.config, mesh, jnp.float32)
+    trained = meshes.abstract_parameters(model.config, mesh, jnp.float32)
     placed = jax.tree.map(lambda leaf: leaf.sharding, trained)
     return _setup(settings, model, mesh, rates, None, trained, placed)
 
@@ -139,7 +140,7 @@ def _setup(
     wanted = settings.optimizer
     optimizer = optimizers.adamw(rates, wanted.weight_decay, wanted.clip_norm)
     start = partial(steps.init_state, optimizer=optimizer, seed=settings.seed)
-    shardings = steps.state_shardings(optimizer, trained, placed, parallel.everywhere(mesh))
+    shardings = steps.state_shardings(optimizer, trained, placed, meshes.everywhere(mesh))
     state = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         jax.eval_shape(start, trained),

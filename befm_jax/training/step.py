@@ -18,8 +18,8 @@ from jaxtyping import Array, Float
 from befm_jax.adapters import lora
 from befm_jax.data.forest import Forest, Reads
 from befm_jax.data.pipeline import Batch
-from befm_jax.inference.edges import log_likelihood
 from befm_jax.llama import linear
+from befm_jax.llama.log_probs import log_likelihood
 from befm_jax.llama.model import Llama, Params
 
 # (frozen base, what is trained, key of its dropout or None) -> what the model runs on

@@ -8,8 +8,6 @@ import numpy as np
 import peft
 import pytest
 import torch
-from parity import carried_over, our_logits, random_tokens, reference_model
-from small import SMALL, random_paths, small_model
 
 from befm_jax.adapters import lora
 from befm_jax.adapters import peft as peft_files
@@ -19,6 +17,8 @@ from befm_jax.llama import int8
 from befm_jax.llama.model import Llama
 from befm_jax.training import optimizer as optimizers
 from befm_jax.training import step as steps
+from tests.helpers.parity import carried_over, our_logits, random_tokens, reference_model
+from tests.helpers.small import SMALL, random_paths, small_model
 
 TINY = {
     "vocab_size": 97,

@@ -17,19 +17,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parity import carried_over, our_logits, random_tokens, reference_logits, reference_model
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
-from small import SMALL, small_model
 from test_lora import TINY, UNEVEN, random_b
 
 from befm_jax.adapters import lora
 from befm_jax.adapters import peft as peft_files
 from befm_jax.adapters.lora import AdapterError, LoraSpec
 from befm_jax.adapters.spec import module_name
-from befm_jax.aside import NotWrittenError
+from befm_jax.files import NotWrittenError
 from befm_jax.llama.model import shapes
+from tests.helpers.parity import (
+    carried_over,
+    our_logits,
+    random_tokens,
+    reference_logits,
+    reference_model,
+)
+from tests.helpers.small import SMALL, small_model
 
 LAYERS = 4
 # Keys that overlap, in alphabetical order: PEFT sorts them on saving, and the first one counts.
@@ -486,7 +492,7 @@ def test_arrays_that_hold_more_than_the_spec_says_are_not_saved(tmp_path):
 WRITE_TOO_MUCH = """
 import resource, signal, sys
 import jax
-from small import small_model
+from tests.helpers.small import small_model
 from befm_jax.adapters import lora, peft
 from befm_jax.errors import UserError
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from befm_jax.data import examples
-from befm_jax.data.errors import DataError
 from befm_jax.data.examples import Example
+from befm_jax.errors import DataError
 
 COLUMNS = {"system": "role", "user": "question", "answer": "response", "weight": "people"}
 

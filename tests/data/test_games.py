@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from befm_jax.data import games
 from befm_jax.data.answers import AnswerSet, Parsed
-from befm_jax.data.errors import DataError
 from befm_jax.data.games import Game
+from befm_jax.errors import DataError
 
 RANGES = {
     "dictator": (0, 100),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from befm_jax.data import games
-from befm_jax.data.errors import DataError
+from befm_jax.errors import DataError
 from befm_jax.evals.answers import Answers, read_answers, write_choices, write_distribution
 
 

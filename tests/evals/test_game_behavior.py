@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from befm_jax.data import games
-from befm_jax.data.errors import DataError
-from befm_jax.data.people import People, read_people
+from befm_jax.data.choices import People, read_people
+from befm_jax.errors import DataError
 from befm_jax.evals import tasks
 from befm_jax.evals.answers import Answers
-from befm_jax.evals.metrics import METRICS
+from befm_jax.evals.measures import METRICS
 from befm_jax.evals.tasks.game_behavior import DEFINITIONS, evaluate
 
 BASELINES = {"uniform", "median", "equilibrium", "pooled"}

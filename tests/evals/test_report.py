@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from befm_jax.data import games
-from befm_jax.data.people import People
+from befm_jax.data.choices import People
 from befm_jax.evals import charts, report
 from befm_jax.evals.answers import Answers
 from befm_jax.evals.tasks.game_behavior import evaluate

@@ -4,15 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import our_logits
 from scipy.special import softmax
-from small import game_tokenizer, small_model
 
 from befm_jax.data import games
 from befm_jax.inference import decode, kv_cache, sample
+from befm_jax.inference.batching import Seats
 from befm_jax.inference.kv_cache import Cache, Decode, Rows
-from befm_jax.inference.seats import Seats
 from befm_jax.llama.model import hidden_states_apart, vocabulary_logits
+from tests.helpers.parity import our_logits
+from tests.helpers.small import game_tokenizer, small_model
 
 HEADS, KINDS, WIDTH = 6, 2, 16
 

@@ -5,18 +5,19 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from collective_order import beside_loops
-from small import random_paths, small_model
 
-from befm_jax import parallel, transfer
 from befm_jax.adapters import lora
+from befm_jax.distributed import mesh as meshes
+from befm_jax.distributed import transfer
+from befm_jax.distributed.mesh import Layout
 from befm_jax.inference import decode, sample, score
 from befm_jax.inference.next_token import next_token
 from befm_jax.inference.sample import Request, Sampling
 from befm_jax.llama import int8
 from befm_jax.llama.model import Apart
-from befm_jax.parallel import Layout
 from befm_jax.planning import hlo
+from tests.helpers.collective_order import beside_loops
+from tests.helpers.small import random_paths, small_model
 
 # Of shapes that divide by eight.
 FIELDS = {
@@ -46,8 +47,8 @@ def made(kind):
 def over(sizes, model, params):
     """The same over the first devices that a mesh of these sizes takes."""
     devices = jax.devices()[: int(np.prod(list(sizes.values())))]
-    mesh = parallel.make_mesh(**sizes, devices=devices)
-    placed = transfer.place(params, parallel.shardings(params, mesh))
+    mesh = meshes.make_mesh(**sizes, devices=devices)
+    placed = transfer.place(params, meshes.shardings(params, mesh))
     return dataclasses.replace(model, layout=Layout(mesh)), placed
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from small import game_tokenizer, small_model
 
 import befm_jax
 from befm_jax.adapters import lora, peft
 from befm_jax.llama import hf
+from tests.helpers.small import game_tokenizer, small_model
 
 ROOT = Path(__file__).resolve().parents[2]
 ANSWER = """

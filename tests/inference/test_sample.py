@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity import carried_over, reference_model
 from scipy import stats
-from small import small_model
 
-from befm_jax.inference import decode, sample, score, seats
+from befm_jax.inference import batching, decode, sample, score
 from befm_jax.inference.next_token import next_token
 from befm_jax.inference.sample import Request, Sampling
 from befm_jax.llama import linear
 from befm_jax.llama.model import Apart, Llama
+from tests.helpers.parity import carried_over, reference_model
+from tests.helpers.small import small_model
 
 PROMPT = tuple(np.random.default_rng(0).integers(2, 97, 37).tolist())
 
@@ -125,11 +125,11 @@ def test_a_population_does_not_depend_on_company_order_or_size_of_the_batch(monk
 
     def watched(engine, seats, asked, *rest):
         found = fewer(engine, seats, asked, *rest)
-        sizes.append((seats.size, found[0].size, len(asked.lengths), len(found[1].lengths)))
+        sizes.append((batching.size, found[0].size, len(asked.lengths), len(found[1].lengths)))
         return found
 
     monkeypatch.setattr(sample._Engine, "_fewer", watched)
-    monkeypatch.setattr(seats, "SMALLEST", 1)
+    monkeypatch.setattr(batching, "SMALLEST", 1)
     together = sample.populations(model, params, wanted, **options)
     assert [texts(draws) for draws in together] == alone
     assert any(after < before for before, after, _, _ in sizes)
@@ -139,7 +139,7 @@ def test_a_population_does_not_depend_on_company_order_or_size_of_the_batch(monk
     monkeypatch.setattr(sample, "AT_A_TIME", 32)
     few = sample.populations(model, params, wanted, prompts=2, **options)
     assert [texts(draws) for draws in few] == alone
-    monkeypatch.setattr(seats, "SMALLEST", 10**9)
+    monkeypatch.setattr(batching, "SMALLEST", 10**9)
     never_shrunk = sample.populations(model, params, wanted, **options)
     assert [texts(draws) for draws in never_shrunk] == alone
     for name in ("tokens", "lengths", "stopped"):

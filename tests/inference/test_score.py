@@ -4,14 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity import carried_over, reference_model
-from small import SMALL, game_tokenizer, random_paths, small_model
 
 from befm_jax.data import forest as forests
 from befm_jax.data import games
 from befm_jax.data.forest import Path
 from befm_jax.inference import score
 from befm_jax.llama.model import Llama
+from tests.helpers.parity import carried_over, reference_model
+from tests.helpers.small import SMALL, game_tokenizer, random_paths, small_model
 
 
 def one_by_one(reference, path):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_attention import plain_attention
-from small import random_paths, real_paths
 
 from befm_jax.data import forest as forests
 from befm_jax.llama import attention_cpu
 from befm_jax.llama.attention import forest_attention
+from tests.helpers.plain_attention import plain_attention
+from tests.helpers.small import random_paths, real_paths
 
 
 def heads_of(rows, slots, heads=4, key_heads=2, width=16, dtype=jnp.float32, seed=0):

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
-from plain_attention import plain_attention
 
 from befm_jax.data import forest
 from befm_jax.llama import attention_gpu
+from tests.helpers import small
+from tests.helpers.plain_attention import plain_attention
 
 
 def pack(*lengths):
@@ -170,7 +170,7 @@ def h100_programs():
     ):
         pytest.skip("needs the CUDA compiler: jax-cuda12-plugin and jax-cuda12-pjrt, absent here")
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("h100_programs.py"))],
+        [sys.executable, str(Path(__file__).resolve().parents[1] / "helpers" / "h100_programs.py")],
         capture_output=True,
         text=True,
         check=False,

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
 from jax.experimental.pallas import tpu as pltpu
-from plain_attention import plain_attention
 
 from befm_jax.data import forest
 from befm_jax.llama import attention_tpu
+from tests.helpers import small
+from tests.helpers.plain_attention import plain_attention
 
 forward = jax.jit(partial(attention_tpu.forward, block=128, interpret=True))
 backward = jax.jit(partial(attention_tpu.backward, block=128, interpret=True))
@@ -173,7 +173,7 @@ def _compile(what):
         "TPU_WORKER_HOSTNAMES": "localhost",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
-    script = Path(__file__).with_name("tpu_programs.py")
+    script = Path(__file__).resolve().parents[1] / "helpers" / "tpu_programs.py"
     root = script.parents[2]
     environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")])
     done = subprocess.run(

@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
 
 from befm_jax.data import forest
 from befm_jax.llama import blocks
+from tests.helpers import small
 
 CASES = {
     "random tries": lambda: forest.build(small.random_paths(3), 64).forest,

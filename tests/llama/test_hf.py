@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from small import SMALL, small_model
 from transformers import AutoConfig
 
-from befm_jax import aside
+from befm_jax import files
 from befm_jax.llama import config as llama_config
 from befm_jax.llama import hf
 from befm_jax.llama.config import UnsupportedModelError
+from tests.helpers.small import SMALL, small_model
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_saving_over_an_older_export_leaves_no_stale_shard(sharded):
 
 WRITE_WITH_LITTLE_ROOM = """
 import resource, signal, sys
-from small import SMALL, small_model
+from tests.helpers.small import SMALL, small_model
 from transformers import AutoConfig
 from befm_jax.errors import UserError
 from befm_jax.llama import hf
@@ -78,10 +78,10 @@ except UserError as error:
 def test_a_failed_save_leaves_the_old_files_as_they_were(sharded, shard):
     """In a process whose files may not grow beyond 10 kB: writing really fails half-way."""
     before = {path.name: path.read_bytes() for path in sharded.iterdir()}
-    tests = str(Path(__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[2])
     printed = subprocess.run(
         [sys.executable, "-c", WRITE_WITH_LITTLE_ROOM, str(sharded), str(shard)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([tests, *sys.path])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([root, *sys.path])},
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert printed.startswith(f"{sharded}: can't be written (")
@@ -94,7 +94,7 @@ def test_a_model_larger_than_the_disk_is_refused_before_anything_is_written(tmp_
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     room = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
-    with pytest.raises(aside.NotWrittenError, match=f"needs {size:,} bytes, 1,000 are free"):
+    with pytest.raises(files.NotWrittenError, match=f"needs {size:,} bytes, 1,000 are free"):
         hf.save(tmp_path, SMALL, params)
     assert list(tmp_path.iterdir()) == []
 
@@ -300,7 +300,7 @@ def test_a_move_that_fails_half_way_is_undone(sharded, monkeypatch):
     for number in range(1, counted.moves + 1):
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", Disk(number))
-            with pytest.raises(aside.NotWrittenError, match=r"Input/output error.*as it was"):
+            with pytest.raises(files.NotWrittenError, match=r"Input/output error.*as it was"):
                 hf.save(sharded, SMALL, params, max_shard_bytes=10_000)
         assert {path.name: path.read_bytes() for path in sharded.iterdir()} == before
     hf.save(sharded, SMALL, params, max_shard_bytes=10**9)
@@ -318,7 +318,7 @@ def test_a_disk_that_dies_between_two_moves_leaves_nothing_that_loads(sharded, m
         shutil.copytree(kept, sharded)
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", Disk(number, for_good=True))
-            with pytest.raises(aside.NotWrittenError, match=r"half exchanged.*\.replaced-"):
+            with pytest.raises(files.NotWrittenError, match=r"half exchanged.*\.replaced-"):
                 hf.save(sharded, SMALL, params, max_shard_bytes=10**9)
         with pytest.raises(FileNotFoundError, match=r"config\.json"):
             hf.load(sharded)

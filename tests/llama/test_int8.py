@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import our_logits, random_tokens
-from small import SMALL, random_paths, small_model
 
 from befm_jax.adapters import lora
 from befm_jax.data.pipeline import ForestBatches
 from befm_jax.llama import int8
 from befm_jax.training import step as steps
+from tests.helpers.parity import our_logits, random_tokens
+from tests.helpers.small import SMALL, random_paths, small_model
 
 
 @pytest.fixture(scope="module")

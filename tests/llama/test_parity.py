@@ -11,7 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity import (
+
+from befm_jax.llama import hf, rope
+from befm_jax.llama.attention import ForestAttention
+from befm_jax.llama.model import MLP, Layer, RMSNorm, SelfAttention
+from tests.helpers.parity import (
     LLAMA31_ROPE,
     carried_over,
     our_logits,
@@ -19,10 +23,6 @@ from parity import (
     reference_logits,
     reference_model,
 )
-
-from befm_jax.llama import hf, rope
-from befm_jax.llama.attention import ForestAttention
-from befm_jax.llama.model import MLP, Layer, RMSNorm, SelfAttention
 
 LENGTH = 1024
 SHAPES = {

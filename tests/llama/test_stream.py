@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import SMALL, small_model
 
-from befm_jax import parallel
+from befm_jax.distributed import mesh as meshes
 from befm_jax.llama import hf, int8, stream, weights
 from befm_jax.llama.config import LlamaConfig
+from tests.helpers.small import SMALL, small_model
 
 # Of shapes that divide by eight.
 FIELDS = {
@@ -56,8 +56,8 @@ def flat(params):
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 def test_every_device_holds_its_own_part(stored, mesh, dtype):
     directory, params = stored
-    made = parallel.make_mesh(**mesh)
-    _, loaded = hf.load(directory, made, dtype=dtype)
+    made = meshes.make_mesh(**mesh)
+    _, loaded = hf.load(directory, meshes.over(made), dtype=dtype)
     for path, leaf in flat(loaded).items():
         expected = flat(params)[path].astype(dtype or jnp.float32)
         np.testing.assert_array_equal(leaf, expected)
@@ -73,8 +73,8 @@ def test_every_device_holds_its_own_part(stored, mesh, dtype):
 def test_rounding_while_reading_equals_rounding_afterwards(stored, mesh, monkeypatch):
     monkeypatch.setattr(stream, "_CHUNK_BYTES", 10_000)
     directory, params = stored
-    made = parallel.make_mesh(**mesh) if mesh else None
-    _, loaded = hf.load(directory, made, quantize="int8")
+    made = meshes.make_mesh(**mesh) if mesh else None
+    _, loaded = hf.load(directory, meshes.over(made), quantize="int8")
     expected = jax.jit(int8.quantize)(params)
     assert jax.tree.structure(loaded) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, loaded, expected)
@@ -90,15 +90,15 @@ def test_as_on_an_accelerator_layers_are_put_into_place_chunk_by_chunk(
 ):
     """Where the host's memory can't be kept, whatever the size of a chunk."""
     directory, params = stored
-    made = parallel.make_mesh(**mesh) if mesh else None
+    made = meshes.make_mesh(**mesh) if mesh else None
     monkeypatch.setattr(stream.Parameter, "made_on_host", False)
     monkeypatch.setattr(stream, "_JOB_BYTES", 700)
     sizes = set()
     for limit in (1, 20_000, 10**9):
         monkeypatch.setattr(stream, "_CHUNK_BYTES", limit)
-        parameters = hf.parameters(hf.open_checkpoint(directory), made, dtype)
+        parameters = hf.parameters(hf.open_checkpoint(directory), meshes.over(made), dtype)
         sizes |= {len(rows) for one in parameters if one.stacked for rows in one.chunks()}
-        _, loaded = hf.load(directory, made, dtype)
+        _, loaded = hf.load(directory, meshes.over(made), dtype)
         for path, leaf in flat(loaded).items():
             expected = flat(params)[path].astype(dtype)
             np.testing.assert_array_equal(leaf, expected)
@@ -128,7 +128,7 @@ def test_the_hosts_conversions_are_those_of_jax(stored_as, held_as):
 def test_each_of_eight_processes_would_read_its_eighth(stored, mesh):
     """And together they read every byte: replicas aside, nothing twice."""
     checkpoint = hf.open_checkpoint(stored[0])
-    made = parallel.make_mesh(**mesh)
+    made = meshes.make_mesh(**mesh)
     whole = sum(tensor.nbytes for found in checkpoint.tensors.values() for tensor in found)
     norms = sum(
         tensor.nbytes
@@ -136,20 +136,20 @@ def test_each_of_eight_processes_would_read_its_eighth(stored, mesh):
         if path[-2].endswith("norm")
         for tensor in found
     )
-    everything = sum(read.nbytes for read in hf.reads(checkpoint, made))
+    everything = sum(read.nbytes for read in hf.reads(checkpoint, meshes.over(made)))
     assert everything == whole
     for device in jax.devices():
-        mine = sum(read.nbytes for read in hf.reads(checkpoint, made, [device]))
+        mine = sum(read.nbytes for read in hf.reads(checkpoint, meshes.over(made), [device]))
         assert mine == (whole - norms) * mesh.get("data", 1) // 8 + norms
 
 
 def test_what_is_read_is_what_was_planned(stored, read_bytes):
     directory, _ = stored
-    for mesh in (None, parallel.make_mesh(tensor=8), parallel.make_mesh(data=4, fsdp=2)):
+    for mesh in (None, meshes.make_mesh(tensor=8), meshes.make_mesh(data=4, fsdp=2)):
         read_bytes.clear()
-        hf.load(directory, mesh)
+        hf.load(directory, meshes.over(mesh))
         planned = Counter()
-        for read in hf.reads(hf.open_checkpoint(directory), mesh):
+        for read in hf.reads(hf.open_checkpoint(directory), meshes.over(mesh)):
             planned[read.tensor.name] += read.nbytes
         assert read_bytes == planned
         assert sum(planned.values()) == sum(leaf.nbytes for leaf in flat(stored[1]).values())
@@ -167,19 +167,19 @@ def test_on_cpu_the_memory_read_into_is_the_parameter(stored, monkeypatch):
 
 def test_a_mesh_that_does_not_divide_the_model_is_refused_by_name(stored):
     directory, _ = stored
-    with pytest.raises(parallel.ShardingError, match="needs 6 devices, not 8"):
-        parallel.make_mesh(fsdp=3, tensor=2)
-    mesh = parallel.make_mesh(fsdp=1, tensor=5, devices=jax.devices()[:5])
+    with pytest.raises(meshes.ShardingError, match="needs 6 devices, not 8"):
+        meshes.make_mesh(fsdp=3, tensor=2)
+    mesh = meshes.make_mesh(fsdp=1, tensor=5, devices=jax.devices()[:5])
     with pytest.raises(
-        parallel.ShardingError,
+        meshes.ShardingError,
         match=r"embed_tokens/weight: embedding_width has 32 .* tensor x fsdp of 5",
     ):
-        hf.load(directory, mesh)
-    mesh = parallel.make_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4])
+        hf.load(directory, meshes.over(mesh))
+    mesh = meshes.make_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4])
     with pytest.raises(
-        parallel.ShardingError, match=r"lm_head/weight: vocabulary has 98 .* tensor x fsdp of 4"
+        meshes.ShardingError, match=r"lm_head/weight: vocabulary has 98 .* tensor x fsdp of 4"
     ):
-        parallel.parameter_shardings(dataclasses.replace(SMALL, vocab_size=98), mesh)
+        meshes.parameter_shardings(dataclasses.replace(SMALL, vocab_size=98), mesh)
 
 
 @pytest.mark.parametrize("quantize", [None, "no"])
@@ -200,9 +200,9 @@ def test_a_file_that_shrinks_after_it_was_opened_is_named(stored, tmp_path):
     checkpoint = hf.open_checkpoint(tmp_path)
     file = tmp_path / hf.SINGLE
     file.write_bytes(file.read_bytes()[:-3000])
-    for mesh in (None, parallel.make_mesh(tensor=8)):
+    for mesh in (None, meshes.make_mesh(tensor=8)):
         with pytest.raises(weights.CheckpointError, match=r"model\.safetensors: ends within"):
-            stream.load(hf.parameters(checkpoint, mesh), "load")
+            stream.load(hf.parameters(checkpoint, meshes.over(mesh)), "load")
 
 
 LLAMA_70B = LlamaConfig(
@@ -247,9 +247,9 @@ def test_a_70b_checkpoint_is_opened_and_planned_without_reading_it(tmp_path, rea
     whole = sum(tensor.nbytes for found in checkpoint.tensors.values() for tensor in found)
     assert whole == 2 * 70_553_706_496  # the parameters of Llama 3.1 70B
     for mesh in ({"fsdp": 8}, {"tensor": 8}, {"fsdp": 2, "tensor": 4}):
-        made = parallel.make_mesh(**mesh)
+        made = meshes.make_mesh(**mesh)
         for process in jax.devices():
-            mine = hf.reads(checkpoint, made, [process])
+            mine = hf.reads(checkpoint, meshes.over(made), [process])
             assert whole / 8 <= sum(read.nbytes for read in mine) <= 1.001 * whole / 8
             assert {read.tensor.name for read in mine} == {
                 tensor.name for found in checkpoint.tensors.values() for tensor in found

@@ -16,16 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import sentencepiece
-from chat_tokenizers import (
-    GAMES,
-    LLAMA3_TOKENS,
-    LLAMA31,
-    QWEN3,
-    QWEN3_TOKENS,
-    TEXTS,
-    llama3,
-    qwen3,
-)
 from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,23 +25,33 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from befm_jax.data import games
-from befm_jax.llama import scratch
+from befm_jax.llama import tiny
 from befm_jax.llama.tokenizer import LLAMA3_SPECIAL, LLAMA3_TEMPLATE, TemplateError, Tokenizer
+from tests.helpers.chat_tokenizers import (
+    GAMES,
+    LLAMA3_TOKENS,
+    LLAMA31,
+    QWEN3,
+    QWEN3_TOKENS,
+    TEXTS,
+    llama3,
+    qwen3,
+)
 
 
 @lru_cache
 def learn():
     """The tokenizer, and the SentencePiece model that it was made from."""
     kept = {}
-    as_fast = scratch._as_fast
+    as_fast = tiny._as_fast
 
     def keep(model):
         kept["sentencepiece"] = model
         return as_fast(model)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scratch, "_as_fast", keep)
-        return scratch.train_tokenizer(TEXTS), kept["sentencepiece"]
+        patch.setattr(tiny, "_as_fast", keep)
+        return tiny.train_tokenizer(TEXTS), kept["sentencepiece"]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_a_directory_without_a_tokenizer_is_named(tmp_path):
 
 
 def test_training_is_deterministic():
-    first, second = (scratch.train_tokenizer(TEXTS) for _ in range(2))
+    first, second = (tiny.train_tokenizer(TEXTS) for _ in range(2))
     assert first.prompt(*GAMES[0].prompt()) == second.prompt(*GAMES[0].prompt())
 
 

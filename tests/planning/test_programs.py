@@ -5,15 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from befm_jax import operations, parallel
 from befm_jax.adapters import lora
 from befm_jax.config import Config, Data, Lora, Model
+from befm_jax.distributed import mesh as meshes
+from befm_jax.distributed.mesh import Layout
 from befm_jax.inference import decode, sample
-from befm_jax.inference.edges import columns_at_once
 from befm_jax.inference.sample import Sampling
+from befm_jax.llama import flops
 from befm_jax.llama.config import LlamaConfig
+from befm_jax.llama.log_probs import columns_at_once
 from befm_jax.llama.model import Llama
-from befm_jax.parallel import Layout
 from befm_jax.planning import hlo, programs, workload
 
 # A vocabulary that outweighs the layers: gathering it once more would show.
@@ -35,7 +36,7 @@ CONFIG = Config(
 
 def sent(**mesh):
     """Bytes by collective of one step of one micro-batch."""
-    over = parallel.make_mesh(**mesh, devices=jax.devices()[:8])
+    over = meshes.make_mesh(**mesh, devices=jax.devices()[:8])
     given = programs.abstract(CONFIG, SHAPE, over)
     work = workload.from_figures(CONFIG, 8 // mesh.get("tensor", 1), 8, 64)
     assert work.micro_batches == 1
@@ -45,8 +46,8 @@ def sent(**mesh):
 
 def test_weights_are_gathered_once_each_way_and_embeddings_never():
     found = sent(fsdp=8)
-    linears = sum(out * into for out, into in operations.linear_shapes(SHAPE).values())
-    outputs = sum(out for out, _ in operations.linear_shapes(SHAPE).values())
+    linears = sum(out * into for out, into in flops.linear_shapes(SHAPE).values())
+    outputs = sum(out for out, _ in flops.linear_shapes(SHAPE).values())
     each_way = SHAPE.num_hidden_layers * 4 * (linears + outputs * 2)
     head = SHAPE.vocab_size * SHAPE.hidden_size * 4
     assert found["all-gather"] == pytest.approx(7 / 8 * (2 * each_way + head), rel=0.1)
@@ -57,19 +58,19 @@ def test_weights_are_gathered_once_each_way_and_embeddings_never():
 
 def test_over_data_alone_nothing_goes_about_but_gradients():
     found = sent(data=8)
-    learnt = 2 * sum(sum(pair) for pair in operations.linear_shapes(SHAPE).values())
+    learnt = 2 * sum(sum(pair) for pair in flops.linear_shapes(SHAPE).values())
     gradient = SHAPE.num_hidden_layers * learnt * 4
     assert found == {"all-reduce": pytest.approx(2 * 7 / 8 * gradient, rel=0.01)}
 
 
 def test_a_device_meets_as_much_of_the_vocabulary_at_a_time_as_if_it_were_alone():
-    layout = Layout(parallel.make_mesh(data=2, fsdp=2, tensor=2, devices=jax.devices()[:8]))
+    layout = Layout(meshes.make_mesh(data=2, fsdp=2, tensor=2, devices=jax.devices()[:8]))
     alone = columns_at_once(64_000, 4, 2048)
     assert columns_at_once(128_000, 16, 2048, layout) == alone == 2**26 // 64_000 // 4
 
 
 def test_bytes_held_are_those_of_the_shards():
-    over = parallel.make_mesh(fsdp=4, tensor=2, devices=jax.devices()[:8])
+    over = meshes.make_mesh(fsdp=4, tensor=2, devices=jax.devices()[:8])
     given = programs.abstract(CONFIG, SHAPE, over)
     made = jax.jit(
         lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), given.base),
@@ -85,14 +86,14 @@ def test_bytes_held_are_those_of_the_shards():
 
 def test_the_planned_loop_of_sampling_is_the_one_that_runs():
     """Against arrays that are really made: a prompt computed, everyone's first token drawn."""
-    over = parallel.answering_mesh(SHAPE, jax.devices()[:8])
+    over = meshes.answering_mesh(SHAPE, jax.devices()[:8])
     given = programs.abstract(CONFIG, SHAPE, over)
     planned = programs.compile_sampler(CONFIG, SHAPE, over, given, 64, 1e9)
     model = Llama(SHAPE, layout=Layout(over))
     abstract = lora.attach(given.base, given.state.trained)
     params = jax.jit(
         lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract),
-        out_shardings=parallel.shardings(abstract, over),
+        out_shardings=meshes.shardings(abstract, over),
     )()
     _, weights = decode.weights_for_decoding(model, params)
     made = sample._programs(model, Sampling(), (0,))

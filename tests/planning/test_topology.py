@@ -2,7 +2,7 @@
 
 import pytest
 
-from befm_jax.chips import CHIPS
+from befm_jax.distributed.hardware import CHIPS
 from befm_jax.planning import topology
 from befm_jax.planning.topology import TopologyError
 

@@ -5,7 +5,7 @@ from collections import Counter
 import bench_data
 import pytest
 
-from befm_jax.data.errors import DataError
+from befm_jax.errors import DataError
 
 
 def test_a_questionnaire_is_an_example_an_answer(questionnaires):

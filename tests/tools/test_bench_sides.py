@@ -9,14 +9,17 @@ from bench_sides import Side, SideFailedError, take_turns
 
 @pytest.fixture(autouse=True)
 def _sides_are_found(monkeypatch):
-    here = Path(__file__).parent
-    monkeypatch.setenv("PYTHONPATH", f"{here}:{here.parents[1]}")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
 
 
 def turns(tmp_path, device):
     diary = tmp_path / "diary"
     sides = {
-        name: Side("echo_sides.Echo", {"name": name, "diary": str(diary)}, each_core=name == "ours")
+        name: Side(
+            "tests.helpers.echo_sides.Echo",
+            {"name": name, "diary": str(diary)},
+            each_core=name == "ours",
+        )
         for name in ("ours", "peer")
     }
     return take_turns(sides, 2, device), diary.read_text().splitlines()
@@ -56,4 +59,4 @@ def test_ratios_are_of_the_same_round(tmp_path):
 )
 def test_a_side_that_fails_says_why(name, said):
     with pytest.raises(SideFailedError, match=said):
-        take_turns({"ours": Side(f"echo_sides.{name}", {})}, 1, "cpu")
+        take_turns({"ours": Side(f"tests.helpers.echo_sides.{name}", {})}, 1, "cpu")

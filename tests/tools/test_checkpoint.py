@@ -7,9 +7,9 @@ from pathlib import Path
 
 import jax
 import pytest
-from small import small_model
 
 from befm_jax.llama import hf
+from tests.helpers.small import small_model
 
 ROOT = Path(__file__).resolve().parents[2]
 

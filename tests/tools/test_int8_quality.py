@@ -10,13 +10,14 @@ import int8_quality
 import jax
 import numpy as np
 import pytest
-from small import game_tokenizer, small_model
 
 import befm_jax
-from befm_jax import evaluate, export
-from befm_jax.adapters import lora, peft
-from befm_jax.data import games, people
+from befm_jax import evaluate
+from befm_jax.adapters import export, lora, peft
+from befm_jax.data import choices, games
 from befm_jax.evals.answers import Answers
+from befm_jax.respondents import merging
+from tests.helpers.small import game_tokenizer, small_model
 
 ROOT = Path(__file__).resolve().parents[2]
 GAMES = "public_goods,trust_banker"
@@ -51,7 +52,7 @@ def report(stored, tmp_path_factory):
 
 
 def test_both_sides_have_the_metrics_of_game_behavior_with_its_intervals(stored, report):
-    humans = people.load("", games.select(GAMES), "test")
+    humans = choices.load("", games.select(GAMES), "test")
     for side, quantize in (("stored", "no"), ("int8", "int8")):
         model = befm_jax.load(stored, adapter=stored / "adapter", quantize=quantize)
         answers = {name: model.distribution(name) for name in GAMES.split(",")}
@@ -86,7 +87,7 @@ def test_logit_errors_are_those_of_the_two_models(stored, report):
     chosen = games.select(GAMES)
     logits = [
         np.concatenate(
-            export.answer_logits(
+            merging.answer_logits(
                 befm_jax.load(stored, adapter=stored / "adapter", quantize=quantize),
                 chosen,
                 whole=True,

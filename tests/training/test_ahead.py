@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import random_paths, small_model
 
 from befm_jax import train as training
 from befm_jax.adapters import lora
@@ -17,6 +16,7 @@ from befm_jax.llama import hf, int8
 from befm_jax.training import optimizer as optimizers
 from befm_jax.training import step as steps
 from befm_jax.training.ahead import StepAhead
+from tests.helpers.small import random_paths, small_model
 
 
 class Compilations(logging.Handler):

@@ -4,12 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from checkpoint_states import abstract, check, mesh_of, state
-
-from befm_jax.training import sealed
+from befm_jax.training import checksums
 from befm_jax.training.checkpoint import Checkpoints
+from tests.helpers.checkpoint_states import abstract, check, mesh_of, state
 
 HERE = Path(__file__).resolve().parent
+SCRIPT = HERE.parent / "helpers" / "checkpoint_states.py"
 POD = HERE.parents[1] / "launch" / "local_pod.py"
 
 
@@ -18,7 +18,13 @@ def two_processes(directory: Path, *arguments: str) -> subprocess.CompletedProce
     return subprocess.run(
         [
             *(sys.executable, str(POD), "--processes", "2", "--devices-per-process", "4"),
-            *("--grace", "5", "--", sys.executable, str(HERE / "checkpoint_states.py")),
+            *(
+                "--grace",
+                "5",
+                "--",
+                sys.executable,
+                str(HERE.parent / "helpers" / "checkpoint_states.py"),
+            ),
             *("--directory", str(directory), *arguments),
         ],
         capture_output=True,
@@ -34,13 +40,13 @@ def test_from_one_process_to_two_and_back(tmp_path, capsys):
     for step in (10, 20):
         saved.save(step, state(step, mesh_of(1, 1, 1)), figure=float(step))
     saved.close()
-    (run / "20" / sealed.SEAL).write_text("{")
+    (run / "20" / checksums.SEAL).write_text("{")
 
     result = two_processes(run, "--expect", "10", "--save", "20", "30", "40")
     assert result.returncode == 0, result.stderr
     for index in (0, 1):
         assert f"[{index}] last 40 best 20" in result.stdout.splitlines()
-    warning = f"[0] warning: {run / '20'}: this checkpoint is damaged ({sealed.SEAL} is not as"
+    warning = f"[0] warning: {run / '20'}: this checkpoint is damaged ({checksums.SEAL} is not as"
     assert result.stderr.count("warning: ") == 1
     assert warning in result.stderr
     assert sorted(path.name for path in run.iterdir()) == ["20", "20.damaged", "30", "40", "next"]

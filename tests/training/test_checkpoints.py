@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoint_states import abstract, check, mesh_of, state
 
-from befm_jax.training import sealed
+from befm_jax.training import checksums
 from befm_jax.training.checkpoint import CheckpointError, CheckpointMismatchError, Checkpoints
+from tests.helpers.checkpoint_states import abstract, check, mesh_of, state
 
 ONE = (1, 1, 1)
 
@@ -182,9 +182,9 @@ def test_other_damage_is_passed_over_too(three, tmp_path, capsys, harm):
 
 def test_all_damaged_is_no_checkpoint(copied, capsys):
     for step in "123":
-        (copied / step / sealed.SEAL).unlink()
+        (copied / step / checksums.SEAL).unlink()
     assert Checkpoints(copied, keep=3).last is None
-    assert capsys.readouterr().err.count(f"{sealed.SEAL} is missing") == 3
+    assert capsys.readouterr().err.count(f"{checksums.SEAL} is missing") == 3
 
 
 def test_a_step_that_was_damaged_is_saved_again(copied, capsys):
@@ -201,7 +201,7 @@ def test_a_step_that_was_damaged_is_saved_again(copied, capsys):
 
 def test_what_was_half_written_or_half_deleted_is_cleared_away(copied, capsys):
     shutil.copytree(copied / "3", copied / "4.orbax-checkpoint-tmp")
-    (copied / "4.orbax-checkpoint-tmp" / sealed.SEAL).unlink()
+    (copied / "4.orbax-checkpoint-tmp" / checksums.SEAL).unlink()
     (copied / "1").rename(copied / "1.deleted")
     assert Checkpoints(copied, keep=3).last == 3
     told = capsys.readouterr().err
@@ -291,7 +291,7 @@ def test_a_disk_that_is_full_is_an_error_that_names_the_folder(copied, capsys):
 SAVING = """
 import itertools, sys
 from pathlib import Path
-from checkpoint_states import abstract, mesh_of, state
+from tests.helpers.checkpoint_states import abstract, mesh_of, state
 from befm_jax.training.checkpoint import Checkpoints
 
 mesh = mesh_of(1, 1, 1)
@@ -307,7 +307,7 @@ MOMENTS = [
     "*.orbax-checkpoint-tmp",
     "*.orbax-checkpoint-tmp/ocdbt.process_0/d/*",
     "*.orbax-checkpoint-tmp/manifest.ocdbt",
-    f"*.orbax-checkpoint-tmp/{sealed.SEAL}",
+    f"*.orbax-checkpoint-tmp/{checksums.SEAL}",
     "*.deleted",
     "*",
 ]
@@ -322,7 +322,7 @@ def test_a_kill_while_saving_leaves_a_whole_one(tmp_path, capsys):
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            cwd=Path(__file__).parent,
+            cwd=Path(__file__).resolve().parents[2],
         )
         try:
             assert process.stdout is not None

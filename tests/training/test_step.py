@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small import SMALL, game_tokenizer, random_paths, real_paths, small_model
 
 from befm_jax.adapters import lora
 from befm_jax.data.pipeline import ForestBatches
-from befm_jax.llama import scratch
+from befm_jax.llama import tiny
 from befm_jax.llama.attention import ForestAttention
 from befm_jax.llama.model import Llama
 from befm_jax.training import optimizer as optimizers
 from befm_jax.training import step as steps
+from tests.helpers.small import SMALL, game_tokenizer, random_paths, real_paths, small_model
 
 
 def padded_loss(model, params, paths):
@@ -194,5 +194,5 @@ def test_schedule_is_linear_then_cosine():
 
 
 def test_scratch_initialisation_is_a_function_of_the_seed():
-    first, second = (scratch.init_params(SMALL, 7, 0.1) for _ in range(2))
+    first, second = (tiny.init_params(SMALL, 7, 0.1) for _ in range(2))
     assert_trees_close(first, second, 0)

@@ -5,14 +5,16 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from small import random_paths, small_model
 
-from befm_jax import chips, operations, parallel
 from befm_jax.config import Config, Model, Optimizer
 from befm_jax.data.pipeline import ForestBatches
+from befm_jax.distributed import hardware
+from befm_jax.distributed import mesh as meshes
 from befm_jax.errors import UserError
-from befm_jax.training import boards, loop, setup
+from befm_jax.llama import flops
+from befm_jax.training import loop, metrics, setup
 from befm_jax.training.metrics import PARTS, Watch
+from tests.helpers.small import random_paths, small_model
 
 
 class Board:
@@ -30,7 +32,7 @@ def ran(folder, watch):
     model, params = small_model()
     settings = Config(workdir=str(folder), trained="all", model=Model(dtype="float32", remat=False),
                       optimizer=Optimizer(learning_rate=1e-3))  # fmt: skip
-    mesh = parallel.make_mesh(devices=parallel.jax.devices()[:1])
+    mesh = meshes.make_mesh(devices=meshes.jax.devices()[:1])
     batches = ForestBatches(random_paths(0), slots=40, rows=2, epochs=6)
     made = setup.of(settings, model.config, params, mesh, batches.steps)
     loop.run(
@@ -58,15 +60,15 @@ def test_parts_of_a_step_are_no_more_than_the_whole_and_a_board_gets_every_figur
 
 
 def test_utilisation_is_what_is_needed_over_what_the_chip_could_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(chips, "of", lambda kind: chips.CHIPS["v5e"])
+    monkeypatch.setattr(hardware, "of", lambda kind: hardware.CHIPS["v5e"])
     lines, model, batches = ran(tmp_path, Watch())
     batch, source = batches[0]
     used = source.report.slots_used
-    needed = operations.training(
+    needed = flops.training(
         model.config, slots=used, pairs=batch.pairs(used), reads=batch.parents()
     ).needed
     for line in lines:
-        could = line["seconds"] * chips.CHIPS["v5e"].operations
+        could = line["seconds"] * hardware.CHIPS["v5e"].operations
         assert line["utilisation"] == pytest.approx(needed / could)
 
 
@@ -82,16 +84,16 @@ def test_a_board_without_its_package_is_refused_and_one_is_closed_whatever_happe
     tmp_path, monkeypatch
 ):
     settings = Config(workdir=str(tmp_path))
-    with boards.opened(None, settings) as board:
+    with metrics.weights_and_biases(None, settings) as board:
         assert board is None
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"pip install 'befm_jax\[wandb\]'"):
-        boards.opened("humans", settings).__enter__()
+        metrics.weights_and_biases("humans", settings).__enter__()
     closed = []
     run = SimpleNamespace(define_metric=lambda *a, **k: None, finish=lambda: closed.append(1))
     service = SimpleNamespace(init=lambda **options: run, errors=SimpleNamespace(Error=OSError))
     monkeypatch.setitem(sys.modules, "wandb", service)
-    opened = boards.opened("humans", settings)
+    opened = metrics.weights_and_biases("humans", settings)
     assert opened.__enter__() is run
     error = KeyError()
     assert not opened.__exit__(KeyError, error, None)
@@ -99,4 +101,4 @@ def test_a_board_without_its_package_is_refused_and_one_is_closed_whatever_happe
     service.init = lambda **options: json.loads("no key")
     service.errors.Error = ValueError
     with pytest.raises(UserError, match="--wandb humans: "):
-        boards.opened("humans", settings).__enter__()
+        metrics.weights_and_biases("humans", settings).__enter__()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from befm_jax.data.errors import unknown
+from befm_jax.errors import unknown
 from befm_jax.evals.tasks import game_behavior
 
 _TASKS: Mapping[str, Callable[..., dict[str, Any]]] = MappingProxyType(

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from befm_jax.data import games
-from befm_jax.data.errors import DataError
+from befm_jax.data.choices import People
 from befm_jax.data.games import Game
-from befm_jax.data.people import People
-from befm_jax.evals import baselines, bootstrap
+from befm_jax.errors import DataError
+from befm_jax.evals import baselines, resampling
 from befm_jax.evals.answers import Answers
-from befm_jax.evals.bootstrap import Resampled
-from befm_jax.evals.metrics import METRICS, Metric, Pair
+from befm_jax.evals.measures import METRICS, Metric, Pair
+from befm_jax.evals.resampling import Resampled
 
 DEFINITIONS: Mapping[str, str] = {
     **{name: metric.definition for name, metric in METRICS.items()},
@@ -100,7 +100,7 @@ def evaluate(
         "metrics": {
             name: _figure(
                 metric,
-                bootstrap.mean([compared[game][name] for game in shared]),
+                resampling.mean([compared[game][name] for game in shared]),
                 {
                     answerer: float(np.mean([beside[game][answerer][name] for game in shared]))
                     for answerer in baselines.DEFINITIONS
@@ -137,7 +137,7 @@ def compare(
             f"{game.id}: has {len(game.values)} choices, but the answers have "
             f"{len(answer.weights)} weights and the people {len(counts)} counts"
         )
-    return bootstrap.compare(
+    return resampling.compare(
         game.values,
         answer.weights,
         counts,
@@ -223,7 +223,7 @@ def _group(
 
 def _figure(metric: Metric, figure: Resampled, beside: Mapping[str, float]) -> dict[str, Any]:
     """One metric as it stands in results.json; what is undefined is None, with a note."""
-    ends = bootstrap.interval(figure.value, figure.replicates, metric)
+    ends = resampling.interval(figure.value, figure.replicates, metric)
     result: dict[str, Any] = {
         "value": _finite(figure.value),
         "ci95": list(ends) if ends else None,

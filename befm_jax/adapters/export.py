@@ -1,0 +1,87 @@
+"""A tuned model for others: an adapter for PEFT and vLLM, or merged for whatever reads a Llama."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from befm_jax.adapters import chat_template, peft
+from befm_jax.errors import UserError
+from befm_jax.llama import generation_config, hf
+from befm_jax.llama.config import LlamaConfig
+from befm_jax.llama.model import Params
+from befm_jax.llama.tokenizer import Tokenizer
+from befm_jax.models import RUN_FILE, Located
+
+
+def model(
+    directory: str | Path,
+    config: LlamaConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    *,
+    source: Path | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    gather: Callable[[Any], np.ndarray] = jax.device_get,
+) -> None:
+    """Writes a model that transformers and `befm_jax.load` read, all of it or nothing.
+
+    Weights in shards of at most `max_shard_bytes` with an index, an adapter merged into them as
+    they are written; `config.json`; the tokenizer with its chat template; and
+    `generation_config.json`, that of the `source` directory where it has one.  `gather`: see
+    `hf.save`.
+
+    Raises:
+        AdapterError: an adapter on a quantised base: it is merged into original weights alone.
+        NotWrittenError: there is no room, or a file can't be written.
+    """
+
+    def beside(folder: Path) -> None:
+        tokenizer.save(folder)
+        if source is not None and (source / generation_config.FILE).is_file():
+            generation_config.copy(source, folder)
+        else:
+            ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": list(tokenizer.stop_ids)}
+            (folder / generation_config.FILE).write_text(json.dumps(ends), encoding="utf-8")
+
+    hf.save(directory, config, params, max_shard_bytes, beside, gather)
+
+
+def adapter(located: Located, config: LlamaConfig, directory: str | Path, base: str = "") -> None:
+    """Writes the adapter of a located model in PEFT's format.
+
+    `base` is the name under which others find the base model (a hub id, say); by default the one
+    that it was loaded by.
+
+    Raises:
+        AdapterError: there is none, or it can't be read.
+        NotWrittenError: a file can't be written.
+    """
+    if located.adapter is None:
+        raise peft.AdapterError(f"{located.name}: has no adapter to export")
+    check_out(Path(directory), located)
+    known = chat_template.read(located.adapter)
+    peft.save(
+        directory,
+        peft.load(located.adapter, config),
+        base or located.name,
+        None if known is None else known[0],
+    )
+
+
+def check_out(directory: Path, located: Located) -> None:
+    """Refuses to write a model over what it is made of, or into a training run."""
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory}: is a file; name a directory")
+    own = {located.directory.resolve()}
+    if located.adapter is not None:
+        own.add(located.adapter.resolve())
+    if directory.resolve() in own:
+        raise UserError(f"{directory}: holds what is to be exported; name another directory")
+    if (directory / RUN_FILE).is_file():
+        raise UserError(f"{directory}: is a training run; name another directory")

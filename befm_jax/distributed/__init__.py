@@ -1,0 +1,1 @@
+"""Many devices and processes: meshes, shardings, transfers; how processes join and end."""

@@ -1,0 +1,222 @@
+"""Files: text, tables and JSON read with errors that name the place; all written atomically."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import fcntl
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from befm_jax.errors import DataError, UserError
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        DataError: the file is absent, not a file, not readable, or empty.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if not content.removeprefix(codecs.BOM_UTF8).strip():
+        raise DataError(f"{path}: the file is empty")
+    return content
+
+
+def decode(content: bytes, path: str | Path) -> str:
+    """The UTF-8 text of a file's content, without its byte-order mark; line ends as they are.
+
+    Raises:
+        DataError: the content is binary or in another encoding.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}:{line}: not UTF-8 text (byte {content[error.start]:#04x}); save it as UTF-8"
+        ) from None
+    if "\0" in text:
+        raise DataError(f"{path}: holds NUL bytes, so it is no text file; save it as UTF-8 text")
+    return text
+
+
+def read_table(text: str, path: str | Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """The header of a CSV text, and its rows, each with the number of its first line.
+
+    Blank lines are passed over; rows keep whatever number of cells they have. Names in the header
+    are stripped of spaces.
+
+    Raises:
+        DataError: no header, a column named twice, or (while iterating) broken quoting.
+    """
+    rows = _rows(text, path)
+    _, header = next(rows, (0, []))
+    header = [name.strip() for name in header]
+    if not any(header):
+        raise DataError(f"{path}:1: no header; the first line names the columns")
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}:1: column named twice: {', '.join(map(repr, twice))}")
+    return header, rows
+
+
+def _rows(text: str, path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    # strict: without it a quote that is never closed swallows the rest of the file as one cell.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    line = 1
+    try:
+        for cells in reader:
+            if cells:
+                yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{path}:{line}: not a CSV row ({error}); check its quotes") from None
+
+
+def read_object(path: Path, error: type[UserError] = UserError) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        UserError: of the class `error`: not valid JSON, or not an object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as reason:
+        raise error(f"{path}: not valid JSON ({reason})") from reason
+    if not isinstance(found, dict):
+        raise error(f"{path}: holds a {type(found).__name__}; a JSON object is needed")
+    return found
+
+
+def write_object(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object aside, then moves it into place; makes the folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+class NotWrittenError(UserError):
+    """Files that could not be written; the message says what became of those that were there."""
+
+
+# What a folder is called while it is written.
+_WRITING = ".writing-"
+
+
+class _StuckError(Exception):
+    """An exchange that could be neither finished nor undone."""
+
+
+@contextmanager
+def atomic_directory(
+    directory: Path, replaces: Callable[[str], bool] = lambda name: False
+) -> Iterator[Path]:
+    """A folder to write in; its files take their place when the block ends without error.
+
+    `directory` is made if need be.  Files of the same names are replaced, and so is every file
+    whose name `replaces` takes for one of an older version; the others stay.  Where an exchange
+    fails half-way, the old files are put back.  Where the power fails, `config.json` is not there
+    (it goes first and comes last), so that nobody takes the mix for a whole; what a writer that
+    was killed had written aside is removed by the next.
+
+    Raises:
+        NotWrittenError: a file can't be written (the disk is full, say).
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for left in directory.glob(f"{_WRITING}*"):
+            _remove_if_left(left)
+        folder = Path(tempfile.mkdtemp(prefix=_WRITING, dir=directory))
+        lock = _locked(folder)
+        old = Path(tempfile.mkdtemp(prefix=".replaced-", dir=directory))
+        keep = False
+        try:
+            yield folder
+            new = {path.name for path in folder.iterdir()}
+            before = {
+                path.name
+                for path in directory.iterdir()
+                if path.name in new or (path.is_file() and replaces(path.name))
+            }
+            _exchange(directory, folder, old, _config_last(new), _config_last(before)[::-1])
+        except _StuckError as error:
+            keep = True
+            with suppress(OSError):  # so that the next writer leaves it
+                folder = folder.rename(folder.with_name(folder.name.replace(_WRITING, ".new-", 1)))
+            raise NotWrittenError(
+                f"{directory}: half exchanged ({error}); what is missing of the old files is in "
+                f"{old.name}, of the new ones in {folder.name}"
+            ) from error
+        finally:
+            if lock is not None:
+                os.close(lock)
+            if not keep:
+                for path in (folder, old):
+                    shutil.rmtree(path, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise NotWrittenError(
+            f"{directory}: can't be written ({reason}); what was there before is as it was"
+        ) from error
+
+
+def _locked(folder: Path) -> int | None:
+    """A lock on a folder for as long as this process lives, or None: another's, or not to be had.
+
+    The kernel ends it with the process, however that ends, so that what a living one writes can be
+    told from what a dead one left.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Removes a folder that nobody is writing any more."""
+    with suppress(FileNotFoundError):  # another process removed it
+        lock = _locked(folder)
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
+def _config_last(names: set[str]) -> list[str]:
+    return sorted(names, key=lambda name: (name.endswith("config.json"), name))
+
+
+def _exchange(directory: Path, folder: Path, old: Path, new: list[str], before: list[str]) -> None:
+    """Moves the files of `before` out and those of `new` in; the other way round on failure."""
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for source, target, names in ((directory, old, before), (folder, directory, new)):
+            for name in names:
+                os.replace(source / name, target / name)
+                moved.append((source / name, target / name))
+    except BaseException:  # an interruption by the keyboard, too
+        try:
+            for source, target in reversed(moved):
+                os.replace(target, source)
+        except OSError as error:
+            raise _StuckError(error.strerror or error) from error
+        raise

@@ -1,0 +1,1 @@
+"""Whoever answers items: the engine, recorded answers, baselines."""

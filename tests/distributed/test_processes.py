@@ -1,0 +1,394 @@
+"""Runs of several real processes: how they find each other, stop together and end together."""
+
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from befm_jax.distributed import processes, rendezvous
+from befm_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST = re.escape(socket.gethostname())
+
+# A run whose every step is a collective operation; the first argument says what goes wrong in it.
+WORKER = """
+import argparse, hashlib, os, signal, time
+from befm_jax import hosts
+from befm_jax.errors import UserError
+
+parser = argparse.ArgumentParser()
+parser.add_argument("what")
+parser.add_argument("--coordinator")
+parser.add_argument("--processes", type=int)
+parser.add_argument("--process_id", type=int)
+flags = parser.parse_args()
+kind, _, who = flags.what.partition(":")
+
+def sigterm():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def wait_for_the_agreement():
+    while processes._course._stop_at is None:
+        time.sleep(0.05)
+
+def main():
+    processes.start(flags.coordinator, flags.processes, flags.process_id, join_within=60)
+    import jax
+    import numpy
+    from jax.experimental import multihost_utils
+    me = str(jax.process_index())
+    processes.meet("all are here")
+    first = processes.agree("who is first", me)
+    seen = (jax.process_count(), processes.count(), processes.is_first())
+    print("joined", me, *seen, first, flush=True)
+    if kind == "missing":
+        raise UserError("no such table")
+    if kind == "native":
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes in which no Python runs here
+    if kind == "busy":
+        if me == "0":
+            time.sleep(1)
+            os.kill(os.getpid(), signal.SIGKILL)
+        while True:
+            sum(range(10**8))  # one call, in which no other thread gets the interpreter
+    if kind == "late" and me == who:
+        wait_for_the_agreement()
+    with processes.stopping_at_steps():
+        for step in range(1, 6 if kind in ("done", "after") else 10**6):
+            if kind == "late" and me != who:
+                sigterm()
+            multihost_utils.process_allgather(numpy.array(step))
+            if step == 3 and me == who:
+                if kind == "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if kind == "mistake":
+                    raise UserError("that is wrong")
+                if kind == "error":
+                    raise KeyError("a bug")
+                if kind == "sigterm":
+                    sigterm()
+            time.sleep(0.01)
+            if processes.asked_to_stop():
+                sigterm()  # once more, while it saves
+                time.sleep(0.3)
+                print("saved", step, flush=True)
+                raise processes.PreemptedError(f"step {step} is saved")
+        if kind == "after" and me != who:
+            wait_for_the_agreement()
+    if kind == "after":
+        sigterm()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+    print("done", flush=True)
+
+processes.run(main)
+"""
+
+Ended = tuple[int, str, str]  # exit code, standard output, standard error
+
+
+def started(what: str, *flags: str, **variables: str) -> "subprocess.Popen[str]":
+    given = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, what, *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=given | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)} | variables,
+    )
+
+
+def ended(running: list["subprocess.Popen[str]"]) -> list[Ended]:
+    """What became of processes that end by themselves, long before this limit."""
+    found = []
+    try:
+        for process in running:
+            out, err = process.communicate(timeout=100)
+            found.append((process.returncode, out, err))
+    finally:
+        for process in running:
+            process.kill()
+    return found
+
+
+def free_port(ports: Iterable[int] = (0,)) -> int:
+    """The first of these ports that nobody listens on; 0 stands for any."""
+    for port in ports:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise AssertionError("no port is free")
+
+
+def run_of(count: int, what: str) -> list[Ended]:
+    """The processes of a run that were started by flags."""
+    address = f"--coordinator=127.0.0.1:{free_port()}"
+    return ended(
+        [
+            started(what, address, f"--processes={count}", f"--process_id={process}")
+            for process in range(count)
+        ]
+    )
+
+
+def codes(found: list[Ended]) -> list[int]:
+    return [code for code, _, _ in found]
+
+
+def said(found: list[Ended]) -> str:
+    return "".join(err for _, _, err in found)
+
+
+def test_flags_make_one_run_which_all_processes_end_well() -> None:
+    found = run_of(2, "done")
+    assert codes(found) == [0, 0], said(found)
+    for process, (_, out, err) in enumerate(found):
+        assert f"joined {process} 2 2 {process == 0} 0\n" in out
+        assert out.endswith("\ndone\n")
+        assert "terminate" not in err
+
+
+def test_slurm_s_variables_make_one_run() -> None:
+    # Under Slurm jax takes a port that follows from the job's number.  Drawn by chance, so that
+    # suites side by side do not meet.
+    port = free_port(random.sample(range(61440, 65536), 100))
+    running = [
+        started(
+            "done",
+            SLURM_JOB_ID=str(port - 61440),
+            SLURM_STEP_NODELIST="localhost",
+            SLURM_NTASKS="2",
+            SLURM_PROCID=str(process),
+            SLURM_LOCALID=str(process),
+        )
+        for process in range(2)
+    ]
+    found = ended(running)
+    assert codes(found) == [0, 0], said(found)
+    for process, (_, out, _) in enumerate(found):
+        assert f"joined {process} 2 2 {process == 0} 0\n" in out
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_killed_process_ends_all_with_75_and_is_named(lost: int) -> None:
+    found = run_of(3, f"killed:{lost}")
+    for process, (code, _, err) in enumerate(found):
+        if process == lost:
+            assert code == -signal.SIGKILL
+            continue
+        assert code == processes.RESUME, err
+        assert re.search(
+            f"^process {lost} of 3 \\({HOST}\\) was lost, so all end; run the", err, re.M
+        )
+        assert "Traceback" not in err
+
+
+def test_a_lost_process_0_is_named_by_one_whose_interpreter_is_busy() -> None:
+    # jax aborts that process at once, in a thread that needs no interpreter.
+    _, (code, _, err) = run_of(2, "busy")
+    assert code == processes.RESUME, err
+    assert re.search(f"^process 0 of 2 \\({HOST}\\) was lost", err, re.MULTILINE)
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_a_mistake_that_one_process_meets_ends_all_with_2_and_is_printed_once(culprit: int) -> None:
+    found = run_of(2, f"mistake:{culprit}")
+    assert codes(found) == [2, 2], said(found)
+    assert "error: that is wrong" in found[culprit][2]
+    assert re.search(f"process {culprit} of 2 \\({HOST}\\) met an error", found[1 - culprit][2])
+    assert said(found).count("that is wrong") == 1
+
+
+def test_a_mistake_that_all_meet_is_printed_once() -> None:
+    found = run_of(3, "missing")
+    assert codes(found) == [2, 2, 2], said(found)
+    assert said(found).count("error: no such table") == 1
+
+
+def test_an_exception_ends_all_with_1_and_its_traceback_is_printed_once() -> None:
+    found = run_of(2, "error:1")
+    assert codes(found) == [1, 1], said(found)
+    assert "KeyError: 'a bug'" in found[1][2]
+    assert said(found).count("Traceback") == 1
+
+
+@pytest.mark.parametrize("what", ["sigterm:0", "sigterm:1", "late:0"])
+def test_sigterm_at_one_process_saves_the_same_step_on_all_and_ends_with_75(what: str) -> None:
+    found = run_of(2, what)
+    assert codes(found) == [processes.RESUME] * 2, said(found)
+    steps = [re.findall(r"saved (\d+)", out) for _, out, _ in found]
+    assert steps[0] == steps[1]
+    assert len(steps[0]) == 1
+    if what.startswith("late"):
+        assert steps[0] == ["1"]
+    for _, _, err in found:
+        assert f"stopped: step {steps[0][0]} is saved; run the same command again" in err
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_sigterm_after_the_last_step_ends_those_too_that_are_still_in_it(first: int) -> None:
+    found = run_of(2, f"after:{first}")
+    assert codes(found) == [processes.RESUME] * 2, said(found)
+    assert "nothing is unsaved" in found[first][2]
+    assert "the last step is saved" in found[1 - first][2]
+
+
+def test_sigterm_to_a_pod_that_compiles_ends_it_at_once() -> None:
+    pod = [sys.executable, str(ROOT / "launch" / "local_pod.py"), "--processes", "2", "--"]
+    running = subprocess.Popen(
+        [*pod, sys.executable, "-c", WORKER, "native"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+    )
+    assert running.stdout is not None
+    for _ in range(2):
+        while "joined" not in running.stdout.readline():
+            pass
+    running.send_signal(signal.SIGTERM)
+    ((code, _, err),) = ended([running])
+    assert code == processes.RESUME, err
+    assert err.count("nothing is unsaved") == 2
+    assert "killing" not in err
+
+
+def test_one_process_alone_stops_and_ends_as_many_do() -> None:
+    at_a_step, mistake, exception = ended(
+        [started("sigterm:0"), started("mistake:0"), started("error:0")]
+    )
+    assert at_a_step[0] == processes.RESUME, at_a_step[2]
+    assert "joined 0 1 1 True 0\nsaved 3\n" in at_a_step[1]
+    assert "stopped: step 3 is saved" in at_a_step[2]
+    assert mistake[0] == 2
+    assert mistake[2].splitlines()[-1] == "error: that is wrong"
+    assert exception[0] == 1
+    assert exception[2].splitlines()[-1] == "KeyError: 'a bug'"
+
+
+def test_a_step_outside_of_the_loop_is_an_error_of_the_program() -> None:
+    with pytest.raises(RuntimeError, match="outside of stopping_at_steps"):
+        processes.asked_to_stop()
+
+
+@pytest.mark.parametrize(
+    ("flags", "wrong"),
+    [
+        (("a:1", None, 0), "--processes missing"),
+        ((None, 2, None), "--coordinator and --process_id missing"),
+        (("a", 2, 0), "--coordinator=a: not HOST:PORT"),
+        (("http://a:1", 2, 0), "--coordinator=http://a:1: not HOST:PORT"),
+        (("a:1", 2, 2), "--process_id=2 of --processes=2: they count from 0, so it is at most 1"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_named(
+    flags: tuple[str | None, int | None, int | None], wrong: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(wrong)):
+        rendezvous.place_from(*flags, join_within=1)
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "host"),
+    [("a.b-c:80", "a.b-c"), ("10.0.0.1:80", "10.0.0.1"), ("[::1]:80", "::1")],
+)
+def test_a_coordinator_is_a_name_or_an_address(coordinator: str, host: str) -> None:
+    place = rendezvous.place_from(coordinator, 2, 1, join_within=1)
+    assert place is not None
+    assert (place.host, place.port, place.processes, place.process_id) == (host, 80, 2, 1)
+
+
+def test_a_coordinator_that_is_not_there_is_named() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(
+        rendezvous.NotJoinedError, match=f"process 1 of 2: no answer from .* {address}"
+    ):
+        rendezvous.find_coordinator(rendezvous.Place(address, 2, 1), until=0)
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(rendezvous.NotJoinedError, match=f"can't listen on port {port}"):
+            rendezvous.find_coordinator(rendezvous.Place(f"127.0.0.1:{port}", 2, 0), until=0)
+
+
+def test_a_process_that_never_comes_ends_the_others_with_1() -> None:
+    code = WORKER.replace("join_within=60", "join_within=2")
+    flags = [f"--coordinator=127.0.0.1:{free_port()}", "--processes=2", "--process_id=0"]
+    result = subprocess.run(
+        [sys.executable, "-c", code, "done", *flags],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert result.returncode == 1
+    assert "error: process 0 of 2: not all of them came" in result.stderr
+
+
+@pytest.fixture
+def tpu_vm(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """A machine with TPU chips, and the attributes that its metadata server gives, to be filled."""
+    attributes: dict[str, str] = {"tpu-env": ""}
+
+    class Metadata(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = attributes.get(self.path.rsplit("/", 1)[1])
+            self.send_response(404 if found is None else 200)
+            self.end_headers()
+            self.wfile.write((found or "").encode())
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Metadata)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name in [*os.environ]:
+        if name.startswith(("SLURM", "TPU_", "MEGASCALE")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("jax._src.clusters.cloud_tpu_cluster.running_in_cloud_tpu_vm", True)
+    yield attributes
+    server.shutdown()
+
+
+def test_a_tpu_vm_s_metadata_say_which_host_of_the_slice_it_is(tpu_vm: dict[str, str]) -> None:
+    tpu_vm["agent-worker-number"] = "2"
+    tpu_vm["worker-network-endpoints"] = "x:0:127.0.0.1,x:1:127.0.0.2,x:2:127.0.0.3,x:3:127.0.0.4"
+    found = rendezvous.place_from(None, None, None, join_within=1)
+    assert found == ("127.0.0.1:8482", 4, 2)
+
+
+def test_a_tpu_vm_alone_is_a_run_of_one(tpu_vm: dict[str, str]) -> None:
+    tpu_vm["agent-worker-number"] = "0"
+    tpu_vm["worker-network-endpoints"] = "x:0:127.0.0.1"
+    assert rendezvous.place_from(None, None, None, join_within=1) is None
+
+
+def test_gke_s_variables_count_hosts_over_slices(
+    tpu_vm: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = {
+        "TPU_WORKER_HOSTNAMES": "a-0,a-1",
+        "TPU_WORKER_ID": "1",
+        "MEGASCALE_COORDINATOR_ADDRESS": "localhost:8081",
+        "MEGASCALE_NUM_SLICES": "2",
+        "MEGASCALE_SLICE_ID": "1",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert rendezvous.place_from(None, None, None, join_within=1) == ("localhost:8482", 4, 3)
+    assert rendezvous.place_from(None, 1, None, join_within=1) is None  # asked to be alone

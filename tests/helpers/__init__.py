@@ -1,0 +1,1 @@
+"""What several tests use: small models, independent implementations, scripts run in processes."""

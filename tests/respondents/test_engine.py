@@ -1,0 +1,152 @@
+"""What is loaded besides weights: where answers stop, which template, what the model reads."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from transformers import AutoTokenizer
+
+import befm_jax
+from befm_jax.adapters import chat_template, lora, peft
+from befm_jax.data import games
+from befm_jax.errors import UserError
+from befm_jax.inference import sample
+from befm_jax.llama import hf
+from tests.helpers.small import game_tokenizer, small_model
+
+GAME = games.get("public_goods")
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A small random model as transformers would leave it."""
+    tokenizer = game_tokenizer()
+    model, params = small_model(vocab_size=tokenizer.vocab_size)
+    hf.save(tmp_path / "model", model.config, params)
+    tokenizer.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def adapter(directory):
+    """A LoRA adapter for it, as others leave one."""
+    _, params = hf.load(directory)
+    peft.save(directory.parent / "adapter", lora.init(jax.random.key(0), params, rank=2), "model")
+    return directory.parent / "adapter"
+
+
+def generation_config(directory, **fields):
+    (directory / "generation_config.json").write_text(json.dumps(fields))
+
+
+def test_every_end_of_the_models_files_stops_an_answer(directory):
+    before = befm_jax.load(directory)
+    free = before.simulate(GAME, 200, seed=1)
+    draws = sample.population(
+        before.model, before.params, before.tokenizer.prompt(*GAME.prompt()), 2000,
+        stop_ids=before.tokenizer.stop_ids,
+    )  # fmt: skip
+    # What many an answer has for its third token now ends it.
+    token = int(np.bincount(draws.tokens[draws.lengths > 2, 2]).argmax())
+    assert token not in before.tokenizer.stop_ids
+    generation_config(directory, eos_token_id=[token, 0])
+    after = befm_jax.load(directory)
+    assert set(after.tokenizer.stop_ids) == {*before.tokenizer.stop_ids, token, 0}
+    shorter = after.simulate(GAME, 200, seed=1)
+    for text, whole in zip(shorter.texts, free.texts, strict=True):
+        assert whole.startswith(text)
+    assert shorter.texts != free.texts
+
+
+def test_sampling_settings_of_a_model_are_ignored_and_kept_in_its_origin(directory):
+    expected = befm_jax.load(directory)
+    assert "ignored_generation_config" not in expected.origin
+    generation_config(directory, do_sample=True, temperature=0.1, top_k=1, bos_token_id=0)
+    found = befm_jax.load(directory)
+    ignored = {"do_sample": True, "temperature": 0.1, "top_k": 1}
+    assert found.origin["ignored_generation_config"] == ignored
+    assert found.simulate(GAME, 50).texts == expected.simulate(GAME, 50).texts
+
+
+def test_a_damaged_generation_config_is_an_error_that_names_it(directory):
+    (directory / "generation_config.json").write_text('{"eos_token_id": "end"}')
+    with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id is 'end'"):
+        befm_jax.load(directory)
+
+
+def test_an_adapter_of_another_template_is_refused_unless_forced(directory, adapter):
+    tokenizer = befm_jax.load(directory).tokenizer
+    unknown = befm_jax.load(directory, adapter)
+    assert unknown.origin["chat_template"]["adapter"].startswith("unknown")
+    chat_template.save(adapter, tokenizer.template_hash)
+    same = befm_jax.load(directory, adapter)
+    assert same.origin["chat_template"] == {
+        "sha256": tokenizer.template_hash,
+        "adapter": "the one that the adapter was trained with",
+    }
+    template = directory / "chat_template.jinja"
+    template.write_text(template.read_text().replace("\n\n", "\n"))
+    with pytest.raises(UserError, match="trained with another chat template"):
+        befm_jax.load(directory, adapter)
+    forced = befm_jax.load(directory, adapter, force_template=True)
+    assert forced.origin["chat_template"]["adapter"].startswith("forced")
+    assert forced.tokenizer.template_hash != tokenizer.template_hash
+
+
+def test_the_first_prompt_is_what_transformers_reads(directory):
+    simulator = befm_jax.load(directory)
+    described = simulator.described([GAME, games.get("dictator")])
+    system, user = GAME.prompt()
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    reference = AutoTokenizer.from_pretrained(directory)
+    assert described.pop("first_prompt") == {
+        "game": "public_goods",
+        "ids": reference.apply_chat_template(messages, add_generation_prompt=True)["input_ids"],
+        "text": reference.apply_chat_template(messages, add_generation_prompt=True, tokenize=False),
+    }
+    assert described == simulator.origin == simulator.described([])
+
+
+def test_weights_in_float16_are_computed_in_float32(directory):
+    """No kernel takes float16; what it holds float32 holds exactly."""
+    path = directory / "model.safetensors"
+    stored = {name: array.astype(np.float16) for name, array in load_file(path).items()}
+    save_file(stored, path)
+    half = befm_jax.load(directory)
+    assert half.origin["dtype"] == "float32"
+    save_file({name: array.astype(np.float32) for name, array in stored.items()}, path)
+    whole = befm_jax.load(directory)
+    np.testing.assert_array_equal(
+        half.distribution(GAME).distribution, whole.distribution(GAME).distribution
+    )
+
+
+def test_several_devices_answer_as_one(directory, adapter):
+    alone = befm_jax.load(directory, adapter)
+    assert alone.origin["mesh"] == "one device"
+    assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(alone.params)} == {1}
+    several = []
+    for devices, mesh in ((3, "data 3"), (4, "data 2 x tensor 2")):
+        several.append(befm_jax.load(directory, adapter, devices=devices))
+        assert several[-1].origin == alone.origin | {"mesh": mesh}
+        assert several[-1].device == f"{devices} x cpu (cpu)"
+    last = befm_jax.load(directory, adapter, devices=jax.devices()[5:6])
+    assert {dev for leaf in jax.tree.leaves(last.params) for dev in leaf.devices()} == {
+        jax.devices()[5]
+    }
+    for other in (*several, last):
+        assert other.simulate(GAME, 60, seed=3).texts == alone.simulate(GAME, 60, seed=3).texts
+        np.testing.assert_allclose(
+            other.distribution(GAME).distribution, alone.distribution(GAME).distribution, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize(
+    ("devices", "said"),
+    [(9, "devices is 9; there are 8 here"), (0, "devices is 0"), ([], "devices is empty")],
+)
+def test_more_devices_than_there_are_is_an_error_that_says_how_many(directory, devices, said):
+    with pytest.raises(UserError, match=said):
+        befm_jax.load(directory, devices=devices)

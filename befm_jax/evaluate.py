@@ -87,7 +87,7 @@ def warning_if_not_held_out(
 ) -> str | None:
     """A sentence where the model may have learnt from the very people it is held against.
 
-    `trained_on` is that of `located.write_run`.  The embedded reference was made from a table,
+    `trained_on` is that of `resolved.write_run`.  The embedded reference was made from a table,
     and a table is split otherwise than its histograms: people held out from the one are not held
     out from the other.
     """

@@ -105,11 +105,16 @@ def read_object(path: Path, error: type[UserError] = UserError) -> dict[str, Any
 
 
 def write_object(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON object aside, then moves it into place; makes the folder if need be."""
+    """Writes a JSON object atomically."""
+    write(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes a file atomically: under another name, then renamed; makes the folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    aside.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
 
 
 class NotWrittenError(UserError):

@@ -88,7 +88,7 @@ def commit_of(directory: Path) -> str | None:
 
 
 @dataclass(frozen=True)
-class Located:
+class ResolvedModel:
     """A model's files.
 
     `directory`: the base model's.  `name`: what the base is called elsewhere, a hub id (without a
@@ -108,7 +108,7 @@ class Located:
         return self.name if commit is None or Path(self.name).is_dir() else f"{self.name}@{commit}"
 
 
-def locate(model: str | Path, adapter: str | Path | None = None) -> Located:
+def resolve_model(model: str | Path, adapter: str | Path | None = None) -> ResolvedModel:
     """Finds the files of a run or a model, downloading what a hub id names.
 
     Raises:
@@ -129,10 +129,10 @@ def locate(model: str | Path, adapter: str | Path | None = None) -> Located:
     return _with_adapter(base, Path(model) / run["adapter"] if run["adapter"] else adapter, run)
 
 
-def _with_adapter(base: str, adapter: str | Path | None, run: Mapping[str, Any]) -> Located:
+def _with_adapter(base: str, adapter: str | Path | None, run: Mapping[str, Any]) -> ResolvedModel:
     name = base.partition("@")[0] if is_hub_id(base) else str(Path(base).resolve())
     found = None if adapter is None else directory_of(adapter, "adapter")
-    return Located(directory_of(base), name, found, run)
+    return ResolvedModel(directory_of(base), name, found, run)
 
 
 def write_run(
@@ -145,7 +145,7 @@ def write_run(
     quantize: str,
     trained_on: Mapping[str, Any],
 ) -> None:
-    """Marks a directory as a run that `locate` takes.
+    """Marks a directory as a run that `resolve_model` takes.
 
     `model` is a path within the directory if `made_here`, else a path or a hub id; `adapter` a
     path within it, or None; `dtype` is what the layers computed in and `quantize` what the base

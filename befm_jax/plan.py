@@ -6,7 +6,7 @@
     python -m befm_jax.plan --config configs/8b_tpu.py --search 3 --sampler
 
 The real training step is compiled for the topology by the compiler that the pod would use, which
-says what memory it needs.  Operations are counted from the model's shape, traffic between chips is
+says what memory it needs.  Flops are counted from the model's shape, traffic between chips is
 read from the compiled program; held against the chip's figures they give the shortest time that a
 step can take, and what limits it.  Where that compiler is not installed, GPUs are estimated by
 formula, and the plan says so.  Exits with 1 where nothing fits.

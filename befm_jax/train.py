@@ -44,7 +44,7 @@ from befm_jax.llama import hf, tiny
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Llama, Params
 from befm_jax.llama.tokenizer import Tokenizer
-from befm_jax.models import RUN_FILE, Located, locate, write_run
+from befm_jax.models import RUN_FILE, ResolvedModel, resolve_model, write_run
 from befm_jax.respondents.engine import Simulator, fitting_tokenizer, said_of_text
 from befm_jax.training import loop, metrics, restarts
 from befm_jax.training import setup as setups
@@ -80,8 +80,8 @@ def learn_and_compare(settings: Config, workdir: Path, watch: Watch) -> None:
 
     chosen = games.select(settings.data.games) if settings.data.games else []
     learnt, held_out = people_of(settings, chosen)
-    located = base_of(settings, chosen, workdir, mesh, watch)
-    tokenizer = fitting_tokenizer(located.directory, llama_config.read(located.directory))
+    resolved = base_of(settings, chosen, workdir, mesh, watch)
+    tokenizer = fitting_tokenizer(resolved.directory, llama_config.read(resolved.directory))
 
     parts = Layout(mesh).parts("rows")
     batches = forests_of(settings, paths_of(settings, learnt, chosen, tokenizer), parts)
@@ -90,8 +90,8 @@ def learn_and_compare(settings: Config, workdir: Path, watch: Watch) -> None:
         raise UserError(f"--profile_steps={watch.profile[0]}: the run has {batches.steps} steps")
     validation = validation_of(settings, chosen, tokenizer, parts)
     # The step compiles while the weights are read.
-    tuning = tuning_ahead(settings, located, mesh, batches, validation)
-    base = base_model(settings, located, tokenizer, mesh, tuning.setup.model)
+    tuning = tuning_ahead(settings, resolved, mesh, batches, validation)
+    base = base_model(settings, resolved, tokenizer, mesh, tuning.setup.model)
     tuned = tune(settings, base, tuning, workdir, learnt, watch)
 
     if held_out is not None:
@@ -132,7 +132,7 @@ def start_or_resume(settings: Config) -> Path:
         if saved.is_file() and any(path.exists() for path in trained):
             config.check_same(settings, saved)
         config.save(settings, saved)
-    processes.meet("the working directory is there")
+    processes.barrier("the working directory is there")
     if not saved.is_file():
         raise ConfigError(
             f"workdir is {settings.workdir!r}, which this host does not share with that of the "
@@ -181,7 +181,7 @@ def paths_of(
     share = Share(jax.process_index(), processes.count())
     for path in config.names(settings.data.examples):
         mine = encode(example_files.read(path, share=share), tokenizer)
-        found += pool(mine, transfer.pooled)
+        found += pool(mine, transfer.all_gather)
     return found
 
 
@@ -251,40 +251,40 @@ def describe(batches: ForestBatches, rows: int, mesh: Mesh) -> str:
 
 def base_of(
     settings: Config, chosen: list[Game], workdir: Path, mesh: Mesh, watch: Watch
-) -> Located:
+) -> ResolvedModel:
     """The files of the model to tune: a checkpoint, or a small one made here."""
     if settings.model.path:
-        located = locate(settings.model.path)
-        if located.run:
+        resolved = resolve_model(settings.model.path)
+        if resolved.run:
             raise ConfigError(
                 f"model.path is {settings.model.path!r}, a training run; export what it made "
                 "(tools/export.py merged) and name the result"
             )
-        return located
+        return resolved
     directory = workdir / BASE
     # Only the first looks: a shared file system may remember for the others that it was not there.
     there = processes.is_first() and (directory / "config.json").is_file()
-    if not processes.agree("whether the base is there", there):
+    if not processes.broadcast("whether the base is there", there):
         make_base(settings, chosen, workdir, mesh, watch)
-    return Located(directory, str(directory.resolve()))
+    return ResolvedModel(directory, str(directory.resolve()))
 
 
 def base_model(
-    settings: Config, located: Located, tokenizer: Tokenizer, mesh: Mesh, model: Llama
+    settings: Config, resolved: ResolvedModel, tokenizer: Tokenizer, mesh: Mesh, model: Llama
 ) -> Simulator:
     """The model to tune, its weights read."""
     quantize = settings.model.quantize
-    _, params = hf.load(located.directory, meshes.over(mesh), quantize=quantize)
+    _, params = hf.load(resolved.directory, meshes.over(mesh), quantize=quantize)
     origin = {
         "path": settings.model.path or "made from nothing",
         "dtype": settings.model.dtype,
         "quantize": quantize,
         "mesh": meshes.in_words(mesh),
-        **said_of_text(located.directory, tokenizer),
+        **said_of_text(resolved.directory, tokenizer),
     }
     if processes.is_first():
         cli.note_ignored_settings(origin)
-    return Simulator(model, params, tokenizer, origin, located)
+    return Simulator(model, params, tokenizer, origin, resolved)
 
 
 def make_base(
@@ -342,14 +342,14 @@ def make_base(
 
 def tuning_ahead(
     settings: Config,
-    located: Located,
+    resolved: ResolvedModel,
     mesh: Mesh,
     batches: ForestBatches,
     validation: ForestBatches | None,
 ) -> Phase:
     """Begins to compile the step that tunes a model whose weights were not read yet."""
     shape, params = hf.abstract(
-        located.directory, meshes.over(mesh), quantize=settings.model.quantize
+        resolved.directory, meshes.over(mesh), quantize=settings.model.quantize
     )
     setup = setups.of(settings, shape, params, mesh, batches.steps)
     return loop.ahead("tune", setup, batches, validation)
@@ -364,7 +364,7 @@ def tune(
     watch: Watch,
 ) -> Simulator:
     """Trains the adapter (or every parameter), writes it, and returns the tuned model."""
-    inputs = {"base": hf.fingerprint(base.located.directory)}
+    inputs = {"base": hf.fingerprint(base.resolved.directory)}
     setup, seed = tuning.setup, settings.seed
     adapter_dir = None
     if settings.trained == "adapter":
@@ -375,10 +375,10 @@ def tune(
         adapter = loop.run(settings, tuning, base.params, fresh, inputs, watch)
         made_here = not settings.model.path
         template = base.tokenizer.template_hash
-        on_host = transfer.fetch(adapter)
+        on_host = transfer.gather(adapter)
         if processes.is_first():
-            peft.save(workdir / ADAPTER, on_host, base.located.name, template)
-        model, adapter_dir = BASE if made_here else base.located.pinned, ADAPTER
+            peft.save(workdir / ADAPTER, on_host, base.resolved.name, template)
+        model, adapter_dir = BASE if made_here else base.resolved.pinned, ADAPTER
         params = lora.attach(base.params, adapter)
     else:
 
@@ -386,7 +386,7 @@ def tune(
             return setup.fresh(setups.fresh_parameters, base.params, seed=seed)
 
         params = loop.run(settings, tuning, None, fresh, inputs, watch)
-        source, shape = base.located.directory, base.model.config
+        source, shape = base.resolved.directory, base.model.config
         write_model(workdir / TUNED, shape, params, base.tokenizer, source)
         model, made_here = TUNED, True
     trained_on = {
@@ -406,7 +406,7 @@ def tune(
             trained_on=trained_on,
         )
     origin = base.origin | {"tuned": settings.trained, "trained_on": trained_on}
-    return Simulator(base.model, params, base.tokenizer, origin, base.located)
+    return Simulator(base.model, params, base.tokenizer, origin, base.resolved)
 
 
 def write_model(
@@ -418,10 +418,10 @@ def write_model(
 ) -> None:
     """Writes a whole model from the first process, which gathers it tensor by tensor."""
     if processes.is_first():
-        export.model(directory, shape, params, tokenizer, source=source, gather=transfer.fetch)
+        export.model(directory, shape, params, tokenizer, source=source, gather=transfer.gather)
     else:
-        hf.help_save(shape, params, transfer.fetch)
-    processes.meet(f"{directory.name} is written")
+        hf.help_save(shape, params, transfer.gather)
+    processes.barrier(f"{directory.name} is written")
 
 
 def compare(

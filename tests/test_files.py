@@ -8,8 +8,8 @@ from befm_jax import files
 WRITE_AND_WAIT = """
 import sys
 from pathlib import Path
-from befm_jax import aside
-with files.written(Path(sys.argv[1])) as folder:
+from befm_jax import files
+with files.atomic_directory(Path(sys.argv[1])) as folder:
     (folder / "config.json").write_text("{}")
     print("writing", flush=True)
     sys.stdin.read()
@@ -29,13 +29,13 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_and_a_living_ones_work
     )
     assert writer.stdout.readline() == "writing\n"
     [its_own] = folders(tmp_path)
-    with files.written(tmp_path) as folder:
+    with files.atomic_directory(tmp_path) as folder:
         (folder / "notes.txt").write_text("kept")
     assert folders(tmp_path) == [its_own]
     writer.kill()
     writer.wait()
     assert folders(tmp_path) == [its_own]
-    with files.written(tmp_path) as folder:
+    with files.atomic_directory(tmp_path) as folder:
         (folder / "config.json").write_text("{}")
     assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".re")) == [
         "config.json",

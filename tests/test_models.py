@@ -102,7 +102,7 @@ def served():
 
 ASK = """
 import sys
-from befm_jax import hub
+from befm_jax import models
 from befm_jax.errors import UserError
 try:
     print(models.directory_of(sys.argv[1]))
@@ -173,7 +173,7 @@ LOAD = """
 import sys
 import befm_jax
 found = befm_jax.load(sys.argv[1], "lab/adapter", dtype="float32")
-print(found.origin["commit"], found.located.name, found.located.pinned)
+print(found.origin["commit"], found.resolved.name, found.resolved.pinned)
 print(*found.distribution("dictator").weights[:20].tolist())
 """
 
@@ -197,4 +197,4 @@ def test_a_model_and_an_adapter_by_their_ids_are_those_of_the_files(served, tmp_
     np.testing.assert_allclose(
         [float(share) for share in second.split()], local.distribution("dictator").weights[:20]
     )
-    assert local.located.pinned == str((tmp_path / "model").resolve())
+    assert local.resolved.pinned == str((tmp_path / "model").resolve())

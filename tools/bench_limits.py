@@ -16,7 +16,7 @@ _TIMES = 10
 
 
 def matmul_peak(device: str, dtype: Any) -> float:
-    """Operations a second of the best of a few large matrix products; an addition counts too."""
+    """Flops a second of the best of a few large matrix products; an addition counts too."""
     side = _SIDES[device]
     left, right = (
         jax.random.normal(jax.random.key(number), (side, side), jnp.dtype(dtype))

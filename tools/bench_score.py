@@ -29,7 +29,7 @@ from befm_jax.data.games import Game
 from befm_jax.inference import score
 from befm_jax.llama.model import Llama
 from befm_jax.llama.tokenizer import Tokenizer
-from befm_jax.models import Located
+from befm_jax.models import ResolvedModel
 from befm_jax.respondents.engine import Simulator
 
 GOAL = 300.0
@@ -132,7 +132,7 @@ class Exact:
         config, params = bench_models.load(path, dtype)
         model = Llama(config, dtype=jnp.dtype(dtype))
         tokenizer = Tokenizer.load(path)
-        self._simulator = Simulator(model, params, tokenizer, {}, Located(path, directory))
+        self._simulator = Simulator(model, params, tokenizer, {}, ResolvedModel(path, directory))
         self._questions = json.loads((path / "questions.json").read_text(encoding="utf-8"))
 
     def prepare(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from befm_jax.errors import UserError
 from befm_jax.llama import weights
 from befm_jax.llama.weights import Tensor
-from befm_jax.models import locate
+from befm_jax.models import resolve_model
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     try:
-        directory = locate(arguments.name).directory
+        directory = resolve_model(arguments.name).directory
         adapter = directory / "adapter_model.safetensors"
         if adapter.is_file():
             stored = weights.open_file(adapter)
@@ -82,7 +82,7 @@ def as_model(directory: Path, fsdp: int, tensor: int) -> str:
     from befm_jax.distributed import mesh as meshes
     from befm_jax.llama import hf
 
-    checkpoint = hf.open_checkpoint(directory)
+    checkpoint = hf.open_model(directory)
     config = checkpoint.config
     lines = [
         f"a whole {config.model_type}: {config.num_hidden_layers} layers of width "

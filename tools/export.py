@@ -24,7 +24,7 @@ from befm_jax.adapters import export
 from befm_jax.data import choices, games
 from befm_jax.errors import UserError
 from befm_jax.llama import config as llama_config
-from befm_jax.models import locate
+from befm_jax.models import resolve_model
 from befm_jax.respondents import merging
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -37,11 +37,13 @@ def main() -> None:
         parser().error("--humans goes with --games: which distances are to be compared")
     try:
         if arguments.form == "adapter":
-            located = locate(arguments.model, arguments.adapter)
-            config = llama_config.read(located.directory)
-            export.adapter(located, config, arguments.out, arguments.base)
-            if not arguments.base and Path(located.name).is_dir():
-                print(f"note: others look for the base at {located.name}; --base names it for them")
+            resolved = resolve_model(arguments.model, arguments.adapter)
+            config = llama_config.read(resolved.directory)
+            export.adapter(resolved, config, arguments.out, arguments.base)
+            if not arguments.base and Path(resolved.name).is_dir():
+                print(
+                    f"note: others look for the base at {resolved.name}; --base names it for them"
+                )
             print(f"adapter: {arguments.out}")
         else:
             cli.keep_compiled_programs()

@@ -16,7 +16,7 @@ from befm_jax.llama import generation_config, hf
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Params
 from befm_jax.llama.tokenizer import Tokenizer
-from befm_jax.models import RUN_FILE, Located
+from befm_jax.models import RUN_FILE, ResolvedModel
 
 
 def model(
@@ -52,8 +52,10 @@ def model(
     hf.save(directory, config, params, max_shard_bytes, beside, gather)
 
 
-def adapter(located: Located, config: LlamaConfig, directory: str | Path, base: str = "") -> None:
-    """Writes the adapter of a located model in PEFT's format.
+def adapter(
+    resolved: ResolvedModel, config: LlamaConfig, directory: str | Path, base: str = ""
+) -> None:
+    """Writes the adapter of a resolved model in PEFT's format.
 
     `base` is the name under which others find the base model (a hub id, say); by default the one
     that it was loaded by.
@@ -62,25 +64,25 @@ def adapter(located: Located, config: LlamaConfig, directory: str | Path, base: 
         AdapterError: there is none, or it can't be read.
         NotWrittenError: a file can't be written.
     """
-    if located.adapter is None:
-        raise peft.AdapterError(f"{located.name}: has no adapter to export")
-    check_out(Path(directory), located)
-    known = chat_template.read(located.adapter)
+    if resolved.adapter is None:
+        raise peft.AdapterError(f"{resolved.name}: has no adapter to export")
+    check_out(Path(directory), resolved)
+    known = chat_template.read(resolved.adapter)
     peft.save(
         directory,
-        peft.load(located.adapter, config),
-        base or located.name,
+        peft.load(resolved.adapter, config),
+        base or resolved.name,
         None if known is None else known[0],
     )
 
 
-def check_out(directory: Path, located: Located) -> None:
+def check_out(directory: Path, resolved: ResolvedModel) -> None:
     """Refuses to write a model over what it is made of, or into a training run."""
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory}: is a file; name a directory")
-    own = {located.directory.resolve()}
-    if located.adapter is not None:
-        own.add(located.adapter.resolve())
+    own = {resolved.directory.resolve()}
+    if resolved.adapter is not None:
+        own.add(resolved.adapter.resolve())
     if directory.resolve() in own:
         raise UserError(f"{directory}: holds what is to be exported; name another directory")
     if (directory / RUN_FILE).is_file():

@@ -85,7 +85,7 @@ def pool(mine: Sequence[Path], gather: Callable[[np.ndarray], list[np.ndarray]])
     """The paths of all processes, of which each has those of its `examples.Share`, in their order.
 
     `gather` gives the int32 numbers of every process, in the order of the processes
-    (`transfer.pooled`).  Prompts and answers that many paths have go through it once.
+    (`transfer.all_gather`).  Prompts and answers that many paths have go through it once.
     """
     every = [_from_numbers(numbers) for numbers in gather(_as_numbers(mine))]
     paths: list[Path] = [Path((), ())] * sum(map(len, every))

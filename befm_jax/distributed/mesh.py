@@ -44,7 +44,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     # Parameters (`llama.model.logical_axes`) and adapters.
     "layers": (),
     "norm": (),
-    "words": (),
+    "embedding_rows": (),
     "width": (),
     "rank": (),
     "vocabulary": ("tensor", "fsdp"),
@@ -63,7 +63,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "features": (),
     "each_head": ("tensor",),
     "each_feed_forward": ("tensor",),
-    "each_word": ("tensor",),
+    "each_logit": ("tensor",),
     "each_embedding_width": ("tensor",),
     # Sampling: every device that shares rows keeps the prompts of all, and draws for some.
     "prompts": (),

@@ -114,7 +114,7 @@ class Group:
         value: str = self._client.blocking_key_value_get(key, FOREVER)
         return value
 
-    def next_meeting(self, name: str) -> str:
+    def next_key(self, name: str) -> str:
         """A key for something that all processes do together, in the same order."""
         self._met += 1
         return f"befm/meeting/{self._met}/{name}"

@@ -152,17 +152,17 @@ def count() -> int:
     return 1 if _group is None else _group.count
 
 
-def meet(name: str) -> None:
+def barrier(name: str) -> None:
     """Waits until all processes are here; `name` tells one meeting from another in errors."""
     if _group is not None:
-        _group.wait(_group.next_meeting(name))
+        _group.wait(_group.next_key(name))
 
 
-def agree(name: str, value: Value) -> Value:
+def broadcast(name: str, value: Value) -> Value:
     """Process 0's value, on all processes; it must be one that JSON keeps as it is."""
     if _group is None:
         return value
-    key = _group.next_meeting(name)
+    key = _group.next_key(name)
     if _group.index == 0:
         _group.put(key, json.dumps(value))
     agreed: Value = json.loads(_group.get(key))

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 
-def put(tree: Any, sharding: Sharding) -> Any:
+def put_global(tree: Any, sharding: Sharding) -> Any:
     """Host arrays on the devices of a sharding.
 
     Every process has them whole, and hands over what its own devices hold.
@@ -35,12 +35,12 @@ def place(tree: Any, placed: Any) -> Any:
     def move(leaf: Any, sharding: Sharding) -> Any:
         if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
             return leaf
-        return put(np.asarray(leaf), sharding)
+        return put_global(np.asarray(leaf), sharding)
 
     return jax.tree.map(move, tree, placed)
 
 
-def fetch(tree: Any) -> Any:
+def gather(tree: Any) -> Any:
     """Arrays whole on the host, in every process; all processes must ask for them together."""
 
     def whole(leaf: Any) -> Any:
@@ -52,7 +52,7 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(whole, tree)
 
 
-def pooled(numbers: np.ndarray) -> list[np.ndarray]:
+def all_gather(numbers: np.ndarray) -> list[np.ndarray]:
     """Every process's int32 numbers, in the order of the processes; they may differ in length.
 
     All processes must ask together.
@@ -66,7 +66,7 @@ def pooled(numbers: np.ndarray) -> list[np.ndarray]:
     return [row[:length] for row, length in zip(every, lengths, strict=True)]
 
 
-def agreed(holds: bool) -> bool:
+def all_agree(holds: bool) -> bool:
     """Whether something holds in every process; all must ask together."""
     if jax.process_count() == 1:
         return holds

@@ -45,7 +45,6 @@ Other fields are kept, and listed on the page.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -55,6 +54,7 @@ from typing import Any
 
 import jinja2
 
+from befm_jax import files
 from befm_jax.evals import charts
 
 _LABELS = {"base": "base model", "tuned": "tuned model", "tuned_sampled": "tuned model, sampled"}
@@ -108,7 +108,7 @@ def not_compared(results: Mapping[str, Any]) -> dict[str, str]:
 def write(results: Mapping[str, Any], out_dir: Path | str) -> None:
     """Write results.json, report.html and games.png into `out_dir`, made if it is not there.
 
-    Each file is written aside and then renamed: an old one is never left half overwritten.
+    Each file is written atomically: an old one is never left half overwritten.
 
     Raises:
         ValueError: the results hold no evaluation of game behaviour, or a NaN or an infinity.
@@ -116,17 +116,13 @@ def write(results: Mapping[str, Any], out_dir: Path | str) -> None:
     picture = BytesIO()
     main, base = _main_and_base(runs(results))
     charts.games_figure(main.games, base.games if base else None, main.label).savefig(picture)
-    files = {
+    pages = {
         "results.json": json.dumps(results, indent=1, allow_nan=False).encode(),
         "report.html": page(results).encode(),
         "games.png": picture.getvalue(),
     }
-    directory = Path(out_dir)
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        aside = directory / f".{name}.{os.getpid()}"
-        aside.write_bytes(content)
-        aside.replace(directory / name)
+    for name, content in pages.items():
+        files.write(Path(out_dir) / name, content)
 
 
 def page(results: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ SHRINK, SMALLEST = 4, 16
 
 
 @dataclass(frozen=True)
-class Seats:
+class BatchSlots:
     """`row` [n]: everyone's row; `prompt` [n]: the number of the prompt that they answer.
 
     There are `blocks` blocks of `block` rows, a multiple of `least`: so many devices draw for a
@@ -34,7 +34,7 @@ class Seats:
     least: int
 
     @classmethod
-    def dealt(cls, prompt: Int[np.ndarray, " n"], blocks: int, draws: int) -> Seats:
+    def dealt(cls, prompt: Int[np.ndarray, " n"], blocks: int, draws: int) -> BatchSlots:
         """Everyone dealt out to the blocks one by one, so that each has as many of every prompt.
 
         `prompt` is in order; `draws` devices draw for all.
@@ -70,9 +70,9 @@ class Seats:
         spread[self.row] = values
         return spread
 
-    def closed_up(
+    def compacted(
         self, some: Int[np.ndarray, " m"]
-    ) -> tuple[Seats, Int[np.ndarray, "blocks block"]]:
+    ) -> tuple[BatchSlots, Int[np.ndarray, "blocks block"]]:
         """Some people alone in fewer rows, and which rows of its block each block keeps.
 
         Rows that nobody needs are filled up with the first.
@@ -83,7 +83,7 @@ class Seats:
         kept = np.zeros((self.blocks, block), np.int32)
         kept[where, place] = within
         row = where * block + place
-        return Seats(row, self.prompt[some], self.blocks, block, self.least), kept
+        return BatchSlots(row, self.prompt[some], self.blocks, block, self.least), kept
 
     def rows(self, groups: int, lanes: int) -> Rows:
         """Who answers what of `groups` prompts, for the programs.

@@ -33,12 +33,12 @@ from befm_jax.llama.attention import ForestAttention
 from befm_jax.llama.linear import Layout, placed
 from befm_jax.llama.log_probs import vocabulary_head
 from befm_jax.llama.model import (
-    Apart,
     Llama,
     Params,
-    apart,
+    Unstacked,
     hidden_states,
-    hidden_states_apart,
+    hidden_states_unstacked,
+    unstack,
     vocabulary_logits,
 )
 
@@ -95,7 +95,7 @@ def placements(layout: Layout | None) -> tuple[Asked, Answers]:
     return Asked(prefix, whole, whole, whole), Answers(whole, whole, whole, suffix)
 
 
-def weights_for_decoding(model: Llama, params: Params) -> tuple[Llama, Params | Apart]:
+def weights_for_decoding(model: Llama, params: Params) -> tuple[Llama, Params | Unstacked]:
     """The model and its parameters as `go_on` reads them fastest, where there is room for a copy.
 
     Layers stand apart: a layer sliced from stacked parameters is copied before its product reads
@@ -112,13 +112,13 @@ def weights_for_decoding(model: Llama, params: Params) -> tuple[Llama, Params | 
         placed = meshes.shardings(params, mesh)
     if not _fits_twice(params["layers"], placed["layers"]):
         return model, params
-    weights: Apart = jax.jit(
-        apart, out_shardings=placed_apart(model.config.num_hidden_layers, placed)
+    weights: Unstacked = jax.jit(
+        unstack, out_shardings=placed_unstacked(model.config.num_hidden_layers, placed)
     )(params)
     return fastest, weights
 
 
-def placed_apart(layers: int, placed: Params) -> Apart:
+def placed_unstacked(layers: int, placed: Params) -> Unstacked:
     """Where parameters stand that are taken apart: each layer as the stack is, which is uncut."""
 
     def of_a_layer(sharding: Any) -> Any:
@@ -127,7 +127,7 @@ def placed_apart(layers: int, placed: Params) -> Apart:
         return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
 
     shared = {name: leaf for name, leaf in placed.items() if name != "layers"}
-    return Apart(shared, (jax.tree.map(of_a_layer, placed["layers"]),) * layers)
+    return Unstacked(shared, (jax.tree.map(of_a_layer, placed["layers"]),) * layers)
 
 
 def _standing(leaf: Any) -> Sharding:
@@ -146,7 +146,7 @@ def _fits_twice(arrays: Any, placed: Any) -> bool:
     free = [stats["bytes_limit"] - stats["bytes_in_use"] for stats in memory]
     # The devices of a CPU, which say nothing, share what the machine has.
     least = min(free) if free else _free_of_machine() // len(devices)
-    return transfer.agreed(2 * needed <= least)
+    return transfer.all_agree(2 * needed <= least)
 
 
 def _free_of_machine() -> int:
@@ -194,7 +194,7 @@ class Programs(NamedTuple):
     or no more than `few` rows of any block are unfinished; rows that are `over` [N] are done,
     whatever the answers say.  It consumes the answers that it is given.
 
-    `with_room(answers, slots) -> answers`: the same with room for so many tokens.
+    `with_capacity(answers, slots) -> answers`: the same with room for so many tokens.
 
     `fewer(keys, answers, rows) -> keys, answers`: a batch that goes on with some rows [M, P] of
     each block, counted within it, none of them done; `of_prompts(prefix, prompts) -> prefix`:
@@ -205,7 +205,7 @@ class Programs(NamedTuple):
     prefixes: Callable[..., tuple[KeysValues, ...]]
     begin: Callable[..., Answers]
     go_on: Callable[..., Answers]
-    with_room: Callable[..., Answers]
+    with_capacity: Callable[..., Answers]
     fewer: Callable[..., tuple[Array, Answers]]
     of_prompts: Callable[..., tuple[KeysValues, ...]]
 
@@ -248,21 +248,21 @@ def programs(model: Llama, draw: Draw, stop_ids: tuple[int, ...], *, int8: bool)
         logits = vocabulary_logits(model, vocabulary_head(model, shared), last)
         first = drawn(logits[prompt], keys, 0)
         tokens = jnp.zeros((people, slots), jnp.int32).at[:, 0].set(first)
-        room = kv_cache.room(
+        room = kv_cache.capacity(
             (people, config.num_key_value_heads, config.head_dim, slots), model.dtype, int8=int8
         )
         done = jnp.isin(first, stops) | ~real
         return Answers(jnp.int32(1), done, tokens, (room,) * config.num_hidden_layers)
 
     def go_on(
-        weights: Params | Apart,
+        weights: Params | Unstacked,
         asked: Asked,
         answers: Answers,
         over: Bool[Array, " N"],
         limit: Array,
         few: Array,
     ) -> Answers:
-        head = vocabulary_head(model, weights.shared if isinstance(weights, Apart) else weights)
+        head = vocabulary_head(model, weights.shared if isinstance(weights, Unstacked) else weights)
         blocks, lengths = asked.rows.lanes.shape[0], jnp.asarray(asked.lengths)
 
         def unfinished(answers: Answers) -> Array:
@@ -271,13 +271,15 @@ def programs(model: Llama, draw: Draw, stop_ids: tuple[int, ...], *, int8: bool)
 
         def advance(answers: Answers) -> Answers:
             # Slices in the loop take the room of one layer, before it that of all.
-            parts = weights if isinstance(weights, Apart) else apart(weights)
+            parts = weights if isinstance(weights, Unstacked) else unstack(weights)
             written, done, tokens, suffix = answers
             last = jax.lax.dynamic_slice_in_dim(tokens, written - 1, 1, axis=1)
             positions = (lengths[asked.rows.prompt] + written - 1)[:, None]
             attention = Decode(asked.rows, lengths, written - 1, layout)
             caches = [Cache(*layer) for layer in zip(asked.prefix, suffix, strict=True)]
-            hidden, suffix = hidden_states_apart(model, parts, last, positions, attention, caches)
+            hidden, suffix = hidden_states_unstacked(
+                model, parts, last, positions, attention, caches
+            )
             logits = vocabulary_logits(model, head, hidden[:, 0])
             token = jnp.where(done, stops[0], drawn(logits, asked.keys, written))
             tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, written))
@@ -287,7 +289,7 @@ def programs(model: Llama, draw: Draw, stop_ids: tuple[int, ...], *, int8: bool)
         final: Answers = jax.lax.while_loop(unfinished, advance, answers)
         return final
 
-    def with_room(answers: Answers, slots: int) -> Answers:
+    def with_capacity(answers: Answers, slots: int) -> Answers:
         more = slots - answers.tokens.shape[1]
         suffix = tuple(kv_cache.longer(layer, slots) for layer in answers.suffix)
         tokens = jnp.pad(answers.tokens, ((0, 0), (0, more)))
@@ -321,7 +323,7 @@ def programs(model: Llama, draw: Draw, stop_ids: tuple[int, ...], *, int8: bool)
         prefixes=jax.jit(prefixes, out_shardings=of_asked.prefix),
         begin=jax.jit(begin, static_argnames="slots", out_shardings=of_answers),
         go_on=jax.jit(go_on, donate_argnames="answers", out_shardings=of_answers),
-        with_room=jax.jit(with_room, static_argnames="slots", out_shardings=of_answers),
+        with_capacity=jax.jit(with_capacity, static_argnames="slots", out_shardings=of_answers),
         fewer=jax.jit(fewer, out_shardings=(of_asked.keys, of_answers)),
         of_prompts=jax.jit(of_prompts, out_shardings=of_asked.prefix),
     )

@@ -231,7 +231,7 @@ def stored(
     return KeysValues(key, value, key_scales, value_scales)
 
 
-def room(shape: tuple[int, int, int, int], dtype: Any, *, int8: bool = False) -> KeysValues:
+def capacity(shape: tuple[int, int, int, int], dtype: Any, *, int8: bool = False) -> KeysValues:
     """An empty suffix of one layer; `shape`: participants, key-value heads, width, slots."""
     people, heads, width, slots = shape
     empty = jnp.zeros((people, slots, heads, width), dtype)

@@ -19,12 +19,12 @@ from jaxtyping import Array, Bool, Int32
 from befm_jax.data import forest as forests
 from befm_jax.data.forest import Forest, Path
 from befm_jax.inference import decode
-from befm_jax.inference.batching import Seats, power_of_two, shrunk
+from befm_jax.inference.batching import BatchSlots, power_of_two, shrunk
 from befm_jax.inference.decode import Answers, Asked, Programs, Prompts
 from befm_jax.inference.next_token import Sampling, next_token
 from befm_jax.inference.score import bucket
 from befm_jax.llama import linear
-from befm_jax.llama.model import Apart, Llama, Params
+from befm_jax.llama.model import Llama, Params, Unstacked
 
 # Participants who are decoded together.
 AT_A_TIME = 1024
@@ -246,10 +246,10 @@ class _Engine:
     """What all batches of a call share.
 
     `seeds` [requests, ...]: the data of their random keys.  Rows are in `blocks` blocks, and
-    `draws` devices draw for them (see `Seats`).
+    `draws` devices draw for them (see `BatchSlots`).
     """
 
-    weights: Params | Apart
+    weights: Params | Unstacked
     programs: Programs
     sampling: Sampling
     seeds: np.ndarray
@@ -287,13 +287,13 @@ class _Engine:
                 seats, asked, answers = self._fewer(seats, asked, answers, left)
                 people, done = people[left], done[left]
             if written == room:
-                answers = self.programs.with_room(answers, room * MORE_ROOM)
+                answers = self.programs.with_capacity(answers, room * MORE_ROOM)
 
-    def _begun(self, window: _Window, batch: _Batch) -> tuple[Seats, Asked, Answers]:
+    def _begun(self, window: _Window, batch: _Batch) -> tuple[BatchSlots, Asked, Answers]:
         """A batch with everyone's first token drawn."""
         prompts, people = batch.prompts, np.concatenate(batch.people)
         prompt = np.repeat(np.arange(len(prompts)), [len(some) for some in batch.people])
-        seats = Seats.dealt(prompt, self.blocks, self.draws)
+        seats = BatchSlots.dealt(prompt, self.blocks, self.draws)
         groups = power_of_two(len(prompts))
         lengths = np.ones(groups, np.int32)
         lengths[: len(prompts)] = [len(window.paths[one]) for one in prompts]
@@ -307,7 +307,7 @@ class _Engine:
             seats.spread(self.seeds[people[:, 0]]), seats.spread(people[:, 1])
         )
         rows = seats.rows(groups, power_of_two(seats.most()))
-        shared = self.weights.shared if isinstance(self.weights, Apart) else self.weights
+        shared = self.weights.shared if isinstance(self.weights, Unstacked) else self.weights
         answers = self.programs.begin(
             {name: leaf for name, leaf in shared.items() if name != "layers"},
             window.prompts.hidden,
@@ -321,10 +321,10 @@ class _Engine:
         return seats, Asked(prefix, lengths, rows, keys), answers
 
     def _fewer(
-        self, seats: Seats, asked: Asked, answers: Answers, left: np.ndarray
-    ) -> tuple[Seats, Asked, Answers]:
+        self, seats: BatchSlots, asked: Asked, answers: Answers, left: np.ndarray
+    ) -> tuple[BatchSlots, Asked, Answers]:
         """A batch of some of its people alone."""
-        seats, kept = seats.closed_up(left)
+        seats, kept = seats.compacted(left)
         keys, answers = self.programs.fewer(asked.keys, answers, kept)
         prefix, lengths = asked.prefix, asked.lengths
         prompts, renumbered = np.unique(seats.prompt, return_inverse=True)

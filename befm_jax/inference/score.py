@@ -22,7 +22,7 @@ from befm_jax.data import forest as forests
 from befm_jax.data.forest import Forest, Path, Reads
 from befm_jax.errors import UserError
 from befm_jax.llama import linear
-from befm_jax.llama.log_probs import EdgeScores, edge_scores
+from befm_jax.llama.log_probs import TokenScores, token_scores
 from befm_jax.llama.model import Llama, Params
 
 # Tokens that a model reads before the last one that it is asked for.  That last one is only
@@ -188,7 +188,7 @@ class _Begun(NamedTuple):
     """A batch whose scores the device is at work on."""
 
     batch: _Batch
-    found: EdgeScores
+    found: TokenScores
 
 
 def _batches(groups: Iterable[Sequence[Path]], rows: int, shared: int) -> Iterator[_Batch]:
@@ -250,10 +250,10 @@ def _finish(begun: _Begun) -> Iterator[tuple[int, Scores]]:
 
 
 @lru_cache(maxsize=8)
-def _edge_scores(model: Llama) -> Callable[[Params, Forest, Reads], EdgeScores]:
+def _edge_scores(model: Llama) -> Callable[[Params, Forest, Reads], TokenScores]:
     # Every process gets all scores.
     return jax.jit(
-        lambda params, forest, reads: edge_scores(model, params, forest, reads),
+        lambda params, forest, reads: token_scores(model, params, forest, reads),
         out_shardings=linear.sharding(model.layout),
         compiler_options=linear.compiler_options(model.layout),
     )

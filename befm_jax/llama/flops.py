@@ -14,8 +14,8 @@ from befm_jax.llama.config import LINEARS, LlamaConfig
 
 
 @dataclass(frozen=True)
-class Operations:
-    """Operations by what they are for; `recomputed` repeats some of the others."""
+class Flops:
+    """Flops by what they are for; `recomputed` repeats some of the others."""
 
     linears: float = 0.0
     adapter: float = 0.0
@@ -59,7 +59,7 @@ def training(
     rank: int = 0,
     targets: Iterable[str] = LINEARS,
     remat: bool = False,
-) -> Operations:
+) -> Flops:
     """Of one forward and backward pass.
 
     `slots`: tokens, padding included.  `pairs`: pairs of a query and a key that it sees (of one
@@ -74,7 +74,7 @@ def training(
     # A layer's last product gives its output, which the backward pass does not need again.
     out, into = shapes["down_proj"]
     last = 2 * layers * slots * out * (into + rank * ("down_proj" in targets))
-    forward = Operations(
+    forward = Flops(
         linears=2 * weights * slots,
         adapter=2 * thin * slots,
         attention=layers * 4 * config.num_attention_heads * config.head_dim * pairs,
@@ -82,7 +82,7 @@ def training(
     )
     # Backward: activations' gradients as much again, weights' as much again where they are trained.
     trained = 2 if rank else 3
-    return Operations(
+    return Flops(
         linears=trained * forward.linears,
         adapter=3 * forward.adapter,
         # The backward pass makes the scores again, and four products from them.
@@ -92,12 +92,12 @@ def training(
     )
 
 
-def decoding(config: LlamaConfig, *, tokens: float, pairs: float) -> Operations:
+def decoding(config: LlamaConfig, *, tokens: float, pairs: float) -> Flops:
     """Of drawing so many tokens, which look back on so many pairs in all."""
     weights = config.num_hidden_layers * sum(
         out * into for out, into in linear_shapes(config).values()
     )
-    return Operations(
+    return Flops(
         linears=2 * weights * tokens,
         attention=config.num_hidden_layers
         * 4

@@ -40,7 +40,7 @@ _HARMLESS = re.compile(r"^model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$")
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class StoredModel:
     """An opened model directory: headers were read and checked, no weights.
 
     `tensors[path]` are the stored tensors that a parameter is made of: one a layer, in order,
@@ -53,7 +53,7 @@ class Checkpoint:
     shapes: dict[tuple[str, ...], tuple[int, ...]]
 
 
-def open_checkpoint(directory: str | Path) -> Checkpoint:
+def open_model(directory: str | Path) -> StoredModel:
     """Opens a local Hugging Face directory: config and headers, no weights.
 
     Raises:
@@ -86,7 +86,7 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
     tensors = {path: [stored[name] for name in names[path]] for path in shapes}
     for path, found in tensors.items():
         _check(found, shapes[path][1:] if path[0] == "layers" else shapes[path])
-    return Checkpoint(directory, config, tensors, shapes)
+    return StoredModel(directory, config, tensors, shapes)
 
 
 def _check(found: list[Tensor], expected: tuple[int, ...]) -> None:
@@ -105,7 +105,7 @@ def _check(found: list[Tensor], expected: tuple[int, ...]) -> None:
 
 
 def parameters(
-    checkpoint: Checkpoint,
+    checkpoint: StoredModel,
     shardings: Shardings | None = None,
     dtype: Any = None,
     quantize: str | None = None,
@@ -140,7 +140,7 @@ def parameters(
 
 
 def reads(
-    checkpoint: Checkpoint,
+    checkpoint: StoredModel,
     shardings: Shardings | None = None,
     devices: Iterable[Any] | None = None,
 ) -> list[Read]:
@@ -172,13 +172,13 @@ def load(
     None and "no", as runs and commands say it, leave them.
 
     Raises:
-        FileNotFoundError, UnsupportedModelError, CheckpointError: see `open_checkpoint`.
+        FileNotFoundError, UnsupportedModelError, CheckpointError: see `open_model`.
         HubError: the hub does not give it out.
         ShardingError: the model can't be cut over the mesh.
         ValueError: no such way to quantise.
     """
     directory = models.directory_of(name)
-    checkpoint = open_checkpoint(directory)
+    checkpoint = open_model(directory)
     flat = stream.load(parameters(checkpoint, shardings, dtype, quantize), f"load {directory.name}")
     return checkpoint.config, flax.traverse_util.unflatten_dict(flat)
 
@@ -194,7 +194,7 @@ def abstract(
     Reads headers alone, so that programs can be compiled while the weights are read.  Raises as
     `load` does.
     """
-    checkpoint = open_checkpoint(directory)
+    checkpoint = open_model(directory)
     flat = {one.path: one.held for one in parameters(checkpoint, shardings, dtype, quantize)}
     return checkpoint.config, flax.traverse_util.unflatten_dict(flat)
 
@@ -214,7 +214,7 @@ def save(
     One shard at a time is on the host.  Files are written aside and moved into place when all are
     complete; other files in the directory stay.  `beside` may write further files into the same
     folder.  `gather` brings an array to the host.  Where parameters are on devices of several
-    processes (`distributed.transfer.fetch` gathers them), one of these saves, and the others call
+    processes (`distributed.transfer.gather` gathers them), one of these saves, and the others call
     `help_save` meanwhile.
 
     Raises:

@@ -29,7 +29,7 @@ _LOGITS = 2**26
 _Sum = TypeVar("_Sum")
 
 
-class EdgeScores(NamedTuple):
+class TokenScores(NamedTuple):
     """What a model makes of every weighted slot of a forest, given the slot's ancestors.
 
     `log_probs` [B, N] float32: `log p(token | ancestors)`, 0 elsewhere; `greedy` [B, N]: whether
@@ -40,22 +40,22 @@ class EdgeScores(NamedTuple):
     greedy: Bool[Array, "B N"]
 
 
-def edge_scores(model: Llama, params: Params, forest: Forest, reads: Reads) -> EdgeScores:
+def token_scores(model: Llama, params: Params, forest: Forest, reads: Reads) -> TokenScores:
     """Scores of every weighted slot."""
     hidden, forest = _hidden(model, params, forest)
     head, size = vocabulary_head(model, params, hidden), _columns_at_once(model, forest)
 
-    def meet(columns: _Columns, found: EdgeScores) -> EdgeScores:
+    def meet(columns: _Columns, found: TokenScores) -> TokenScores:
         logits = vocabulary_logits(model, head, columns.hidden)
         log_probs = columns.log_probs(logits)
         greedy = columns.at_parents(jnp.argmax(logits, axis=-1)) == columns.tokens
-        return EdgeScores(
+        return TokenScores(
             jnp.where(columns.here, log_probs, found.log_probs),
             jnp.where(columns.here, greedy, found.greedy),
         )
 
     shape = forest.tokens.shape
-    nothing = EdgeScores(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool))
+    nothing = TokenScores(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool))
     return _each(meet, nothing, hidden, forest, reads, size)
 
 
@@ -202,7 +202,7 @@ def columns_at_once(words: int, rows: int, slots: int, layout: Layout | None = N
     """How many columns of `Reads` meet a vocabulary of so many words at a time."""
     if layout is not None:
         rows = -(-rows // layout.parts("rows"))
-        words = -(-words // layout.parts("each_word"))
+        words = -(-words // layout.parts("each_logit"))
     return max(1, min(slots, min(_PARENTS, _LOGITS // words) // rows))
 
 
@@ -231,8 +231,8 @@ def vocabulary_head(model: Llama, params: Params, done: Float[Array, "*D"] | Non
         weight = after(model.layout, weight, done, *logical_axes((name, "weight")))
     if name == "embed_tokens":
         # Columns are gathered within `fsdp` before they change hands with rows within `tensor`.
-        weight = placed(model.layout, weight, "words", "each_embedding_width")
-    weight = placed(model.layout, weight, "each_word", "features")
+        weight = placed(model.layout, weight, "embedding_rows", "each_embedding_width")
+    weight = placed(model.layout, weight, "each_logit", "features")
     return {name: stored | {"weight": weight}}
 
 

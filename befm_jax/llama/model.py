@@ -76,7 +76,11 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], turn: tuple[Array, Array], attention: Attention, state: Any
+        self,
+        x: Float[Array, "B T D"],
+        rotary: tuple[Array, Array],
+        attention: Attention,
+        state: Any,
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Mixed values projected back to the model's width, and the strategy's new state."""
         config = self.config
@@ -93,11 +97,11 @@ class SelfAttention(nn.Module):
         if config.qk_norm:
             query = RMSNorm(config.rms_norm_eps, name="q_norm")(query)
             key = RMSNorm(config.rms_norm_eps, name="k_norm")(key)
-        query, key = rope.rotate(query, *turn), rope.rotate(key, *turn)
+        query, key = rope.rotate(query, *rotary), rope.rotate(key, *rotary)
         value = heads("v_proj", config.num_key_value_heads)
-        mixed, state = attention(query, key, value, state)
+        attended, state = attention(query, key, value, state)
         output = Linear(config.hidden_size, config.attention_bias, self.layout, name="o_proj")
-        return output(mixed.reshape(batch, length, -1)), state
+        return output(attended.reshape(batch, length, -1)), state
 
 
 class MLP(nn.Module):
@@ -128,14 +132,18 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], turn: tuple[Array, Array], attention: Attention, state: Any
+        self,
+        x: Float[Array, "B T D"],
+        rotary: tuple[Array, Array],
+        attention: Attention,
+        state: Any,
     ) -> tuple[Float[Array, "B T D"], Any]:
         """The layer's output and its attention's new state."""
         epsilon = self.config.rms_norm_eps
         normal = RMSNorm(epsilon, name="input_layernorm")(x)
         attend = SelfAttention(self.config, self.layout, name="self_attn")
-        mixed, state = attend(normal, turn, attention, state)
-        x = placed(self.layout, x + mixed, "rows", "slots", "features")
+        attended, state = attend(normal, rotary, attention, state)
+        x = placed(self.layout, x + attended, "rows", "slots", "features")
         normal = RMSNorm(epsilon, name="post_attention_layernorm")(x)
         x = x + MLP(self.config, self.layout, name="mlp")(normal)
         return placed(self.layout, x, "rows", "slots", "features"), state
@@ -206,8 +214,8 @@ class Llama(nn.Module):
         """Final hidden states, normalised, and the attention's state stacked over layers."""
         x = self.embed_tokens(tokens).astype(self.dtype)
         x = placed(self.layout, x, "rows", "slots", "features")
-        turn = rope.tables(positions, self.config)
-        x, state = self.layers(x, turn, attention, state)
+        rotary = rope.tables(positions, self.config)
+        x, state = self.layers(x, rotary, attention, state)
         return self.norm(x), state
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
@@ -215,7 +223,7 @@ class Llama(nn.Module):
         tied = self.config.tie_word_embeddings
         logits = self.embed_tokens.project(hidden) if tied else self.lm_head(hidden)
         between = (None,) * (logits.ndim - 2)
-        logits = placed(self.layout, logits, "rows", *between, "each_word")
+        logits = placed(self.layout, logits, "rows", *between, "each_logit")
         return logits.astype(jnp.float32)
 
     def __call__(
@@ -240,14 +248,14 @@ def hidden_states(
     return found
 
 
-class Apart(NamedTuple):
+class Unstacked(NamedTuple):
     """Parameters with one tree a layer; `shared` is what stands outside of the layers."""
 
     shared: Params
     layers: tuple[Params, ...]
 
 
-def apart(params: Params) -> Apart:
+def unstack(params: Params) -> Unstacked:
     """The parameters layer by layer."""
     shared = {name: leaf for name, leaf in params.items() if name != "layers"}
     stacked = params["layers"]
@@ -257,12 +265,12 @@ def apart(params: Params) -> Apart:
         found: Params = jax.tree.map(lambda leaf: leaf[number], stacked)
         return found
 
-    return Apart(shared, tuple(layer(number) for number in range(count)))
+    return Unstacked(shared, tuple(layer(number) for number in range(count)))
 
 
-def hidden_states_apart(
+def hidden_states_unstacked(
     model: Llama,
-    params: Apart,
+    params: Unstacked,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
     attention: Attention,
@@ -277,10 +285,10 @@ def hidden_states_apart(
     embedding = Embedding(config.vocab_size, config.hidden_size, model.layout)
     x: Any = embedding.apply({"params": params.shared["embed_tokens"]}, tokens)
     x = placed(model.layout, x.astype(model.dtype), "rows", "slots", "features")
-    turn = rope.tables(positions, config)
+    rotary = rope.tables(positions, config)
     found = []
     for layer, state in zip(params.layers, states, strict=True):
-        x, state = Layer(config, model.layout).apply({"params": layer}, x, turn, attention, state)
+        x, state = Layer(config, model.layout).apply({"params": layer}, x, rotary, attention, state)
         found.append(state)
     x = RMSNorm(config.rms_norm_eps).apply({"params": params.shared["norm"]}, x)
     return x, tuple(found)
@@ -297,7 +305,7 @@ def vocabulary_logits(
 # What the axes of each parameter are, by its module's name; stacked layers come before them.
 # `befm_jax.distributed.mesh` says over which devices each axis is cut.
 _WEIGHT_AXES: dict[str, tuple[str, ...]] = {
-    "embed_tokens": ("words", "embedding_width"),
+    "embed_tokens": ("embedding_rows", "embedding_width"),
     "lm_head": ("vocabulary", "width"),
     "q_proj": ("heads", "width"),
     "k_proj": ("key_value_heads", "width"),

@@ -20,12 +20,12 @@ from befm_jax.data.pipeline import Batch
 from befm_jax.distributed import mesh as meshes
 from befm_jax.distributed.mesh import AnyMesh, Layout
 from befm_jax.inference import decode, kv_cache, sample
-from befm_jax.inference.batching import Seats
+from befm_jax.inference.batching import BatchSlots
 from befm_jax.inference.kv_cache import KeysValues
 from befm_jax.inference.next_token import Sampling, next_token
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.log_probs import columns_at_once
-from befm_jax.llama.model import Llama, apart
+from befm_jax.llama.model import Llama, unstack
 from befm_jax.planning.workload import Workload
 from befm_jax.training import setup
 from befm_jax.training.setup import Setup
@@ -102,13 +102,15 @@ def compile_sampler(
     dtype = jnp.dtype(settings.model.dtype)
     model = Llama(shape, dtype, layout=layout)
     of_asked, of_answers = decode.placements(layout)
-    seats = Seats.dealt(
+    seats = BatchSlots.dealt(
         np.zeros(sample.AT_A_TIME, np.int32), layout.parts("rows"), layout.parts("rows_to_draw")
     )
     people, heads, width = seats.size, shape.num_key_value_heads, shape.head_dim
 
     def cache(rows: int, slots: int, place: Any) -> tuple[KeysValues, ...]:
-        made = jax.eval_shape(lambda: kv_cache.room((rows, heads, width, slots), dtype, int8=False))
+        made = jax.eval_shape(
+            lambda: kv_cache.capacity((rows, heads, width, slots), dtype, int8=False)
+        )
         one: KeysValues = jax.tree.map(lambda leaf: _shape(leaf, place), made)
         return (one,) * shape.num_hidden_layers
 
@@ -135,8 +137,8 @@ def compile_sampler(
     stacked, weights = held(params["layers"]), params
     twice = 2 * stacked <= memory - held(params)
     if twice:
-        by_layer = decode.placed_apart(shape.num_hidden_layers, placed)
-        weights = jax.tree.map(_shape, jax.eval_shape(apart, params), by_layer)
+        by_layer = decode.placed_unstacked(shape.num_hidden_layers, placed)
+        weights = jax.tree.map(_shape, jax.eval_shape(unstack, params), by_layer)
 
     def draw(logits: Any, keys: Any) -> Any:
         return next_token(logits, keys, Sampling())

@@ -28,7 +28,7 @@ from befm_jax.llama import generation_config, hf
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Llama, Params
 from befm_jax.llama.tokenizer import Tokenizer
-from befm_jax.models import Located, locate
+from befm_jax.models import ResolvedModel, resolve_model
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Simulation:
 class Simulator:
     """A model with its tokenizer, ready to answer.
 
-    `origin` says what was loaded, for output files; `located` is where its files are.
+    `origin` says what was loaded, for output files; `resolved` is where its files are.
     """
 
     model: Llama
     params: Params
     tokenizer: Tokenizer
     origin: dict[str, Any]
-    located: Located
+    resolved: ResolvedModel
 
     @property
     def device(self) -> str:
@@ -188,36 +188,36 @@ def load(
             are; the message says why.
     """
     chosen = _chosen(devices)
-    located = locate(model, adapter)
+    resolved = resolve_model(model, adapter)
     origin: dict[str, Any] = {"path": str(model)}
-    if located.run:
-        origin["trained_on"] = located.run["trained_on"]
-    commit = models.commit_of(located.directory)
+    if resolved.run:
+        origin["trained_on"] = resolved.run["trained_on"]
+    commit = models.commit_of(resolved.directory)
     if commit is not None:
         origin["commit"] = commit
     # All that can be wrong is said before the weights are read.
-    config = llama_config.read(located.directory)
-    tokenizer = fitting_tokenizer(located.directory, config)
-    origin |= said_of_text(located.directory, tokenizer)
+    config = llama_config.read(resolved.directory)
+    tokenizer = fitting_tokenizer(resolved.directory, config)
+    origin |= said_of_text(resolved.directory, tokenizer)
     tuned = None
-    if located.adapter is not None:
-        origin["adapter"] = str(located.adapter if adapter is None else adapter)
+    if resolved.adapter is not None:
+        origin["adapter"] = str(resolved.adapter if adapter is None else adapter)
         origin["chat_template"]["adapter"] = chat_template.check(
-            located.adapter, tokenizer.template_hash, force_template
+            resolved.adapter, tokenizer.template_hash, force_template
         )
-        tuned = peft.load(located.adapter, config)
-    quantize = quantize or located.run.get("quantize", "no")
+        tuned = peft.load(resolved.adapter, config)
+    quantize = quantize or resolved.run.get("quantize", "no")
     mesh = meshes.answering_mesh(config, chosen)
-    _, params = hf.load(located.directory, meshes.over(mesh), quantize=quantize)
+    _, params = hf.load(resolved.directory, meshes.over(mesh), quantize=quantize)
     if tuned is not None:
         params = lora.attach(params, tuned)
         params = transfer.place(params, meshes.shardings(params, mesh))
     stored = params["embed_tokens"]["weight"].dtype.name
     fitting = stored if stored in DTYPES else "float32"
-    compute = jnp.dtype(dtype or located.run.get("dtype", fitting))
+    compute = jnp.dtype(dtype or resolved.run.get("dtype", fitting))
     origin |= {"dtype": compute.name, "quantize": quantize, "mesh": meshes.in_words(mesh)}
     answering = Llama(config, dtype=compute, layout=meshes.layout_over(mesh))
-    return Simulator(answering, params, tokenizer, origin, located)
+    return Simulator(answering, params, tokenizer, origin, resolved)
 
 
 def _chosen(devices: int | Sequence[jax.Device] | None) -> list[jax.Device]:

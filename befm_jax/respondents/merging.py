@@ -25,7 +25,7 @@ from befm_jax.inference.score import bucket
 from befm_jax.llama import linear
 from befm_jax.llama.attention import ForestAttention
 from befm_jax.llama.model import Llama, Params, hidden_states, vocabulary_logits
-from befm_jax.models import locate
+from befm_jax.models import resolve_model
 from befm_jax.respondents.engine import Simulator, load
 
 
@@ -53,8 +53,8 @@ def merged(
         FileNotFoundError, UserError: as `befm_jax.load` and `model`; `directory` is one of the
             model's own.
     """
-    located = locate(name, adapter)
-    export.check_out(Path(directory), located)
+    resolved = resolve_model(name, adapter)
+    export.check_out(Path(directory), resolved)
     used = load(name, adapter, force_template=force_template)
     logits, before = answer_logits(used, asked), _distances(used, asked, humans)
     origin, dtype = used.described(asked), jnp.dtype(used.model.dtype).name
@@ -66,7 +66,7 @@ def merged(
         used.model.config,
         used.params,
         used.tokenizer,
-        source=located.directory,
+        source=resolved.directory,
         max_shard_bytes=max_shard_bytes,
     )
     del used  # its memory is needed for the model that was written

@@ -60,7 +60,7 @@ class Checkpoints:
         self._directory, self._keep, self._best = directory.absolute(), keep, best
         mine: Any = list(_survey(self._directory)) if processes.is_first() else None
         # By step, the figure that each was saved with.
-        self._figures: dict[int, float | None] = dict(processes.agree("checkpoints", mine))
+        self._figures: dict[int, float | None] = dict(processes.broadcast("checkpoints", mine))
         self._saving: tuple[int, float | None] | None = None
         self._said: dict[str, Any] = {}
         self._checkpointer = ocp.AsyncCheckpointer(
@@ -127,7 +127,7 @@ class Checkpoints:
         self.settle()
         while (step := self._best_step()) is not None:
             folder = self._directory / str(step)
-            if processes.agree(
+            if processes.broadcast(
                 "the best", processes.is_first() and _keep_if_whole(folder) is not None
             ):
                 return step, self._read(step, {"trained": like}, "trained/")["trained"]
@@ -172,9 +172,9 @@ class Checkpoints:
         """Reads a part of the arrays, all whose names begin so, as `like` says."""
         folder = self._directory / str(step)
         try:
-            said = checksums.check(folder, contents=False)  # process 0 has looked at the contents
+            said = checksums.verify(folder, contents=False)  # process 0 has looked at the contents
             reason = ""
-        except checksums.BrokenSealError as error:
+        except checksums.ChecksumError as error:
             said, reason = None, f" ({error})"
         blind = _where(said is None)
         if blind:
@@ -210,7 +210,7 @@ def _sealing(said: Callable[[], Mapping[str, Any]]) -> type:
 
     class Sealing(ocp.path.atomicity.AtomicRenameTemporaryPath):
         async def finalize(self) -> None:
-            checksums.seal(Path(self.get()), said())
+            checksums.write(Path(self.get()), said())
             os.rename(self.get(), self.get_final())
 
     return Sealing
@@ -252,8 +252,8 @@ def _survey(directory: Path) -> Iterator[tuple[int, float | None]]:
 def _keep_if_whole(folder: Path, contents: bool = True) -> dict[str, Any] | None:
     """What is said of a whole checkpoint; None, a warning and another name for a damaged one."""
     try:
-        return checksums.check(folder, contents)
-    except checksums.BrokenSealError as error:
+        return checksums.verify(folder, contents)
+    except checksums.ChecksumError as error:
         aside = folder.with_name(folder.name + _DAMAGED)
         _warn(
             f"{folder}: this checkpoint is damaged ({error}) and passed over; it is kept as "

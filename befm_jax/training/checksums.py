@@ -15,14 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-SEAL = "SUMS.json"
+FILE = "SUMS.json"
 
 
-class BrokenSealError(Exception):
+class ChecksumError(Exception):
     """A folder that is not as it was sealed; the message says in what, without the folder."""
 
 
-def seal(folder: Path, said: Mapping[str, Any]) -> None:
+def write(folder: Path, said: Mapping[str, Any]) -> None:
     """Seals a folder whose files are all there, and has them on disk before it returns.
 
     `said` is kept in the seal, as JSON.
@@ -41,28 +41,28 @@ def seal(folder: Path, said: Mapping[str, Any]) -> None:
     content = {"said": dict(said), "files": files}
     # Not a byte after the closing brace: cut off anywhere, it is no JSON.
     text = json.dumps({**content, "sum": _sum(content)}, indent=1)
-    with (folder / SEAL).open("w", encoding="utf-8") as file:
+    with (folder / FILE).open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
 
-def check(folder: Path, contents: bool) -> dict[str, Any]:
+def verify(folder: Path, contents: bool) -> dict[str, Any]:
     """What was said when a folder was sealed.  Looks at sizes alone unless `contents`.
 
     Raises:
-        BrokenSealError: there is no seal, or a file is missing or not as it was.
+        ChecksumError: there is no seal, or a file is missing or not as it was.
     """
     try:
-        found = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
         content = {"said": found["said"], "files": found["files"]}
         intact = found["sum"] == _sum(content)
     except FileNotFoundError:
-        raise BrokenSealError(f"{SEAL} is missing") from None
+        raise ChecksumError(f"{FILE} is missing") from None
     except (ValueError, KeyError, TypeError):
         intact = False
     if not intact:
-        raise BrokenSealError(f"{SEAL} is not as it was written")
+        raise ChecksumError(f"{FILE} is not as it was written")
 
     def compare(name: str) -> None:
         size, digest = content["files"][name]
@@ -70,11 +70,11 @@ def check(folder: Path, contents: bool) -> dict[str, Any]:
             with (folder / name).open("rb") as file:
                 actual = os.fstat(file.fileno()).st_size
                 if actual != size:
-                    raise BrokenSealError(f"{name} has {actual:,} of {size:,} bytes")
+                    raise ChecksumError(f"{name} has {actual:,} of {size:,} bytes")
                 if contents and _digest(file) != digest:
-                    raise BrokenSealError(f"{name} is not as it was written")
+                    raise ChecksumError(f"{name} is not as it was written")
         except FileNotFoundError:
-            raise BrokenSealError(f"{name} is missing") from None
+            raise ChecksumError(f"{name} is missing") from None
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(compare, content["files"]))

@@ -43,7 +43,7 @@ def ahead(
 
 def placed(setup: Setup, batch: Batch) -> Batch:
     """A batch on the devices of a phase's mesh; every process hands over its own rows."""
-    on_devices: Batch = transfer.put(batch, meshes.batch_sharding(setup.mesh))
+    on_devices: Batch = transfer.put_global(batch, meshes.batch_sharding(setup.mesh))
     return on_devices
 
 
@@ -133,7 +133,7 @@ def check_same_inputs(workdir: Path, phase: str, inputs: Mapping[str, str], go_o
     Raises ConfigError if the phase goes on from a checkpoint that was made from others, or if this
     process has not read what the first has.
     """
-    firsts: dict[str, str] = processes.agree(f"{phase} inputs", dict(inputs))
+    firsts: dict[str, str] = processes.broadcast(f"{phase} inputs", dict(inputs))
     other = [name for name in inputs if firsts.get(name) != inputs[name]]
     if other:
         raise ConfigError(
@@ -148,6 +148,6 @@ def check_same_inputs(workdir: Path, phase: str, inputs: Mapping[str, str], go_o
             f"{workdir}: the {' and the '.join(changed)} changed since this run began ({phase}). "
             "Give another --workdir, or delete that one"
         )
-    processes.meet(f"{phase} inputs")
+    processes.barrier(f"{phase} inputs")
     if processes.is_first():
         files.write_object(path, kept | {phase: dict(inputs)})

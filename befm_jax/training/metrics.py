@@ -19,6 +19,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from befm_jax import files
 from befm_jax.adapters.lora import Adapter
 from befm_jax.config import Config
 from befm_jax.data.pipeline import Batch, Source
@@ -219,7 +220,7 @@ class Log:
 
 
 def _needed(setup: Setup, batch: Batch, used: int) -> float:
-    """Operations that a step needs: those of the `used` slots of a batch, nothing twice."""
+    """Flops that a step needs: those of the `used` slots of a batch, nothing twice."""
     trained = setup.state.trained
     adapter = trained if isinstance(trained, Adapter) else None
     return flops.training(
@@ -253,9 +254,7 @@ def _forget(path: Path, phase: str, start: int) -> None:
             continue
         if record["phase"] != phase or record["step"] <= start:
             kept.append(line + "\n")
-    aside = path.with_name(f".{path.name}")
-    aside.write_text("".join(kept), encoding="utf-8")
-    aside.replace(path)
+    files.write(path, "".join(kept).encode())
 
 
 @contextmanager

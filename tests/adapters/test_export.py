@@ -20,7 +20,7 @@ from befm_jax.adapters import chat_template, export, lora
 from befm_jax.adapters import peft as peft_files
 from befm_jax.data import games
 from befm_jax.llama import config as llama_config
-from befm_jax.models import locate, write_run
+from befm_jax.models import resolve_model, write_run
 from befm_jax.respondents import engine, merging
 from tests.helpers.small import game_tokenizer, small_model
 
@@ -153,8 +153,8 @@ def test_an_old_hash_of_a_template_does_not_stay_beside_another_adapter(tuned, t
     shutil.copytree(tuned / "adapter", tmp_path / "unknown")
     (tmp_path / "unknown" / chat_template.FILE).unlink()
     chat_template.save(tmp_path / "out", "0" * 64)
-    located = locate(tuned / "base", tmp_path / "unknown")
-    export.adapter(located, llama_config.read(located.directory), tmp_path / "out")
+    resolved = resolve_model(tuned / "base", tmp_path / "unknown")
+    export.adapter(resolved, llama_config.read(resolved.directory), tmp_path / "out")
     assert chat_template.read(tmp_path / "out") is None
 
 
@@ -214,7 +214,7 @@ def test_a_model_without_a_generation_config_is_given_one_that_stops(tuned, tmp_
     found = GenerationConfig.from_pretrained(tmp_path)
     assert tuple(found.eos_token_id) == loaded.tokenizer.stop_ids
     assert llama_config.read(tmp_path) == loaded.model.config
-    assert locate(tmp_path).adapter is None
+    assert resolve_model(tmp_path).adapter is None
 
 
 def test_a_failing_file_beside_the_weights_leaves_the_old_model(tuned, tmp_path):

@@ -431,7 +431,7 @@ STEM = "base_model.model.model.layers"
 
 
 @pytest.mark.parametrize(
-    ("key", "tensor", "words"),
+    ("key", "tensor", "embedding_rows"),
     [
         (f"{STEM}.1.mlp.up_proj.lora_A.weight", None, ["lacks"]),
         (f"{STEM}.1.mlp.up_proj.lora_A.weight", np.ones((3, 32), np.float32), ["rank 3", "says 2"]),

@@ -23,7 +23,7 @@ HOST = re.escape(socket.gethostname())
 # A run whose every step is a collective operation; the first argument says what goes wrong in it.
 WORKER = """
 import argparse, hashlib, os, signal, time
-from befm_jax import hosts
+from befm_jax.distributed import processes
 from befm_jax.errors import UserError
 
 parser = argparse.ArgumentParser()
@@ -47,8 +47,8 @@ def main():
     import numpy
     from jax.experimental import multihost_utils
     me = str(jax.process_index())
-    processes.meet("all are here")
-    first = processes.agree("who is first", me)
+    processes.barrier("all are here")
+    first = processes.broadcast("who is first", me)
     seen = (jax.process_count(), processes.count(), processes.is_first())
     print("joined", me, *seen, first, flush=True)
     if kind == "missing":

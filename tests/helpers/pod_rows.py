@@ -49,7 +49,7 @@ def main():
     )  # fmt: skip
     read = []
     for step in range(batches.steps):
-        forest = transfer.put(batches[step][0], meshes.batch_sharding(mesh)).forest
+        forest = transfer.put_global(batches[step][0], meshes.batch_sharding(mesh)).forest
         mine = zip(
             *(jax.tree.map(lambda shard: np.asarray(shard.data), each.addressable_shards)
               for each in (forest.tokens, forest.parent, forest.weight)),

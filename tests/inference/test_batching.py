@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from befm_jax.inference.batching import SHRINK, SMALLEST, Seats
+from befm_jax.inference.batching import SHRINK, SMALLEST, BatchSlots
 
 
 def check(seats):
@@ -30,7 +30,7 @@ def check(seats):
 @pytest.mark.parametrize("counts", [[1], [100], [7, 1, 30], [5] * 9])
 def test_everyone_is_dealt_a_row_evenly(blocks, draws, counts):
     prompt = np.repeat(np.arange(len(counts)), counts)
-    seats = Seats.dealt(prompt, blocks, draws)
+    seats = BatchSlots.dealt(prompt, blocks, draws)
     check(seats)
     each = np.bincount(seats.row // seats.block, minlength=blocks)
     assert each.max() - each.min() <= 1
@@ -47,13 +47,13 @@ def test_everyone_is_dealt_a_row_evenly(blocks, draws, counts):
 def test_those_who_stay_keep_their_devices(blocks, draws):
     random = np.random.default_rng(0)
     prompt = np.sort(random.integers(0, 5, 300))
-    seats = Seats.dealt(prompt, blocks, draws)
+    seats = BatchSlots.dealt(prompt, blocks, draws)
     steps = 0
     while seats.few and len(seats.row) > 1:
         stay = np.sort(random.choice(len(seats.row), len(seats.row) // 5 + 1, replace=False))
         if seats.fullest(stay) > seats.few:
             stay = stay[: seats.few]
-        closer, kept = seats.closed_up(stay)
+        closer, kept = seats.compacted(stay)
         check(closer)
         assert closer.size <= seats.size // SHRINK
         for old, new in zip(seats.row[stay], closer.row, strict=True):

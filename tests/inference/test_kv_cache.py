@@ -8,9 +8,9 @@ from scipy.special import softmax
 
 from befm_jax.data import games
 from befm_jax.inference import decode, kv_cache, sample
-from befm_jax.inference.batching import Seats
+from befm_jax.inference.batching import BatchSlots
 from befm_jax.inference.kv_cache import Cache, Decode, Rows
-from befm_jax.llama.model import hidden_states_apart, vocabulary_logits
+from befm_jax.llama.model import hidden_states_unstacked, vocabulary_logits
 from tests.helpers.parity import our_logits
 from tests.helpers.small import game_tokenizer, small_model
 
@@ -161,7 +161,7 @@ def test_int8_moves_the_distribution_of_an_answer_by_little():
     for row, path in enumerate(window.paths):
         paths[row, : len(path)] = path
     everyone = np.arange(len(prompts))
-    rows = Seats(everyone, everyone, 1, len(prompts), 1).rows(len(prompts), 1)
+    rows = BatchSlots(everyone, everyone, 1, len(prompts), 1).rows(len(prompts), 1)
     _, weights = decode.weights_for_decoding(model, params)
     programs = {
         int8: decode.programs(model, lambda logits, keys: logits, (1,), int8=int8)
@@ -171,10 +171,10 @@ def test_int8_moves_the_distribution_of_an_answer_by_little():
     def logits(int8):
         prefix = programs[int8].prefixes(window.prompts.keys_values, paths)
         shape = (len(prompts), 2, 32, len(answer))
-        suffix = (kv_cache.room(shape, jnp.float32, int8=int8),) * 4
+        suffix = (kv_cache.capacity(shape, jnp.float32, int8=int8),) * 4
         found = []
         for at, token in enumerate(answer):
-            hidden, suffix = hidden_states_apart(
+            hidden, suffix = hidden_states_unstacked(
                 model, weights, jnp.full((len(prompts), 1), token),
                 jnp.asarray(lengths + at)[:, None], Decode(rows, jnp.asarray(lengths), at),
                 [Cache(*layer) for layer in zip(prefix, suffix, strict=True)],

@@ -14,7 +14,7 @@ from befm_jax.inference import decode, sample, score
 from befm_jax.inference.next_token import next_token
 from befm_jax.inference.sample import Request, Sampling
 from befm_jax.llama import int8
-from befm_jax.llama.model import Apart
+from befm_jax.llama.model import Unstacked
 from befm_jax.planning import hlo
 from tests.helpers.collective_order import beside_loops
 from tests.helpers.small import random_paths, small_model
@@ -162,7 +162,7 @@ def test_devices_of_a_cpu_share_what_the_machine_has_to_spare(monkeypatch):
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params["layers"]))
     for free, apart in ((4 * 2 * whole, True), (4 * 2 * whole - 1, False)):
         monkeypatch.setattr(decode, "_free_of_machine", lambda free=free: free)
-        assert isinstance(decode.weights_for_decoding(model, params)[1], Apart) is apart
+        assert isinstance(decode.weights_for_decoding(model, params)[1], Unstacked) is apart
 
 
 def test_what_else_is_scored_over_a_mesh_moves_no_bit():
@@ -200,7 +200,7 @@ def compiled_decoding(sizes):
     """The optimised decoding loop of 256 participants behind one prompt, and its answers."""
     model, params = over(sizes, *small_model(1, **WIDE))
     decoder, weights = decode.weights_for_decoding(model, params)
-    assert isinstance(weights, Apart)
+    assert isinstance(weights, Unstacked)
     programs = decode.programs(
         decoder, lambda logits, keys: next_token(logits, keys, Sampling()), (1,), int8=False
     )

@@ -16,7 +16,7 @@ from befm_jax.inference import batching, decode, sample, score
 from befm_jax.inference.next_token import next_token
 from befm_jax.inference.sample import Request, Sampling
 from befm_jax.llama import linear
-from befm_jax.llama.model import Apart, Llama
+from befm_jax.llama.model import Llama, Unstacked
 from tests.helpers.parity import carried_over, reference_model
 from tests.helpers.small import small_model
 
@@ -202,7 +202,7 @@ def compiled_decoding(model, params, people=256, room=16, prefix=256, int8=False
     )  # fmt: skip
     window = sample._computed(model, params, [tuple(range(2, prefix + 2))])
     _, asked, answers = engine._begun(window, sample._Batch([0], [requests]))
-    answers = engine.programs.with_room(answers, room)
+    answers = engine.programs.with_capacity(answers, room)
     lowered = engine.programs.go_on.lower(
         engine.weights, asked, answers, np.zeros(people, bool), np.int32(room), np.int32(0)
     )
@@ -236,7 +236,7 @@ def test_decoding_copies_neither_cache_nor_weights(int8):
 def compiled_caches(int8):
     from befm_jax.inference import kv_cache
 
-    return [kv_cache.room((people, 2, 16, slots), jnp.float32, int8=int8)
+    return [kv_cache.capacity((people, 2, 16, slots), jnp.float32, int8=int8)
             for people, slots in ((256, 16), (1, 256))]  # fmt: skip
 
 
@@ -379,7 +379,7 @@ def test_layers_are_copied_where_there_is_room_for_it(monkeypatch):
     layers = sum(leaf.nbytes for leaf in jax.tree.leaves(params["layers"]))
     for free, apart in ((2 * layers, True), (2 * layers - 1, False)):
         monkeypatch.setattr(decode, "_free_of_machine", lambda free=free: free)
-        assert isinstance(decode.weights_for_decoding(model, params)[1], Apart) is apart
+        assert isinstance(decode.weights_for_decoding(model, params)[1], Unstacked) is apart
 
 
 def test_what_a_machine_has_to_spare_is_told_by_linux():

@@ -194,7 +194,7 @@ def test_a_dry_run_prints_a_command_that_a_shell_can_run(tmp_path: Path) -> None
         check=True,
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
     )
-    assert (tmp_path / "words").read_text().splitlines() == [
+    assert (tmp_path / "embedding_rows").read_text().splitlines() == [
         *("--namespace=a b", "create", "--filename=-"),
     ]
     assert yaml.safe_load(shell.stdout) == rendered(command=[*COMMAND, *AWKWARD])

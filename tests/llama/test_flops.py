@@ -1,4 +1,4 @@
-"""Operations counted from a model's shape against those of the traced step itself."""
+"""Flops counted from a model's shape against those of the traced step itself."""
 
 import math
 
@@ -32,7 +32,7 @@ SHAPE = LlamaConfig(
 
 
 def walked(jaxpr) -> float:
-    """Operations of every matrix product of a program; a scan's body as often as it runs."""
+    """Flops of every matrix product of a program; a scan's body as often as it runs."""
     total = 0.0
     for equation in jaxpr.eqns:
         given = equation.params

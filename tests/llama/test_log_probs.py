@@ -41,7 +41,7 @@ def parents_at_once(request, monkeypatch):
 @pytest.mark.usefixtures("parents_at_once")
 def test_scores_are_those_of_all_logits(tied):
     model, params, forest, reads = case(1, tie_word_embeddings=tied)
-    found = log_probs.edge_scores(model, params, forest, reads)
+    found = log_probs.token_scores(model, params, forest, reads)
     expected, greedy = plain(model, params, forest)
     np.testing.assert_allclose(found.log_probs, expected, atol=2e-6)
     np.testing.assert_array_equal(found.greedy, greedy)
@@ -136,6 +136,6 @@ def test_columns_that_nobody_reads_at_are_not_projected(learnt, monkeypatch):
             model.apply({"params": given[1]}, given[2], method="logits"),
         )[1],
     )
-    jax.block_until_ready(log_probs.edge_scores(model, params, forest, forests.reads(forest)))
+    jax.block_until_ready(log_probs.token_scores(model, params, forest, forests.reads(forest)))
     jax.effects_barrier()
     assert len(chunks) == -(-learnt // 64)

@@ -96,7 +96,7 @@ def test_as_on_an_accelerator_layers_are_put_into_place_chunk_by_chunk(
     sizes = set()
     for limit in (1, 20_000, 10**9):
         monkeypatch.setattr(stream, "_CHUNK_BYTES", limit)
-        parameters = hf.parameters(hf.open_checkpoint(directory), meshes.over(made), dtype)
+        parameters = hf.parameters(hf.open_model(directory), meshes.over(made), dtype)
         sizes |= {len(rows) for one in parameters if one.stacked for rows in one.chunks()}
         _, loaded = hf.load(directory, meshes.over(made), dtype)
         for path, leaf in flat(loaded).items():
@@ -127,7 +127,7 @@ def test_the_hosts_conversions_are_those_of_jax(stored_as, held_as):
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_each_of_eight_processes_would_read_its_eighth(stored, mesh):
     """And together they read every byte: replicas aside, nothing twice."""
-    checkpoint = hf.open_checkpoint(stored[0])
+    checkpoint = hf.open_model(stored[0])
     made = meshes.make_mesh(**mesh)
     whole = sum(tensor.nbytes for found in checkpoint.tensors.values() for tensor in found)
     norms = sum(
@@ -149,7 +149,7 @@ def test_what_is_read_is_what_was_planned(stored, read_bytes):
         read_bytes.clear()
         hf.load(directory, meshes.over(mesh))
         planned = Counter()
-        for read in hf.reads(hf.open_checkpoint(directory), meshes.over(mesh)):
+        for read in hf.reads(hf.open_model(directory), meshes.over(mesh)):
             planned[read.tensor.name] += read.nbytes
         assert read_bytes == planned
         assert sum(planned.values()) == sum(leaf.nbytes for leaf in flat(stored[1]).values())
@@ -197,7 +197,7 @@ def test_an_unknown_way_to_quantize_is_refused(stored):
 def test_a_file_that_shrinks_after_it_was_opened_is_named(stored, tmp_path):
     model, params = small_model(**FIELDS)
     hf.save(tmp_path, model.config, params)
-    checkpoint = hf.open_checkpoint(tmp_path)
+    checkpoint = hf.open_model(tmp_path)
     file = tmp_path / hf.SINGLE
     file.write_bytes(file.read_bytes()[:-3000])
     for mesh in (None, meshes.make_mesh(tensor=8)):
@@ -242,7 +242,7 @@ def test_a_70b_checkpoint_is_opened_and_planned_without_reading_it(tmp_path, rea
     sparse_checkpoint(tmp_path, LLAMA_70B)
     on_disk = sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir())
     assert on_disk < 5_000_000
-    checkpoint = hf.open_checkpoint(tmp_path)
+    checkpoint = hf.open_model(tmp_path)
     assert checkpoint.config == LLAMA_70B
     whole = sum(tensor.nbytes for found in checkpoint.tensors.values() for tensor in found)
     assert whole == 2 * 70_553_706_496  # the parameters of Llama 3.1 70B
@@ -264,7 +264,7 @@ def test_a_config_of_another_shape_than_the_weights_is_refused(stored):
     path.write_text(json.dumps(json.loads(before) | {"intermediate_size": 64}))
     try:
         with pytest.raises(hf.CheckpointError, match=r"down_proj.*\[32, 48\].*\[32, 64\]"):
-            hf.open_checkpoint(directory)
+            hf.open_model(directory)
     finally:
         path.write_text(before)
     assert SMALL.intermediate_size == 48

@@ -137,7 +137,7 @@ def as_on_a_gpu(in_one_process, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "sides", "named"),
+    ("embedding_rows", "sides", "named"),
     [
         (
             ["train", "--sample", 4, "--slots", 48, "--seconds", 0.01, "--peer-batches", 2],
@@ -272,7 +272,7 @@ def test_settings_out_of_memory_are_passed_over():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("embedding_rows", "said"),
     [
         (["score", "--shape", "8b"], "--device gpu"),
         (["train", "--data", "packed", "--slots", "1"], "--slots 1: too short"),

@@ -40,13 +40,13 @@ def test_from_one_process_to_two_and_back(tmp_path, capsys):
     for step in (10, 20):
         saved.save(step, state(step, mesh_of(1, 1, 1)), figure=float(step))
     saved.close()
-    (run / "20" / checksums.SEAL).write_text("{")
+    (run / "20" / checksums.FILE).write_text("{")
 
     result = two_processes(run, "--expect", "10", "--save", "20", "30", "40")
     assert result.returncode == 0, result.stderr
     for index in (0, 1):
         assert f"[{index}] last 40 best 20" in result.stdout.splitlines()
-    warning = f"[0] warning: {run / '20'}: this checkpoint is damaged ({checksums.SEAL} is not as"
+    warning = f"[0] warning: {run / '20'}: this checkpoint is damaged ({checksums.FILE} is not as"
     assert result.stderr.count("warning: ") == 1
     assert warning in result.stderr
     assert sorted(path.name for path in run.iterdir()) == ["20", "20.damaged", "30", "40", "next"]

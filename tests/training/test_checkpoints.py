@@ -182,9 +182,9 @@ def test_other_damage_is_passed_over_too(three, tmp_path, capsys, harm):
 
 def test_all_damaged_is_no_checkpoint(copied, capsys):
     for step in "123":
-        (copied / step / checksums.SEAL).unlink()
+        (copied / step / checksums.FILE).unlink()
     assert Checkpoints(copied, keep=3).last is None
-    assert capsys.readouterr().err.count(f"{checksums.SEAL} is missing") == 3
+    assert capsys.readouterr().err.count(f"{checksums.FILE} is missing") == 3
 
 
 def test_a_step_that_was_damaged_is_saved_again(copied, capsys):
@@ -201,7 +201,7 @@ def test_a_step_that_was_damaged_is_saved_again(copied, capsys):
 
 def test_what_was_half_written_or_half_deleted_is_cleared_away(copied, capsys):
     shutil.copytree(copied / "3", copied / "4.orbax-checkpoint-tmp")
-    (copied / "4.orbax-checkpoint-tmp" / checksums.SEAL).unlink()
+    (copied / "4.orbax-checkpoint-tmp" / checksums.FILE).unlink()
     (copied / "1").rename(copied / "1.deleted")
     assert Checkpoints(copied, keep=3).last == 3
     told = capsys.readouterr().err
@@ -307,7 +307,7 @@ MOMENTS = [
     "*.orbax-checkpoint-tmp",
     "*.orbax-checkpoint-tmp/ocdbt.process_0/d/*",
     "*.orbax-checkpoint-tmp/manifest.ocdbt",
-    f"*.orbax-checkpoint-tmp/{checksums.SEAL}",
+    f"*.orbax-checkpoint-tmp/{checksums.FILE}",
     "*.deleted",
     "*",
 ]

@@ -6,8 +6,8 @@
 `run` creates the JobSet, `render` prints its manifest, `logs` follows the first process, and
 `--dry-run` prints every command instead of running it.  A pod's exit code decides what comes next:
 0 done; 2 a mistake in the command, the JobSet fails; 75, or a pod taken away, everything is
-started again without limit; any other, everything is started again `--retries` times.  Needs
-JobSet 0.10 in the cluster (the first with onJobFailureMessagePatterns).
+started again without limit; any other, of an error or a lost process, everything is started again
+`--retries` times.  Needs JobSet 0.10 in the cluster (the first with onJobFailureMessagePatterns).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def manifest(
     slices: int = 1,
     chips_per_host: int = 4,
     spot: bool = False,
-    retries: int = 3,
+    retries: int = 10,
     grace_seconds: int = 300,
     service_account: str | None = None,
     secret: str | None = None,
@@ -258,7 +258,10 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--chips-per-host", type=count, default=4, help="default: %(default)s")
     parser.add_argument("--spot", action="store_true", help="nodes that may be taken away")
     parser.add_argument(
-        "--retries", type=natural, default=3, help="after errors; default: %(default)s"
+        "--retries",
+        type=natural,
+        default=10,
+        help="after errors and lost processes; default: %(default)s",
     )
     parser.add_argument(
         "--grace", type=count, default=300, help="seconds to save in; default: %(default)s"

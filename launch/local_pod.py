@@ -8,10 +8,10 @@ K virtual devices.  Every line of output is prefixed with the process's number.
 
 As soon as one process fails, or this program gets SIGTERM or SIGINT, everything is over within
 `--grace` seconds.  After a failure the others get SIGTERM, and SIGKILL when the grace is over.
-Exit code 75 means that the run can go on from its last checkpoint (it was stopped, or a process
-was lost) and that every process is about to end: the others get the whole grace without SIGTERM.
-A signal is passed on to all.  The exit code is that of the first process that failed (of several
-at once: one with another code than 75), 128 + n if signal n ended it; 0 if all ended well.
+Exit code 75 means that the run was stopped, its state is saved and every process is about to end:
+the others get the whole grace without SIGTERM.  A signal is passed on to all.  The exit code is
+that of the first process that failed (of several at once: one that was killed), 128 + n if signal n
+ended it; 0 if all ended well.
 """
 
 from __future__ import annotations
@@ -170,9 +170,9 @@ def supervise(processes: Sequence[subprocess.Popen[str]], grace: float, received
         running = {index: running[index] for index, code in codes.items() if code is None}
         failed = [(index, code) for index, code in codes.items() if code]
         if failed and not first_failure:
-            # A process that was lost makes others end with RESUME, and may do so within one look:
-            # it is the one to name.
-            index, code = min(failed, key=lambda one: one[1] == RESUME)
+            # A process that is killed makes others fail, or jax abort them, and may do so within
+            # one look: it is the one to name.
+            index, code = min(failed, key=lambda one: one[1] > 0 or one[1] == -signal.SIGABRT)
             first_failure = code if code > 0 else 128 - code
             ended = f"process {index} {how_it_ended(code)} after {time.monotonic() - started:.1f} s"
             say(f"{ended}; {plural(len(running))} left, {ending(grace)}")

@@ -8,14 +8,14 @@
 #   --slices N        N slices of that type, joined over the data centre network (default 1)
 #   --runtime V       software version of the hosts (default: the one for the type)
 #   --env-file FILE   lines NAME=value, for example HF_TOKEN=..., set for the command on every host
-#   --retries N       how often a command that fails is tried again (default 3)
+#   --retries N       how often a command that fails, or loses a process, is run again (default 10)
 #   --poll SECONDS    between looks at the state of the slice (default 30)
 #   --delete          delete the slice when the command has ended, however it ended
 #   --create FLAG     one more flag of `gcloud compute tpus queued-resources create`; repeatable
 #   --ssh FLAG        one more flag of its ssh and scp, such as --tunnel-through-iap; repeatable
 #   --dry-run         print every command instead of running it
 #
-# Exit code 0: done.  2: a mistake in the command, not tried again.  75: stopped on request, its
+# Exit code 0: done.  2: a mistake in the command, not run again.  75: stopped on request, its
 # state is saved.  Else: that of the command, after its retries.
 set -euo pipefail
 
@@ -47,7 +47,7 @@ case $verb in
     *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" && exit 2 ;;
 esac
 name="" zone="" project="" type="" runtime="" env_file=""
-slices=1 retries=3 poll=30 delete=false dry_run=false
+slices=1 retries=10 poll=30 delete=false dry_run=false
 create_flags=() ssh_flags=()
 while [ $# -gt 0 ]; do
     case $1 in

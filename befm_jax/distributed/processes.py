@@ -3,13 +3,17 @@
 An entry point's `main` is run by `run`, calls `start` before anything touches a device, and puts
 its training steps into `stopping_at_steps`.  The rest works in one process as in many.
 
-What is promised: a process that dies ends the run on all hosts at once, a host that is gone after
-LOST_AFTER seconds, with a message that names it and exit code 75; an error that one process meets
-ends all with its code; SIGTERM to any process makes all save after the same step, and end with 75.
+Barriers, broadcasts and heartbeats are those of jax's coordination service, which runs in process
+0.  Where a process is lost, or not all join, jax aborts the others (exit code 134) and says why.
+Two things are done here, since what jax 0.10.2 has for them does less.  Its preemption service
+looks for SIGTERM once a second, and where one comes while a program compiles or is evaluated,
+nothing happens before the next step, if there is one.  And a process that meets an error waits in
+its exit for the others to shut down, as they wait for it in a collective operation.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -17,25 +21,21 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from befm_jax.distributed import rendezvous
-from befm_jax.distributed.process_group import (
-    ERROR,
-    LOST_AFTER,
-    MISTAKE,
-    RESUME,
-    Group,
-    hold_aborts,
-    leave,
-    say,
-)
-from befm_jax.distributed.rendezvous import NotJoinedError
 from befm_jax.errors import UserError
 
-STOP = "befm/stop"  # set when SIGTERM has reached a process
+# Exit codes, as launch/README.md promises them: the launchers act on these.
+ERROR, MISTAKE, RESUME = 1, 2, 75
+
+# Seconds without a heartbeat after which jax takes a process for lost.
+HEARTBEAT_TIMEOUT = 60
+FOREVER = 1000 * 60 * 60 * 24 * 365  # milliseconds
+# Keys of the coordination service's store: SIGTERM has reached a process; one has met an error.
+STOP, END = "befm/stop", "befm/end"
 
 Value = TypeVar("Value")
 
@@ -44,55 +44,33 @@ class PreemptedError(Exception):
     """The run was asked to stop, and its state is saved."""
 
 
-class _Course:
+class _Progress:
     """Where this process is in the run, and where the run is to stop.
 
     A position counts what all processes do in the same order: entering a loop of steps, ending a
-    step, leaving the loop.  All agree on a position to stop at: the next at which state is saved
-    and that nobody has passed.
+    step, leaving the loop.  The lock is held while all agree on one to stop at.
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._position = 0
-        self._in_steps = False
-        self._frozen = False
-        self._stop_at: int | None = None
-
-    @property
-    def in_steps(self) -> bool:
-        return self._in_steps
+        self.lock = threading.Lock()
+        self.position = 0
+        self.in_steps = False
+        self.stop_at: int | None = None
 
     def advance(self, in_steps: bool) -> bool:
-        """Goes on by one position; whether that is where to stop.
-
-        Waits while a stop is being agreed on.
-        """
-        with self._changed:
-            self._changed.wait_for(lambda: not self._frozen or self._stop_at is not None)
-            self._position += 1
-            self._in_steps = in_steps
-            return self._position == self._stop_at
-
-    def freeze(self) -> tuple[int, bool]:
-        """Stays at this position until `stop_at`; returns it, and whether it is among steps."""
-        with self._changed:
-            self._frozen = True
-            return self._position, self._in_steps
-
-    def stop_at(self, places: Iterable[tuple[int, bool]]) -> bool:
-        """Goes on, to stop at what follows from where all processes are; whether that is here."""
-        # Among steps the next position is the next to have its state saved; outside of them
-        # nothing is unsaved.
-        furthest, in_steps = max(places)
-        with self._changed:
-            self._stop_at = furthest + in_steps
-            self._changed.notify_all()
-            return self._position == self._stop_at
+        """Goes on by one position; whether that is where to stop."""
+        with self.lock:
+            self.position += 1
+            self.in_steps = in_steps
+            return self.position == self.stop_at
 
 
-_course = _Course()
-_group: Group | None = None
+_progress = _Progress()
+_client: Any = None  # jax's DistributedRuntimeClient; None in a run of one process
+_index, _count = 0, 1
+_keys = itertools.count()
+_threads: list[threading.Thread] = []
+_closing = threading.Lock()
 
 
 def start(
@@ -106,67 +84,60 @@ def start(
 
     The arguments are the flags of the same names: `coordinator` is HOST:PORT of process 0.
     Without them Slurm, GKE and TPU VMs say who is who; where nothing does, or `processes` is 1,
-    this is a run of one process, and no network is touched.  `join_within` is in seconds.
+    this is a run of one process, and no network is touched.  Where the others have not come after
+    `join_within` seconds, jax ends the process by abort.
 
     Raises:
         UserError: the flags contradict each other.
-        NotJoinedError: the others were not there in time.
+        RuntimeError: process 0 has no address in `join_within` seconds, or its port is taken.
     """
-    global _group
+    global _client, _index, _count
     _listen_for_sigterm()
-    until = time.monotonic() + join_within
     place = rendezvous.place_from(coordinator, processes, process_id, join_within)
     if place is None:
         return
     import jax
     from jax._src import distributed  # the key-value store has no public name
 
-    rendezvous.find_coordinator(place, until)
-    hold_aborts()
-    # jax's own counts steps alone, and does not know what lies outside of them.
-    jax.config.update("jax_enable_preemption_service", False)
+    address, _count, _index = place
+    # jax's own message names no address.
+    _say(f"process {_index} of {_count}: joining the others at {address}, for {join_within} s")
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    with rendezvous.giving_up(place, until):
-        jax.distributed.initialize(
-            place.coordinator,
-            place.processes,
-            place.process_id,
-            # Where nobody comes, jax ends the process by abort: `giving_up` does before, in words.
-            initialization_timeout=join_within + 60,
-            # For a process that is there and does nothing.  One that is gone is missed before.
-            heartbeat_timeout_seconds=2 * LOST_AFTER,
-        )
-        client = distributed.global_state.client
-        group = Group(client, place.host, place.process_id, place.processes)
-    _group = group
-    group.watch(_hear_stop, group)
+    jax.distributed.initialize(
+        *place, initialization_timeout=join_within, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
+    )
+    _client = distributed.global_state.client
+    for function in (_await_stop, _await_end):
+        _threads.append(threading.Thread(target=function, daemon=True))
+        _threads[-1].start()
 
 
 def is_first() -> bool:
     """Whether this is process 0: the one that writes what is written once."""
-    return _group is None or _group.index == 0
+    return _index == 0
 
 
 def count() -> int:
     """How many processes the run has."""
-    return 1 if _group is None else _group.count
+    return _count
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes are here; `name` tells one meeting from another in errors."""
-    if _group is not None:
-        _group.wait(_group.next_key(name))
+    """Waits until all processes are here; `name` tells one barrier from another in errors."""
+    if _client is not None:
+        _client.wait_at_barrier(f"befm/{next(_keys)}/{name}", FOREVER)
 
 
 def broadcast(name: str, value: Value) -> Value:
     """Process 0's value, on all processes; it must be one that JSON keeps as it is."""
-    if _group is None:
+    if _client is None:
         return value
-    key = _group.next_key(name)
-    if _group.index == 0:
-        _group.put(key, json.dumps(value))
-    agreed: Value = json.loads(_group.get(key))
-    return agreed
+    key = f"befm/{next(_keys)}/{name}"
+    if _index == 0:
+        _client.key_value_set(key, json.dumps(value))
+    received: Value = json.loads(_client.blocking_key_value_get(key, FOREVER))
+    return received
 
 
 @contextmanager
@@ -176,91 +147,111 @@ def stopping_at_steps() -> Iterator[None]:
     Outside of it nothing is unsaved, so SIGTERM ends the run at once, with RESUME.  Raises
     PreemptedError at its end where the stop that was agreed on lies there.
     """
-    _course.advance(in_steps=True)
+    _progress.advance(in_steps=True)
     yield
-    if _course.advance(in_steps=False):
+    if _progress.advance(in_steps=False):
         raise PreemptedError("the last step is saved")
 
 
 def asked_to_stop() -> bool:
     """Whether to save and raise PreemptedError now: at the same call on all processes.
 
-    To be called once per step, by all, within `stopping_at_steps`.  True after SIGTERM reached
-    any of them.
+    To be called once per step, by all.  True after SIGTERM reached any of them.
+
+    Raises:
+        RuntimeError: called outside of `stopping_at_steps`.
     """
-    if not _course.in_steps:
+    if not _progress.in_steps:
         raise RuntimeError("asked_to_stop() outside of stopping_at_steps()")
-    return _course.advance(in_steps=True)
+    return _progress.advance(in_steps=True)
 
 
 def run(main: Callable[[], None]) -> None:
     """Runs an entry point, and ends this process, or returns where all of it went well.
 
-    What a person can mend (UserError, OSError) is printed without a stack trace and exits with 2;
-    PreemptedError exits with 75.  With several processes any error ends all of them, with the code
-    of the one that met it first, which alone prints it.
+    PreemptedError exits with 75.  What a person can mend (UserError, OSError) is printed without a
+    stack trace and exits with 2, any other error with its stack trace and with 1.  With several
+    processes an error ends all of them, with the code of the one that met it first.
     """
     code = 0
     try:
         try:
             main()
         except PreemptedError as preempted:
-            say(f"stopped: {preempted}; run the same command again to go on")
+            _say(f"stopped: {preempted}; run the same command again to go on")
             code = RESUME
-        if _group is not None:
-            _group.close()
-    except (UserError, OSError) as error:
-        _await_verdict(error)
-        _fail(MISTAKE, f"error: {error}")
-    except NotJoinedError as error:
-        _fail(ERROR, f"error: {error}")
+        _disconnect()
     except BaseException as error:
-        if _group is None:
+        if isinstance(error, (UserError, OSError)):
+            _fail(MISTAKE, f"error: {error}", error.__cause__ or error.__context__)
+        if _client is None:
             raise
-        _await_verdict(error)
-        _fail(_code_of(error), traceback.format_exc().rstrip())
+        _fail(ERROR, traceback.format_exc().rstrip())
     if code:
         sys.exit(code)
 
 
-def _fail(code: int, text: str) -> NoReturn:
-    """Ends all processes; in a run of one, by an ordinary exit."""
-    if _group is not None:
-        _group.fail(code, text)
-    say(text)
-    sys.exit(code)
+def _fail(code: int, text: str, cause: BaseException | None = None) -> NoReturn:
+    """Says why, and ends all processes; in a run of one, by an ordinary exit."""
+    _say(text)
+    if _client is None:
+        sys.exit(code)
+    if cause is not None:
+        # Such as that of a checkpoint which could not be written because another process was lost.
+        # Nobody could mend that: jax ends this one by abort, as soon as it knows.
+        time.sleep(HEARTBEAT_TIMEOUT + 10)
+    with suppress(Exception):  # another process was first, or process 0 is gone
+        _client.key_value_set(END, f"{code} {_index}")
+    time.sleep(10)  # for `_await_end`, which knows who was first
+    _leave(code)
 
 
-def _code_of(error: BaseException) -> int:
-    if isinstance(error, KeyboardInterrupt):
-        return 128 + signal.SIGINT
-    if isinstance(error, SystemExit) and isinstance(error.code, int):
-        return error.code
-    return ERROR
+def _await_end() -> None:
+    """Waits for an error that a process meets, and ends this one with its code."""
+    with suppress(Exception):  # disconnected: the run is over, or process 0 is gone
+        code, index = map(int, _client.blocking_key_value_get(END, FOREVER).split())
+        if index != _index:
+            _say(f"process {index} of {_count} met an error and says which; all end with it")
+        if _index in (0, index):
+            time.sleep(1)  # the others receive it before they miss this process
+        _leave(code)
 
 
-# What jax says of faults of this process's own; any other may come of a peer that is gone.
-OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND")
+def _await_stop() -> None:
+    """Waits for SIGTERM at any process, and agrees with all on where to stop."""
+    with suppress(Exception):  # as above
+        _client.blocking_key_value_get(STOP, FOREVER)
+        _stop()
 
 
-def _await_verdict(error: BaseException) -> None:
-    """Where an error may come of a lost process: waits until it would be known to be lost.
+def _disconnect() -> None:
+    """Waits for all to come here, and disconnects; from here on each ends by itself.
 
-    Does not return if it is, or if another process has met an error.
+    A second thread that comes here waits for ever: the first one ends the process.
     """
-    causes: list[BaseException] = []
-    cause = error.__cause__ or error.__context__
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    if _group is None or (isinstance(error, UserError) and not causes):
+    if _client is None:
         return
     import jax
 
-    by_jax = [one for one in (error, *causes) if isinstance(one, jax.errors.JaxRuntimeError)]
-    of_others = any(not str(one).startswith(OWN_FAULTS) for one in by_jax)
-    # The end of a process is known at once, that of a host is not.
-    time.sleep(LOST_AFTER + 5 if of_others else 2)
+    _closing.acquire()
+    # Another may still be evaluating, for longer than jax's own barrier waits.
+    _client.wait_at_barrier("befm/disconnect", FOREVER)
+    jax.distributed.shutdown()
+    # A thread that is still in native code when the interpreter goes would abort it.
+    for thread in _threads:
+        if thread is not threading.current_thread():
+            thread.join(timeout=5)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends this process now, whatever its threads do; what was printed is out."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _listen_for_sigterm() -> None:
@@ -269,35 +260,33 @@ def _listen_for_sigterm() -> None:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, lambda number, frame: None)
-    threading.Thread(target=_hear_sigterm, args=(reader,), daemon=True).start()
+    threading.Thread(target=_await_sigterm, args=(reader,), daemon=True).start()
 
 
-def _hear_sigterm(reader: int) -> None:
-    while True:
-        if signal.SIGTERM in os.read(reader, 64):
-            break
+def _await_sigterm(reader: int) -> None:
+    while signal.SIGTERM not in os.read(reader, 64):
+        pass
     # Further ones change nothing: a save that has begun is finished.
-    if _group is not None:
-        say(f"SIGTERM at {_group.name(_group.index)}: all stop after the same step")
-        with suppress(Exception):  # process 0 is gone: everything ends for another reason
-            _group.put(STOP, "")
-    elif _course.stop_at([_course.freeze()]):
-        say("stopped by SIGTERM, nothing is unsaved; run the same command again to go on")
-        leave(RESUME)
-    else:
-        say("SIGTERM: the state is saved after this step, and the run ends")
+    _say(f"SIGTERM at process {_index} of {_count}: the run stops where its state is saved")
+    if _client is None:
+        _stop()
+        return
+    with suppress(Exception):  # another process was first, or process 0 is gone
+        _client.key_value_set(STOP, "")
 
 
-def _hear_stop(group: Group) -> None:
-    """Waits for SIGTERM at any process, and agrees with all on where to stop."""
-    try:
-        group.get(STOP)
-        position, in_steps = _course.freeze()
-        group.put(f"{STOP}/{group.index}", f"{position} {int(in_steps)}")
-        told = [group.get(f"{STOP}/{process}").split() for process in range(group.count)]
-        if _course.stop_at((int(position), bool(int(among))) for position, among in told):
-            group.close()
-            say("stopped by SIGTERM, nothing is unsaved; run the same command again to go on")
-            leave(RESUME)
-    except Exception:
-        return  # disconnected: the run is over, or ends by an error that others speak of
+def _stop() -> None:
+    """Agrees on the next position at which nothing is unsaved, which outside of steps is here."""
+    with _progress.lock:
+        positions = [(_progress.position, _progress.in_steps)]
+        if _client is not None:
+            _client.key_value_set(f"{STOP}/{_index}", json.dumps(positions[0]))
+            keys = [f"{STOP}/{index}" for index in range(_count)]
+            positions = [json.loads(_client.blocking_key_value_get(key, FOREVER)) for key in keys]
+        furthest, in_steps = max(positions)
+        _progress.stop_at = furthest + in_steps
+        here = _progress.position == _progress.stop_at
+    if here:
+        _disconnect()
+        _say("stopped: nothing is unsaved; run the same command again to go on")
+        _leave(RESUME)

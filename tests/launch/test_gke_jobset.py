@@ -89,7 +89,7 @@ def test_no_word_is_left_bare_that_some_yaml_reader_takes_for_something_else() -
     text = call("render", *BASIC, "--", *COMMAND, *AWKWARD).stdout
     for word in ("1e-4", "0x10", "1_000", "12:30:00", "y", "No", "null", "~", "true"):
         assert f'- "{word}"\n' in text
-    assert "maxRestarts: 3\n" in text  # and a number stays one
+    assert "maxRestarts: 10\n" in text  # and a number stays one
 
 
 @pytest.mark.parametrize(
@@ -168,6 +168,7 @@ def action_after(tree: dict[str, Any], code: int | None) -> str:
         (75, "RestartJobSetAndIgnoreMaxRestarts"),
         (None, "RestartJobSetAndIgnoreMaxRestarts"),
         (1, "RestartJobSet"),
+        (134, "RestartJobSet"),
         (137, "RestartJobSet"),
     ],
 )
@@ -194,7 +195,7 @@ def test_a_dry_run_prints_a_command_that_a_shell_can_run(tmp_path: Path) -> None
         check=True,
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
     )
-    assert (tmp_path / "embedding_rows").read_text().splitlines() == [
+    assert (tmp_path / "words").read_text().splitlines() == [
         *("--namespace=a b", "create", "--filename=-"),
     ]
     assert yaml.safe_load(shell.stdout) == rendered(command=[*COMMAND, *AWKWARD])

@@ -168,7 +168,7 @@ def test_a_killed_process_counts_as_128_and_its_signal() -> None:
 
 def test_who_was_lost_is_named_though_another_has_ended_for_it(capsys) -> None:
     module = runpy.run_path(str(SCRIPT))
-    noticed = subprocess.Popen([sys.executable, "-c", "raise SystemExit(75)"])
+    noticed = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
     lost = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
     noticed.wait()
     lost.wait()

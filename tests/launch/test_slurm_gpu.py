@@ -99,9 +99,10 @@ def test_words_reach_the_processes_whole(tmp_path: Path) -> None:
         ([75], 75, ["srun", "scontrol requeue 7"]),
         ([1, 0], 0, ["srun"] * 2),
         ([1, 137, 75], 75, ["srun"] * 3 + ["scontrol requeue 7"]),
-        ([1, 1, 1, 4, 0], 4, ["srun"] * 4),
+        ([134, 137, 1, 134, 0], 0, ["srun"] * 5),
+        ([*[1] * 10, 4, 0], 4, ["srun"] * 11),
     ],
-    ids=["done", "mistake", "saved", "error then done", "errors then saved", "errors"],
+    ids=["done", "mistake", "saved", "error then done", "errors then saved", "lost", "errors"],
 )
 def test_each_end_is_met_as_the_exit_codes_promise(
     tmp_path: Path, codes: list[int], code: int, calls: list[str]

@@ -330,7 +330,7 @@ def test_an_error_is_tried_again_as_often_as_asked_then_handed_on(tmp_path: Path
     assert cloud.verbs() == ["list", *ATTEMPT] * 2
 
 
-def test_an_error_on_one_host_outweighs_lost_processes_on_others(tmp_path: Path) -> None:
+def test_an_error_on_one_host_outweighs_preempted_processes_on_others(tmp_path: Path) -> None:
     code = "import os, sys; sys.exit(75 if os.environ['HOME'].endswith('0') else 9)"
     cloud = Cloud(tmp_path, ["ACTIVE"])
     result = cloud.run(*RUN, "--poll", "0", "--retries", "0", *python(code))

@@ -8,9 +8,10 @@ import fcntl
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -55,29 +56,109 @@ def decode(content: bytes, path: str | Path) -> str:
     return text
 
 
+def table(path: str | Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """The header and the rows of a table in a file: CSV, or Parquet where the name ends so.
+
+    A row comes with the number of its line (of Parquet, the number of its row, counted from 1).
+
+    Raises:
+        DataError: as `read_bytes`, `decode` and `read_table`; Parquet without pyarrow, or damaged.
+    """
+    content = read_bytes(path)
+    if Path(path).suffix.lower() == ".parquet":
+        return _read_parquet(content, path)
+    return read_table(decode(content, path), path)
+
+
+def records(path: str | Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a table as `table` gives them, each as its cells by column, without spaces.
+
+    Args:
+        path: the table.
+        columns: which columns are needed; the others are there, too.
+
+    Raises:
+        DataError: as `table`; a column that is missing, a row with another number of cells.
+    """
+    header, rows = table(path)
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise DataError(
+            f"{path}:1: no column {', '.join(map(repr, missing))}; found "
+            f"{', '.join(map(repr, header))}"
+        )
+    for line, cells in rows:
+        if len(cells) != len(header):
+            raise DataError(f"{path}:{line}: {len(cells)} cells, but {len(header)} columns")
+        yield line, dict(zip(header, (cell.strip() for cell in cells), strict=True))
+
+
+def _read_parquet(
+    content: bytes, path: str | Path
+) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise DataError(f"{path}: reading Parquet needs pip install 'befm_jax[tables]'") from None
+    try:
+        columns = parquet.read_table(io.BytesIO(content)).to_pydict()
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: not a Parquet file ({error})") from None
+    rows = zip(*columns.values(), strict=True)
+    return list(columns), (
+        (number, [_as_cell(value) for value in row]) for number, row in enumerate(rows, 1)
+    )
+
+
+def _as_cell(value: object) -> str:
+    """A value of a Parquet column as CSV would hold it; missing ones are empty."""
+    return "" if value is None or value != value else str(value)  # only NaN differs from itself
+
+
 def read_table(text: str, path: str | Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     """The header of a CSV text, and its rows, each with the number of its first line.
 
     Blank lines are passed over; rows keep whatever number of cells they have. Names in the header
-    are stripped of spaces.
+    are stripped of spaces. What Excel leaves is understood: a first line `sep=;` that names the
+    separator, and empty columns at the end.
 
     Raises:
         DataError: no header, a column named twice, or (while iterating) broken quoting.
     """
-    rows = _rows(text, path)
-    _, header = next(rows, (0, []))
+    separator = _EXCEL_SEPARATOR.match(text)
+    rows = _rows(text, path, separator[1] if separator else ",")
+    if separator:
+        next(rows)
+    line, header = next(rows, (1, []))
     header = [name.strip() for name in header]
     if not any(header):
-        raise DataError(f"{path}:1: no header; the first line names the columns")
+        raise DataError(f"{path}:{line}: no header; the first line names the columns")
+    empty = len(header)
+    while not header[-1]:
+        header.pop()
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
-        raise DataError(f"{path}:1: column named twice: {', '.join(map(repr, twice))}")
-    return header, rows
+        raise DataError(f"{path}:{line}: column named twice: {', '.join(map(repr, twice))}")
+    return header, _without_empty_columns(rows, len(header), empty)
 
 
-def _rows(text: str, path: str | Path) -> Iterator[tuple[int, list[str]]]:
+def _without_empty_columns(
+    rows: Iterator[tuple[int, list[str]]], named: int, columns: int
+) -> Iterator[tuple[int, list[str]]]:
+    """Rows without their cells in columns that have no name, where those are empty."""
+    for line, cells in rows:
+        if named < len(cells) <= columns and not any(map(str.strip, cells[named:])):
+            cells = cells[:named]
+        yield line, cells
+
+
+_EXCEL_SEPARATOR = re.compile(r"\ufeff?sep=([,;\t|])\r?\n?")
+
+
+def _rows(text: str, path: str | Path, separator: str) -> Iterator[tuple[int, list[str]]]:
     # strict: without it a quote that is never closed swallows the rest of the file as one cell.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     line = 1
     try:
         for cells in reader:

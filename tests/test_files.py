@@ -1,9 +1,12 @@
-"""Directories that are written all or nothing."""
+"""Directories that are written all or nothing; tables and what spreadsheets leave in them."""
 
 import subprocess
 import sys
 
+import pytest
+
 from befm_jax import files
+from befm_jax.errors import DataError
 
 WRITE_AND_WAIT = """
 import sys
@@ -41,3 +44,48 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_and_a_living_ones_work
         "config.json",
         "notes.txt",
     ]
+
+
+def read(text):
+    header, rows = files.read_table(text, "t.csv")
+    return header, list(rows)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a,b\n1,2\n\n3,4\n",
+        "a,b,,\r\n1,2,,\r\n\r\n3,4,,\r\n",
+        "a,b, \n1,2, \n\n3,4\n",
+        "sep=,\na,b\n1,2\n3,4\n",
+        "sep=;\r\na;b;;\r\n1;2;;\r\n3;4;;\r\n",
+        "sep=\t\na\tb\n1\t2\n3\t4\n",
+    ],
+)
+def test_what_excel_leaves_in_a_table_is_understood(text):
+    header, rows = read(text)
+    assert header == ["a", "b"]
+    assert [cells for _, cells in rows] == [["1", "2"], ["3", "4"]]
+    # The numbers are those of the lines of the file.
+    lines = text.splitlines()
+    assert [lines[line - 1][0] for line, _ in rows] == ["1", "3"]
+
+
+def test_a_cell_in_a_column_without_a_name_is_kept():
+    _, rows = read("a,b,,\n1,2,,x\n1,2,,,\n1\n")
+    assert [cells for _, cells in rows] == [["1", "2", "", "x"], ["1", "2", "", "", ""], ["1"]]
+
+
+def test_an_error_names_the_line_of_the_header():
+    with pytest.raises(DataError, match=r"t\.csv:2: column named twice: 'a'"):
+        read("sep=,\na,a\n")
+    with pytest.raises(DataError, match=r"t\.csv:1: no header"):
+        read(",,\n1,2,3\n")
+
+
+def test_records_are_cells_by_column(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("b, a ,c\n 1 ,2,3\n")
+    assert list(files.records(path, ("a", "b"))) == [(2, {"a": "2", "b": "1", "c": "3"})]
+    with pytest.raises(DataError, match=r"t\.csv:1: no column 'd', 'e'; found 'b', 'a', 'c'"):
+        next(files.records(path, ("a", "d", "e")))

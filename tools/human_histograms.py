@@ -41,33 +41,34 @@ def main() -> None:
 
     with_reference = [game for game in map(games.get, games.ids()) if game.reference]
     try:
-        counted = choices.read_people(arguments.table, with_reference)
+        counted = choices.read(arguments.table, with_reference)
     except DataError as error:
         sys.exit(str(error))
     arguments.out.write_text(render(counted, with_reference), encoding="utf-8")
-    print(counted.describe())
+    print(choices.describe(counted))
     print(f"wrote {arguments.out}")
 
 
-def render(counted: choices.People, counted_games: list[games.Game]) -> str:
+def render(counted: choices.Choices, counted_games: list[games.Game]) -> str:
     """The reference as JSON, one line a game: "values" are the first and the last, step 1."""
     head = {
         "source": SOURCE,
         "citation": CITATION,
         "left_out": LEFT_OUT,
-        "excluded": dict(counted.excluded),
-        "sha256": counted.fingerprint,
+        "excluded": dict(counted.left_out.counts),
+        "fingerprint": counted.fingerprint,
         "made_by": "tools/human_histograms.py",
     }
     lines = [f" {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
     histograms = []
+    counts = choices.histograms(counted, counted_games)
     for game in counted_games:
         histogram = {
             "game": game.id,
             "unit": game.answers.unit,
-            "people": counted.n(game.id),
+            "people": int(counts[game.id].sum()),
             "values": [int(game.values[0]), int(game.values[-1])],
-            "counts": counted.counts[game.id].tolist(),
+            "counts": counts[game.id].tolist(),
         }
         histograms.append(f"  {json.dumps(game.reference)}: {json.dumps(histogram)}")
     return "\n".join(["{", *lines, ' "histograms": {', ",\n".join(histograms), " }", "}"]) + "\n"

@@ -1,219 +1,253 @@
-"""People: how many chose what in each game, read from a table and checked row by row.
+"""Choices: who chose what in each game, read from a table and checked cell by cell.
 
-Three layouts of CSV are told apart by their header:
+Three layouts of a table, CSV or Parquet, are told apart by their header:
 
 - MobLab's: `UserID` and one column a game (`Game.reference`), empty where not played;
 - tidy: `game,participant,choice`, one row a choice;
 - histogram: `game,choice,count`, one row a bar.
 
-A choice that cannot be used is left out, counted under a reason, and the first of each reason are
-kept with their lines. Without a table of one's own there is the embedded reference.
+The first two give `Plays`, one row a person; the third, and the embedded reference that serves
+where there is no table, give `Histogram`, one row a game.  A choice is its value or its name; upper
+and lower case are the same.  One that cannot be used is left out, counted under a reason, and the
+first of each reason are kept with their lines.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
+from jaxtyping import Int64
 
 from befm_jax import files
 from befm_jax.data import games as library
-from befm_jax.data.examples import Example
 from befm_jax.data.games import Game
+from befm_jax.data.rows import SPLITS, LeftOut, Rows, fingerprint_of, normal_id, sketch_of
 from befm_jax.errors import DataError, unknown
 
-SPLITS = ("all", "train", "validation", "test")
 REFERENCE_FILE = "moblab_first_choices.json"
+# NumPy draws without replacement from fewer than this many.
+_MOST_PEOPLE = 10**9
+# Columns that say for how many people somebody stands: "weight", "pspwght", "survey_wt".
+_WEIGHTS = re.compile(r"(.*[ _.-])?[a-z]*(weights?|wgh?t|wts?)([ _.-].*)?", re.IGNORECASE)
+# Labels that items have of their own.
+_TAKEN = ("person", "game")
+
+
+@dataclass(frozen=True)
+class Plays:
+    """What one person chose.
+
+    Attributes:
+        person: the id, as `rows.normal_id` writes it.
+        choices: game id -> position in the game's answer set, for each game that they played.
+        labels: what else the table says of the person: sex, country.
+    """
+
+    person: str
+    choices: Mapping[str, int]
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
-class People:
-    """How many people chose what.
+class Histogram:
+    """How many people gave each answer of one game: `counts` is int64 `[A]`, read-only."""
 
-    Attributes:
-        source: what the counts were made from, for a reader.
-        counts: game id -> int64 [A], people for each of the game's `values`; zeros where nobody
-            played.
-        excluded: reason -> how many cells or rows of the whole source were left out, in whatever
-            split they would have been.
-        examples_of_excluded: reason -> the first few, each with its line and content.
-        split: which part of the people these are: one of `SPLITS`.
-        fingerprint: SHA-256 of the source file.
-    """
+    game: str
+    counts: Int64[np.ndarray, " A"]
 
-    source: str
-    counts: Mapping[str, np.ndarray]
-    excluded: Mapping[str, int] = field(default_factory=dict)
-    examples_of_excluded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    split: str = "all"
-    fingerprint: str = ""
-
-    @property
-    def games(self) -> list[str]:
-        """The ids of the games that at least one of these people played."""
-        return [game_id for game_id in self.counts if self.n(game_id) > 0]
-
-    def n(self, game_id: str) -> int:
-        """How many people's choices there are in a game; 0 for a game that was not asked for."""
-        counts = self.counts.get(game_id)
-        return 0 if counts is None else int(counts.sum())
-
-    def draw_split(self, split: str, seed: int = 0) -> "People":
-        """A part of people who are known as histograms only: a draw without replacement.
-
-        80 % are for training, 10 % for validation, 10 % for the test (rounded to whole people).
-        For one seed the three parts are disjoint and add up to the whole; a game's parts do not
-        depend on which other games are there.
-
-        Raises:
-            DataError: an unknown split, or people who are a part already.
-        """
-        _check_split(split)
-        if split == "all":
-            return self
-        if self.split != "all":
-            raise DataError(f"{self.source}: these people are the {self.split} split already")
-        counts = {
-            game_id: _frozen(_draw(whole, split, seed, game_id))
-            for game_id, whole in self.counts.items()
-        }
-        return replace(self, counts=counts, split=split)
-
-    def describe(self) -> str:
-        """What was read and what was left out, in lines for a reader."""
-        total = sum(self.n(game_id) for game_id in self.counts)
-        of = "" if self.split == "all" else f" ({self.split} split)"
-        lines = [f"{total:,} choices in {len(self.games)} games{of} from {self.source}"]
-        for reason, number in self.excluded.items():
-            shown = "; ".join(self.examples_of_excluded.get(reason, ()))
-            lines.append(f"left out, {reason}: {number:,}" + (f" ({shown})" if shown else ""))
-        return "\n".join(lines)
+    def __post_init__(self) -> None:
+        counts = np.array(self.counts, np.int64)  # a copy: the caller's array stays theirs
+        counts.setflags(write=False)
+        object.__setattr__(self, "counts", counts)
 
 
-def load(path: str | Path, games: Sequence[Game], split: str = "all", seed: int = 0) -> People:
-    """People of a table, or of the embedded reference where the path is "".
-
-    The parts of one source are disjoint. Those of the reference and those of the table that it
-    was made from are not the same people: train and test on one source.
-
-    Raises:
-        DataError: see `read_people`; or nobody is left in this split of the reference.
-    """
-    if str(path) != "":
-        return read_people(path, games, split, seed)
-    return _somebody(reference(games).draw_split(split, seed))
+Choices = Rows[Plays] | Rows[Histogram]
 
 
-def read_people(
-    path: str | Path, games: Sequence[Game], split: str = "all", seed: int = 0
-) -> People:
-    """People of a CSV table in one of the module's three layouts.
+def read(path: str | Path, games: Sequence[Game]) -> Choices:
+    """Everybody's choices in a table, or those of the embedded reference where the path is "".
 
-    Participants are split by `assign`, a histogram by `People.draw_split`. Choices of registered
-    games that are not among `games` are passed over without being counted as left out.
+    Choices in registered games that are not among `games` are passed over without being counted as
+    left out.  Further columns are labels of a person where they have one value a person.
 
     Args:
         path: the table.
-        games: the games that are wanted. In MobLab's layout each that has a `reference` must
-            have its column.
-        split: one of `SPLITS`.
-        seed: which of the possible splits.
+        games: the games that are wanted.  In MobLab's layout each that has a `reference` must have
+            its column.
 
     Raises:
-        DataError: no games, an absent, empty or binary file, another header, a missing column,
-            or no choice that can be used.
+        DataError: no games, an absent, empty or binary file, another header, a missing column, or
+            no choice that can be used.
     """
-    _check_split(split)
     if not games:
-        raise DataError(f"{path}: no games asked for")
-    content = files.read_bytes(path)
-    tally = count(path, content, games, lambda who: split in ("all", assign(who, seed)))
-    by_participant = tally.layout != "histogram"
-    people = People(
-        source=f"{Path(path).name} ({tally.layout} layout)",
-        counts={game_id: _frozen(counts) for game_id, counts in tally.counts.items()},
-        excluded=dict(tally.excluded),
-        examples_of_excluded={reason: tuple(shown) for reason, shown in tally.shown.items()},
-        split=split if by_participant else "all",
-        fingerprint=hashlib.sha256(content).hexdigest(),
-    )
-    return _somebody(people if by_participant else people.draw_split(split, seed))
+        raise DataError(f"{path or 'the reference'}: no games asked for")
+    if str(path) == "":
+        return _somebody(read_reference(games), games)
+    reader = _Reader(path, games)
+    return _somebody(reader.read(), games)
 
 
-def reference(games: Sequence[Game] | None = None) -> People:
+def read_reference(games: Sequence[Game]) -> Rows[Histogram]:
     """The embedded human choices: MobLab, first choices in seven games.
 
-    Args:
-        games: which games to count; all registered ones by default. Games without a `reference`
-            have zeros.
+    Of games without a `reference` it has no row.
 
     Raises:
         DataError: a game that refers to human data has other answers than they have.
     """
     file = resources.files("befm_jax.data.reference").joinpath(REFERENCE_FILE)
     content = json.loads(file.read_text(encoding="utf-8"))
-    counts = {}
-    for game in _registered() if games is None else games:
-        counts[game.id] = np.zeros(len(game.values), np.int64)
-        if game.reference in content["histograms"]:
-            histogram = content["histograms"][game.reference]
-            low, high = histogram["values"]
-            if not np.array_equal(game.values, np.arange(low, high + 1)):
-                raise DataError(
-                    f"game {game.id}: its answers are {game.answers.range_in_words}, but those of "
-                    f"its human reference, {game.reference!r}, are {low} to {high}"
-                )
-            counts[game.id] = np.asarray(histogram["counts"], np.int64)
-    return People(
-        source=content["source"],
-        counts={game_id: _frozen(histogram) for game_id, histogram in counts.items()},
-        excluded=content["excluded"],
-        fingerprint=content["sha256"],
+    rows = []
+    for game in games:
+        if game.reference not in content["histograms"]:
+            continue
+        histogram = content["histograms"][game.reference]
+        low, high = histogram["values"]
+        if not np.array_equal(game.values, np.arange(low, high + 1)):
+            raise DataError(
+                f"game {game.id}: its answers are {game.answers.in_words}, but those of its human "
+                f"reference, {game.reference!r}, are {low} to {high}"
+            )
+        rows.append(Histogram(game.id, histogram["counts"]))
+    left_out = LeftOut({name: int(number) for name, number in content["excluded"].items()})
+    return Rows(rows, content["source"], content["fingerprint"], left_out=left_out)
+
+
+def part(choices: Choices, split: str, seed: int = 0) -> Choices:
+    """A split of people: by person where persons are known, else drawn without replacement.
+
+    80 % are for training, 10 % for validation, 10 % for the test.  For one seed the parts of one
+    source are disjoint and add up to the whole; a drawn game's parts do not depend on which other
+    games are there.  The parts of the reference and those of the table that it was made from are
+    not the same people: train and test on one source.
+
+    Raises:
+        DataError: an unknown split, people who are a part already, persons who were `counted`
+            before, or nobody in the split.
+    """
+    if has_persons(choices):
+        return choices.part(split, seed)
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    if split == "all":
+        return choices
+    if choices.split != "all":
+        raise DataError(f"{choices.source}: these people are the {choices.split} split already")
+    if choices.sketch:
+        # Drawn from a histogram, people would be in another split than their own.
+        raise DataError(f"{choices.source}: counted already; its persons are split before that")
+    drawn = [
+        Histogram(row.game, _draw(row.counts, split, seed, row.game))
+        for row in choices.rows
+        if isinstance(row, Histogram)
+    ]
+    if not any(row.counts.any() for row in drawn):
+        raise DataError(f"{choices.source}: nobody is in the {split} split of seed {seed}")
+    return Rows(
+        drawn,
+        choices.source,
+        choices.fingerprint,
+        left_out=choices.left_out,
+        split=split,
+        split_seed=seed,
     )
 
 
-def examples(people: People, games: Sequence[Game] | None = None) -> list[Example]:
-    """One example for each choice that somebody made, weighted by how many did.
+def has_persons(choices: Choices) -> TypeGuard[Rows[Plays]]:
+    """Whether it is known who chose what; not so in histograms and the reference."""
+    return len(choices.rows) > 0 and isinstance(choices.rows[0], Plays)
 
-    Args:
-        people: whose choices.
-        games: the games as they are to be put to the reader; by default, those registered under
-            the ids in `people.counts`.
+
+def by_person(choices: Choices) -> Rows[Plays]:
+    """The choices as they are, for tasks about persons.
 
     Raises:
-        DataError: a game that is not registered, or whose answers are not those counted.
+        DataError: histograms, which do not say who chose what.
     """
-    chosen = [library.get(game_id) for game_id in people.counts] if games is None else games
-    made = []
-    for game in chosen:
-        counts = people.counts.get(game.id, np.zeros(len(game.values), np.int64))
-        if len(counts) != len(game.values):
-            raise DataError(
-                f"game {game.id}: {len(game.values)} answers, but the people of {people.source} "
-                f"were counted over {len(counts)}"
-            )
-        made += [
-            game.example(int(value), weight=float(count))
-            for value, count in zip(game.values, counts, strict=True)
-            if count > 0
-        ]
-    return made
+    if has_persons(choices):
+        return choices
+    raise DataError(
+        f"{choices.source}: counts of people, which do not say who chose what; this needs a table "
+        "with UserID and a column a game, or with game, participant, choice"
+    )
 
 
-def assign(participant: str, seed: int = 0) -> str:
-    """The split of a participant: "train" (80 %), "validation" (10 %) or "test" (10 %).
+def histograms(choices: Choices, games: Sequence[Game]) -> dict[str, Int64[np.ndarray, " A"]]:
+    """Game id -> int64 `[A]`, people for each answer; zeros where nobody played.
 
-    A function of the id and the seed alone, so that a person is in one split whatever table,
-    game or row they are found in.
+    Raises:
+        DataError: a game with other answers than those counted.
     """
-    digest = hashlib.sha256(f"{seed}:{participant}".encode()).digest()
-    tenth = int.from_bytes(digest[:8], "big") % 10
-    return "train" if tenth < 8 else "validation" if tenth == 8 else "test"
+    counts = {game.id: np.zeros(len(game.answers), np.int64) for game in games}
+    for row in choices.rows:
+        if isinstance(row, Histogram):
+            if row.game in counts:
+                if len(row.counts) != len(counts[row.game]):
+                    raise _other_answers(row.game, len(counts[row.game]), choices.source)
+                counts[row.game] += row.counts
+            continue
+        for game, position in row.choices.items():
+            if game in counts:
+                if position >= len(counts[game]):
+                    raise _other_answers(game, len(counts[game]), choices.source)
+                counts[game][position] += 1
+    for histogram in counts.values():
+        histogram.setflags(write=False)
+    return counts
+
+
+def counted(choices: Choices, games: Sequence[Game]) -> Rows[Histogram]:
+    """One row a game that somebody played, for tasks about populations.
+
+    Raises:
+        DataError: as `histograms`.
+    """
+    rows = [Histogram(game, n) for game, n in histograms(choices, games).items() if n.any()]
+    return Rows(
+        rows,
+        choices.source,
+        choices.fingerprint,
+        choices.sketch,
+        choices.left_out,
+        choices.split,
+        choices.split_seed,
+    )
+
+
+def describe(choices: Choices) -> str:
+    """What was read and what was left out, in lines for a reader."""
+    played: dict[str, int] = {}
+    for row in choices.rows:
+        if isinstance(row, Histogram):
+            played[row.game] = played.get(row.game, 0) + int(row.counts.sum())
+        else:
+            for game in row.choices:
+                played[game] = played.get(game, 0) + 1
+    people = f" of {len(choices.rows):,} people" if has_persons(choices) else ""
+    of = "" if choices.split == "all" else f" ({choices.split} split)"
+    games = sum(number > 0 for number in played.values())
+    head = f"{sum(played.values()):,} choices{people} in {games} games{of} from {choices.source}"
+    return "\n".join([head, *choices.left_out.lines()])
+
+
+def _other_answers(game: str, answers: int, source: str) -> DataError:
+    return DataError(f"game {game}: {answers} answers, but the people of {source} had others")
+
+
+def _somebody(choices: Choices, games: Sequence[Game]) -> Choices:
+    if not any(isinstance(row, Plays) or row.counts.any() for row in choices.rows):
+        raise DataError(
+            f"no choice of {', '.join(game.id for game in games)} can be used: {describe(choices)}"
+        )
+    return choices
 
 
 def _draw(whole: np.ndarray, split: str, seed: int, game_id: str) -> np.ndarray:
@@ -229,229 +263,213 @@ def _draw(whole: np.ndarray, split: str, seed: int, game_id: str) -> np.ndarray:
     return {"test": test, "validation": validation, "train": whole - test - validation}[split]
 
 
-def _somebody(people: People) -> People:
-    if not people.games:
-        of = "" if people.split == "all" else f" in the {people.split} split"
+class _Reader:
+    """Reads one table of choices; `left_out` fills while it does."""
+
+    def __init__(self, path: str | Path, games: Sequence[Game]) -> None:
+        self.path = path
+        self.left_out = LeftOut()
+        self.header, self.lines = files.table(path)
+        # By small letters: spreadsheets and people write "Game" and "USERID".
+        self.columns: dict[str, int] = {}
+        for place, name in enumerate(self.header):
+            other = self.columns.setdefault(name.casefold(), place)
+            if name and other != place:
+                raise DataError(f"{path}:1: column named twice: {self.header[other]!r}, {name!r}")
+        self.asked = {game.id: game for game in games}
+        # The fingerprint is of every game in the table, whichever are asked for.
+        self.known = {id: library.get(id) for id in library.ids()} | self.asked
+        self._names: dict[tuple[str, str], str] = {}
+
+    def read(self) -> Choices:
+        """The rows of whichever layout the table has."""
+        if "userid" in self.columns:
+            return self._people("MobLab", self._wide())
+        if {"game", "participant", "choice"} <= set(self.columns):
+            return self._people("tidy", self._tidy())
+        if {"game", "choice", "count"} <= set(self.columns):
+            return self._histograms()
+        cut = any(mark in name for name in self.header for mark in ";\t")
         raise DataError(
-            f"no choice of {', '.join(people.counts)} can be used{of}: {people.describe()}"
+            f"{self.path}:1: the header has {', '.join(map(repr, self.header))}; it should have "
+            "'UserID' and a column for each game, or 'game', 'participant', 'choice', or 'game', "
+            f"'choice', 'count'{', separated by commas' if cut else ''}"
         )
-    return people
 
-
-def _registered() -> list[Game]:
-    return [library.get(game_id) for game_id in library.ids()]
-
-
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
-
-
-def _frozen(counts: np.ndarray) -> np.ndarray:
-    counts.setflags(write=False)
-    return counts
-
-
-_EXAMPLES_PER_REASON = 5
-# NumPy draws without replacement from fewer than this many.
-_MOST_PEOPLE = 10**9
-
-
-class Tally:
-    """Counts of the choices that can be used, and of what is left out.
-
-    Attributes:
-        layout: which layout the table has: "MobLab", "tidy" or "histogram".
-        counts: game id -> int64 [A], the people who are counted.
-        excluded: reason -> cells or rows left out of the whole table.
-        shown: reason -> the first few of them, each with its line.
-    """
-
-    def __init__(self, games: Sequence[Game], counted: Callable[[str], bool]) -> None:
-        self.layout = ""
-        self.games = {game.id: game for game in games}
-        self.counts = {game.id: np.zeros(len(game.values), np.int64) for game in games}
-        self.excluded: Counter[str] = Counter()
-        self.shown: dict[str, list[str]] = {}
-        self._counted = counted
-        self._answers = {game.id: game.answers for game in games}
-        self._place = {
-            game_id: {value: place for place, value in enumerate(answers.values)}
-            for game_id, answers in self._answers.items()
+    def _people(self, layout: str, choices: Iterator[tuple[int, str, str, str]]) -> Rows[Plays]:
+        """One row a person of (line, person, game, cell); empty cells are not among them."""
+        played: dict[str, dict[str, int]] = {}
+        facts = set()
+        self._labels: dict[str, dict[str, str]] = {}
+        self._differing: dict[str, str] = {}
+        for line, person, id, cell in choices:
+            facts.add(f"{person}\t{self._source(id)}\t{self._name(id, cell)}")
+            if (position := self._position(id, cell, line)) is None:
+                continue
+            theirs = played.setdefault(person, {})
+            if id in theirs:
+                reason = f"{id}: second choice of the same participant"
+                self.left_out.add(reason, f"line {line}", f"participant {person!r}")
+            else:
+                theirs[id] = position
+        for column, place in self._differing.items():
+            reason = f"column {column!r}: values differ within a person, so it is no label"
+            self.left_out.add(reason, place, "the first that differs")
+        labels = {
+            person: {name: value for name, value in found.items() if name not in self._differing}
+            for person, found in self._labels.items()
         }
-        self._known = set(library.ids())
-        self._seen: set[tuple[str, str]] = set()
+        rows = [Plays(person, found, labels.get(person, {})) for person, found in played.items()]
+        source = f"{Path(self.path).name} ({layout} layout)"
+        return Rows(rows, source, fingerprint_of(facts), sketch_of(facts), self.left_out)
 
-    def exclude(self, reason: str, line: int, what: str) -> None:
-        """Count something under the reason for which it is left out."""
-        self.excluded[reason] += 1
-        shown = self.shown.setdefault(reason, [])
-        if len(shown) < _EXAMPLES_PER_REASON:
-            shown.append(f"line {line}: {what if len(what) <= 60 else what[:57] + '...'}")
+    def _wide(self) -> Iterator[tuple[int, str, str, str]]:
+        referring = {id: game.reference for id, game in self.asked.items() if game.reference}
+        expected = ", ".join(f"{column!r} ({game_id})" for game_id, column in referring.items())
+        missing = [name for name in referring.values() if name.casefold() not in self.columns]
+        if len(missing) == len(referring):
+            raise DataError(
+                f"{self.path}:1: no column of a game that is asked for: found "
+                f"{', '.join(map(repr, self.header))}; expected "
+                f"{expected or 'none, for these games'}"
+            )
+        if missing:
+            raise DataError(
+                f"{self.path}:1: missing column {', '.join(map(repr, missing))}; expected "
+                f"{expected}. For a table without them, ask only for the games that it has"
+            )
+        where = [
+            (id, self.columns[game.reference.casefold()])
+            for id, game in self.known.items()
+            if game.reference and game.reference.casefold() in self.columns
+        ]
+        who = self.columns["userid"]
+        labels = self._label_columns({who, *(column for _, column in where)})
+        for line, cells in self._whole_lines():
+            person = normal_id(cells[who])
+            if not person:
+                self.left_out.add("row: no participant", f"line {line}", "UserID is empty")
+                continue
+            self._keep_labels(person, line, cells, labels)
+            for game_id, column in where:
+                if cell := cells[column].strip():  # empty: this person did not play this game
+                    yield line, person, game_id, cell
 
-    def whole_row(self, line: int, cells: list[str], header: list[str]) -> bool:
-        """Whether a row has a cell for each column; counted if not."""
-        if len(cells) == len(header):
-            return True
-        self.exclude(
-            "row: wrong number of cells", line, f"{len(cells)} where the header has {len(header)}"
-        )
-        return False
+    def _tidy(self) -> Iterator[tuple[int, str, str, str]]:
+        places = [self.columns[name] for name in ("game", "participant", "choice")]
+        labels = self._label_columns(set(places))
+        for line, cells in self._whole_lines():
+            game, participant, choice = (cells[place].strip() for place in places)
+            game_id, person = self._game_id(game, line), normal_id(participant)
+            if game_id is None:
+                continue
+            if not person:
+                self.left_out.add("row: no participant", f"line {line}", f"{game_id}, {choice!r}")
+                continue
+            self._keep_labels(person, line, cells, labels)
+            yield line, person, game_id, choice
 
-    def is_asked_for(self, game_id: str, line: int) -> bool:
-        """Whether a row's game is wanted; counted if there is no such game at all."""
-        if game_id not in self.games and game_id not in self._known:
-            self.exclude("row: unknown game", line, repr(game_id))
-        return game_id in self.games
+    def _histograms(self) -> Rows[Histogram]:
+        places = [self.columns[name] for name in ("game", "choice", "count")]
+        self._label_columns(set(places), of_people=False)
+        counts = {id: np.zeros(len(game.answers), np.int64) for id, game in self.asked.items()}
+        seen, facts = set(), set()
+        for line, cells in self._whole_lines():
+            game, choice, cell = (cells[place].strip() for place in places)
+            if (id := self._game_id(game, line)) is None:
+                continue
+            facts.add(f"{self._source(id)}\t{self._name(id, choice)}\t{normal_id(cell)}")
+            if (position := self._position(id, choice, line)) is None:
+                continue
+            number = _whole(cell)
+            if number is None or not 0 <= number < _MOST_PEOPLE:
+                reason = f"{id}: count is not a whole number of people"
+                self.left_out.add(reason, f"line {line}", repr(cell))
+            elif (id, position) in seen:
+                self.left_out.add(f"{id}: choice listed before", f"line {line}", repr(choice))
+            else:
+                seen.add((id, position))
+                counts[id][position] = number
+        for id, histogram in counts.items():
+            if histogram.sum() >= _MOST_PEOPLE:
+                raise DataError(
+                    f"{self.path}: {id} has {histogram.sum():,} people; they must be fewer than "
+                    f"{_MOST_PEOPLE:,}"
+                )
+        rows = [Histogram(id, found) for id, found in counts.items() if found.any()]
+        source = f"{Path(self.path).name} (histogram layout)"
+        return Rows(rows, source, fingerprint_of(facts), left_out=self.left_out)
 
-    def place(self, game_id: str, cell: str, line: int) -> int | None:
-        """The place of a choice among the game's values; None, and counted, if it has none."""
-        answers = self._answers[game_id]
-        if cell.casefold() in (labels := [label.casefold() for label in answers.labels]):
-            return labels.index(cell.casefold())
-        number = _number(cell)
-        if cell == "":
-            reason = "no choice"
-        elif number is None:
-            reason = "not a number"
-        elif not math.isfinite(number):
-            reason = "not finite"
-        elif not number.is_integer():
-            reason = "not a whole number"
-        elif (place := self._place[game_id].get(int(number))) is None:
-            reason = f"outside {answers.range_in_words}"
-        else:
-            return place
-        self.exclude(f"{game_id}: {reason}", line, repr(cell))
-        return None
+    def _whole_lines(self) -> Iterator[tuple[int, list[str]]]:
+        """Rows with a cell for each column; the others are counted."""
+        for line, cells in self.lines:
+            if len(cells) == len(self.header):
+                yield line, cells
+                continue
+            what = f"{len(cells)} where the header has {len(self.header)}"
+            self.left_out.add("row: wrong number of cells", f"line {line}", what)
 
-    def choice(self, game_id: str, participant: str, cell: str, line: int) -> None:
-        """Count one participant's choice in one game, or why it cannot be."""
-        place = self.place(game_id, cell, line)
-        if place is None:
-            return
-        if (game_id, participant) in self._seen:
-            reason = f"{game_id}: second choice of the same participant"
-            self.exclude(reason, line, f"participant {participant!r}")
-            return
-        self._seen.add((game_id, participant))
-        if self._counted(participant):
-            self.counts[game_id][place] += 1
+    def _game_id(self, name: str, line: int) -> str | None:
+        """The id of the game that a row names; None, and counted, if there is no such game."""
+        if name in self.known:
+            return name
+        near = [id for id in self.known if id.casefold() == name.casefold()]
+        if len(near) != 1:
+            self.left_out.add("row: unknown game", f"line {line}", repr(name))
+        return near[0] if len(near) == 1 else None
 
+    def _position(self, id: str, cell: str, line: int) -> int | None:
+        """The position of a choice in the answer set of a game that is asked for, else None.
 
-def count(
-    path: str | Path, content: bytes, games: Sequence[Game], counted: Callable[[str], bool]
-) -> Tally:
-    """Count a CSV table in one of the three layouts that `befm_jax.data.choices` describes.
+        What has none is counted.
+        """
+        if id not in self.asked:
+            return None
+        position, reason = self.asked[id].answers.parse_cell(cell)
+        if position is None:
+            self.left_out.add(f"{id}: {reason}", f"line {line}", repr(cell))
+        return position
 
-    Args:
-        path: the table's name, for messages.
-        content: the table.
-        games: the games that are wanted.
-        counted: of a participant's id, whether that person is counted; everyone is checked. A
-            histogram has no ids and is counted whole.
+    def _source(self, id: str) -> str:
+        """What a game is called in every layout: games of one reference share their people."""
+        return self.known[id].reference or id
 
-    Raises:
-        DataError: binary content, another header, a missing column, broken quoting.
-    """
-    header, rows = files.read_table(files.decode(content, path), path)
-    tally = Tally(games, counted)
-    if "UserID" in header:
-        tally.layout = "MobLab"
-        _read_moblab(path, header, rows, tally)
-    elif {"game", "participant", "choice"} <= set(header):
-        tally.layout = "tidy"
-        _read_tidy(header, rows, tally)
-    elif {"game", "choice", "count"} <= set(header):
-        tally.layout = "histogram"
-        _read_histogram(path, header, rows, tally)
-    else:
-        cut = any(mark in name for name in header for mark in ";\t")
-        raise DataError(
-            f"{path}:1: the header has {', '.join(map(repr, header))}; it should have 'UserID' and "
-            "a column for each game, or 'game', 'participant', 'choice', or 'game', 'choice', "
-            f"'count'{', separated by commas' if cut else ''}"
-        )
-    return tally
+    def _name(self, id: str, cell: str) -> str:
+        """One writing of a cell that has several: "50", "50.0" and "[50]"."""
+        if (id, cell) not in self._names:
+            answers = self.known[id].answers
+            position, _ = answers.parse_cell(cell)
+            raw = normal_id(cell.strip("[] ").casefold())
+            self._names[id, cell] = raw if position is None else answers.names[position]
+        return self._names[id, cell]
 
+    def _label_columns(self, used: set[int], of_people: bool = True) -> dict[str, int]:
+        """The columns that say more of a person; sampling weights are none, and that is noted."""
+        labels = {}
+        for place, name in enumerate(self.header):
+            if place in used or not name:
+                continue
+            if _WEIGHTS.fullmatch(name):
+                reason = f"column {name!r}: sampling weights are not used"
+                self.left_out.add(reason, "line 1", repr(name))
+            elif of_people and name in _TAKEN:
+                reason = f"column {name!r}: no label, because items have one of this name"
+                self.left_out.add(reason, "line 1", repr(name))
+            elif of_people:
+                labels[name] = place
+        return labels
 
-def _read_moblab(
-    path: str | Path, header: list[str], rows: Iterable[tuple[int, list[str]]], tally: Tally
-) -> None:
-    columns = {game.id: game.reference for game in tally.games.values() if game.reference}
-    expected = ", ".join(f"{column!r} ({game_id})" for game_id, column in columns.items())
-    missing = [column for column in columns.values() if column not in header]
-    if len(missing) == len(columns):
-        raise DataError(
-            f"{path}:1: no column of a game that is asked for: found "
-            f"{', '.join(map(repr, header))}; expected {expected or 'none, for these games'}"
-        )
-    if missing:
-        raise DataError(
-            f"{path}:1: missing column {', '.join(map(repr, missing))}; expected {expected}. For a "
-            "table without them, ask only for the games that it has"
-        )
-    who = header.index("UserID")
-    where = [(game_id, header.index(column)) for game_id, column in columns.items()]
-    for line, cells in rows:
-        if not tally.whole_row(line, cells, header):
-            continue
-        participant = cells[who].strip()
-        if not participant:
-            tally.exclude("row: no participant", line, "UserID is empty")
-            continue
-        for game_id, column in where:
-            if cell := cells[column].strip():  # empty: this person did not play this game
-                tally.choice(game_id, participant, cell, line)
-
-
-def _read_tidy(header: list[str], rows: Iterable[tuple[int, list[str]]], tally: Tally) -> None:
-    columns = [header.index(name) for name in ("game", "participant", "choice")]
-    for line, cells in rows:
-        if not tally.whole_row(line, cells, header):
-            continue
-        game_id, participant, choice = (cells[column].strip() for column in columns)
-        if not tally.is_asked_for(game_id, line):
-            continue
-        if not participant:
-            tally.exclude("row: no participant", line, f"{game_id}, {choice!r}")
-            continue
-        tally.choice(game_id, participant, choice, line)
-
-
-def _read_histogram(
-    path: str | Path, header: list[str], rows: Iterable[tuple[int, list[str]]], tally: Tally
-) -> None:
-    columns = [header.index(name) for name in ("game", "choice", "count")]
-    seen = set()
-    for line, cells in rows:
-        if not tally.whole_row(line, cells, header):
-            continue
-        game_id, choice, cell = (cells[column].strip() for column in columns)
-        if not tally.is_asked_for(game_id, line):
-            continue
-        place = tally.place(game_id, choice, line)
-        if place is None:
-            continue
-        number = _number(cell)
-        if number is None or not number.is_integer() or not 0 <= number < _MOST_PEOPLE:
-            tally.exclude(f"{game_id}: count is not a whole number of people", line, repr(cell))
-        elif (game_id, place) in seen:
-            tally.exclude(f"{game_id}: choice listed before", line, repr(choice))
-        else:
-            seen.add((game_id, place))
-            tally.counts[game_id][place] = int(number)
-    for game_id, counts in tally.counts.items():
-        if counts.sum() >= _MOST_PEOPLE:
-            raise DataError(f"{path}: {game_id}: {counts.sum():,} people; {_MOST_PEOPLE:,} or more")
+    def _keep_labels(
+        self, person: str, line: int, cells: list[str], columns: Mapping[str, int]
+    ) -> None:
+        for name, place in columns.items():
+            if value := cells[place].strip():
+                theirs = self._labels.setdefault(person, {})
+                if theirs.setdefault(name, value) != value:
+                    self._differing.setdefault(name, f"line {line}")
 
 
-def _number(cell: str) -> float | None:
-    """The number in a cell; None where it holds something else."""
-    # float() reads "1_000" and other scripts' digits as well, which no table means as a number.
-    if "_" in cell or not cell.isascii():
-        return None
-    try:
-        return float(cell)
-    except ValueError:
-        return None
+def _whole(cell: str) -> int | None:
+    """The whole number in a cell, also as `5.0`; None where it holds something else."""
+    text = normal_id(cell)
+    return int(text) if text.isascii() and text.lstrip("-").isdigit() else None

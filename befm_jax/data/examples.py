@@ -1,105 +1,38 @@
-"""Examples: what a person was told, what they answered, how many did; and their file layouts.
+"""Files of examples: what a person was told, what they answered, how many did.
 
-Three layouts are read and written, all UTF-8, a byte-order mark and any line ends allowed:
+Three layouts are read, all UTF-8, a byte-order mark and any line ends allowed:
 
 - Alpaca JSON: one list of objects `instruction, input, output`, optional `system`, `weight`.
 - Chat JSONL: one object a line, `user, assistant`, optional `system`, `weight`.
 - CSV, with a mapping from `user, answer` (and `system`, `weight`) to the file's own columns.
 
-Other fields of a JSON record are kept in `Example.meta`. Every malformed record is an error that
-names its place.
+Other fields of a JSON record are passed over. Every malformed record is an error that names its
+place.
 """
 
-import csv
+import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 from befm_jax import files
+from befm_jax.data.items import Example
+from befm_jax.data.mixture import Family
 from befm_jax.errors import DataError, unknown
 
 # What a column mapping may name, and the file's columns where no mapping is given.
 _CSV_FIELDS = {"system": "system", "user": "user", "answer": "answer", "weight": "weight"}
 _CSV_REQUIRED = ("user", "answer")
-_Record = TypeVar("_Record")
 
 
-@dataclass(frozen=True)
-class Example:
-    """One prompt and one answer.
-
-    Attributes:
-        system: the system message; "" for none.
-        user: the user's message.
-        answer: the answer to learn.
-        weight: how many observations gave this answer; above 0.
-        meta: anything else worth keeping, e.g. the game; not part of the text.
-
-    Raises:
-        DataError: a blank message, an empty answer, text that is not valid Unicode or holds a
-            NUL, a weight that is not a finite number above 0.
-    """
-
-    system: str
-    user: str
-    answer: str
-    weight: float = 1.0
-    meta: Mapping[str, str] = field(default_factory=dict, hash=False)
-
-    def __post_init__(self) -> None:
-        for name in ("system", "user", "answer"):
-            text = getattr(self, name)
-            if "\0" in text or not _is_unicode(text):
-                raise DataError(f"{name}: not valid Unicode text, or it holds a NUL character")
-        if not self.user.strip():
-            raise DataError("user: blank; a prompt is needed")
-        if not self.answer:
-            raise DataError("answer: empty; there would be nothing to learn")
-        if not (math.isfinite(self.weight) and self.weight > 0):
-            raise DataError(f"weight: {self.weight!r} is not a finite number above 0")
-
-
-def merge(examples: Iterable[Example]) -> list[Example]:
-    """Identical examples (system, user, answer) as one, their weights added.
-
-    In order of first appearance, with the meta of the first.
-    """
-    first: dict[tuple[str, str, str], Example] = {}
-    weights: dict[tuple[str, str, str], float] = {}
-    for example in examples:
-        key = (example.system, example.user, example.answer)
-        first.setdefault(key, example)
-        weights[key] = weights.get(key, 0.0) + example.weight
-    return [replace(example, weight=weights[key]) for key, example in first.items()]
-
-
-class Share(NamedTuple):
-    """Every `parts`th record of a file, from number `part` on, counted from 0."""
-
-    part: int
-    parts: int
-
-    def of(self, records: Sequence[_Record]) -> Sequence[_Record]:
-        """The records of this share, in their order."""
-        return records[self.part :: self.parts]
-
-
-WHOLE = Share(0, 1)
-
-
-def read(
-    path: str | Path, columns: Mapping[str, str] | None = None, share: Share = WHOLE
-) -> list[Example]:
+def read(path: str | Path, columns: Mapping[str, str] | None = None) -> list[Example]:
     """Examples of a file, its layout taken from the suffix: `.json`, `.jsonl` or `.csv`.
 
     Args:
         path: the file.
         columns: for a CSV file, see `read_csv`; without it the columns are called `system`,
             `user`, `answer`, `weight`, the first and the last optional.
-        share: which of its records; the others are not looked at.
 
     Raises:
         DataError: another suffix, columns for a file that has none, or a malformed file.
@@ -107,18 +40,28 @@ def read(
     suffix = Path(path).suffix.lower()
     if suffix == ".csv":
         if columns is None:
-            return _read_csv(path, _CSV_FIELDS, _CSV_REQUIRED, share)
-        return read_csv(path, columns, share)
+            return _read_csv(path, _CSV_FIELDS, _CSV_REQUIRED)
+        return read_csv(path, columns)
     if suffix not in (".json", ".jsonl"):
         raise DataError(
             f"{path}: unknown layout {suffix!r}; it may be .json (Alpaca), .jsonl (chat) or .csv"
         )
     if columns is not None:
         raise DataError(f"{path}: a column mapping is for .csv files; this is {suffix}")
-    return read_alpaca(path, share) if suffix == ".json" else read_chat(path, share)
+    return read_alpaca(path) if suffix == ".json" else read_chat(path)
 
 
-def read_alpaca(path: str | Path, share: Share = WHOLE) -> list[Example]:
+def family(path: str | Path) -> Family:
+    """The examples of a file as a family of a mixture: one row an example.
+
+    Raises:
+        DataError: see `read`.
+    """
+    content = hashlib.sha256(files.read_bytes(path)).hexdigest()
+    return Family(Path(path).name, read(path), lambda example, rng: (example,), content)
+
+
+def read_alpaca(path: str | Path) -> list[Example]:
     """Examples of an Alpaca JSON file.
 
     The prompt is the instruction, followed by a line end and the input where the input is not
@@ -137,21 +80,13 @@ def read_alpaca(path: str | Path, share: Share = WHOLE) -> list[Example]:
     if not isinstance(records, list):
         raise DataError(f"{path}: expected one JSON list of records, not {_kind(records)}")
     _not_empty(records, path)
-    mine = share.of(list(enumerate(records, 1)))
-    return [_alpaca_example(record, f"{path}: record {number}") for number, record in mine]
-
-
-def write_alpaca(path: str | Path, examples: Iterable[Example]) -> None:
-    """Write examples as Alpaca JSON, the whole prompt as the instruction; meta is not written."""
-    records = [
-        {"instruction": example.user, "input": "", "output": example.answer, **_optional(example)}
-        for example in examples
+    return [
+        _alpaca_example(record, f"{path}: record {number}")
+        for number, record in enumerate(records, 1)
     ]
-    text = json.dumps(records, ensure_ascii=False, indent=1)
-    Path(path).write_text(text + "\n", encoding="utf-8")
 
 
-def read_chat(path: str | Path, share: Share = WHOLE) -> list[Example]:
+def read_chat(path: str | Path) -> list[Example]:
     """Examples of a chat JSONL file; blank lines are passed over.
 
     Raises:
@@ -163,7 +98,7 @@ def read_chat(path: str | Path, share: Share = WHOLE) -> list[Example]:
     records = [(number, line) for number, line in lines if line.strip()]
     _not_empty(records, path)
     examples = []
-    for number, line in share.of(records):
+    for number, line in records:
         where = f"{path}:{number}"
         try:
             record = _parse_json(line)
@@ -176,14 +111,15 @@ def read_chat(path: str | Path, share: Share = WHOLE) -> list[Example]:
 
 
 def write_chat(path: str | Path, examples: Iterable[Example]) -> None:
-    """Write examples as chat JSONL; meta is not written."""
+    """Write examples as chat JSONL."""
     with Path(path).open("w", encoding="utf-8", newline="\n") as file:
         for example in examples:
-            record = {**_optional(example), "user": example.user, "assistant": example.answer}
+            turn = _turn(example)
+            record = {**_optional(turn), "user": turn["user"], "assistant": turn["answer"]}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def read_csv(path: str | Path, columns: Mapping[str, str], share: Share = WHOLE) -> list[Example]:
+def read_csv(path: str | Path, columns: Mapping[str, str]) -> list[Example]:
     """Examples of a CSV file with a header.
 
     Args:
@@ -196,30 +132,11 @@ def read_csv(path: str | Path, columns: Mapping[str, str], share: Share = WHOLE)
         DataError: a column that is not there, or a malformed row, with its line.
     """
     _check_columns(columns)
-    return _read_csv(path, columns, tuple(columns), share)
-
-
-def write_csv(path: str | Path, examples: Iterable[Example], columns: Mapping[str, str]) -> None:
-    """Write examples as CSV under the given column names (see `read_csv`); meta is not written.
-
-    Raises:
-        DataError: an example has a system message or a weight for which no column is named.
-    """
-    _check_columns(columns)
-    rows = []
-    for number, example in enumerate(examples, 1):
-        for name, needed in (("system", example.system != ""), ("weight", example.weight != 1.0)):
-            if needed and name not in columns:
-                raise DataError(f"columns: example {number} has a {name}, but no column is for it")
-        rows.append([_cell(getattr(example, name)) for name in columns])
-    with Path(path).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
-        writer.writerow(columns.values())
-        writer.writerows(rows)
+    return _read_csv(path, columns, tuple(columns))
 
 
 def _read_csv(
-    path: str | Path, columns: Mapping[str, str], required: tuple[str, ...], share: Share
+    path: str | Path, columns: Mapping[str, str], required: tuple[str, ...]
 ) -> list[Example]:
     header, table = files.read_table(files.decode(files.read_bytes(path), path), path)
     rows = list(table)
@@ -230,7 +147,7 @@ def _read_csv(
     place = {name: header.index(column) for name, column in columns.items() if column in header}
     _not_empty(rows, path)
     examples = []
-    for line, cells in share.of(rows):
+    for line, cells in rows:
         where = f"{path}:{line}"
         if len(cells) != len(header):
             raise DataError(f"{where}: {len(cells)} cells where the header has {len(header)}")
@@ -258,24 +175,18 @@ def _record_example(record: Any, where: str, user: str, answer: str) -> Example:
     if not isinstance(record, dict):
         raise DataError(f"{where}: expected an object with {user}, {answer}, not {_kind(record)}")
     weight = record.get("weight", 1.0)
-    known = ("system", user, answer, "weight")
     values = {
         "system": _text(record, "system", where, optional=True),
         "user": _text(record, user, where),
         "answer": _text(record, answer, where),
         "weight": _number(weight, where, "weight"),
-        "meta": {
-            name: value if isinstance(value, str) else json.dumps(value)
-            for name, value in record.items()
-            if name not in known
-        },
     }
     return _build(values, where)
 
 
 def _build(values: dict[str, Any], where: str) -> Example:
     try:
-        return Example(**values)
+        return Example.of(**values)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
 
@@ -311,10 +222,22 @@ def _parse_json(text: str) -> Any:
         raise DataError(f"not JSON that can be read ({error})") from None
 
 
-def _optional(example: Example) -> dict[str, Any]:
+def _turn(example: Example) -> dict[str, Any]:
+    """The fields of one question and its answer: what these layouts can hold.
+
+    Raises DataError for a longer conversation, or one with spans.
+    """
+    roles = [message.role for message in example.messages]
+    if example.spans or roles not in (["user", "assistant"], ["system", "user", "assistant"]):
+        raise DataError("example: this layout holds one question and its answer, nothing longer")
+    *given, user, answer = (message.text for message in example.messages)
+    return {"system": "".join(given), "user": user, "answer": answer, "weight": example.weight}
+
+
+def _optional(turn: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that a JSON layout writes only where they say something."""
-    system = {"system": example.system} if example.system else {}
-    weight = {"weight": example.weight} if example.weight != 1.0 else {}
+    system = {"system": turn["system"]} if turn["system"] else {}
+    weight = {"weight": turn["weight"]} if turn["weight"] != 1.0 else {}
     return {**system, **weight}
 
 
@@ -332,18 +255,6 @@ def _check_columns(columns: Mapping[str, str]) -> None:
 def _not_empty(records: Sequence[Any], path: str | Path) -> None:
     if not records:
         raise DataError(f"{path}: no examples in it")
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _cell(value: str | float) -> str:
-    return value if isinstance(value, str) else repr(value)
 
 
 def _shown(value: Any) -> str:

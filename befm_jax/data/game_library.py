@@ -8,13 +8,13 @@ neutral to risk.
 from collections.abc import Sequence
 from fractions import Fraction
 
-from befm_jax.data.answers import AnswerSet
 from befm_jax.data.games import Game, register
+from befm_jax.data.items import AnswerSet
 from befm_jax.errors import DataError
 
 
 def _dollars(endowment: int) -> AnswerSet:
-    return AnswerSet(range(endowment + 1), "dollars")
+    return AnswerSet.numbers(range(endowment + 1), "dollars")
 
 
 def _dictator(endowment: int) -> str:
@@ -220,7 +220,7 @@ register(
 
 
 def _boxes(boxes: int) -> AnswerSet:
-    return AnswerSet(range(boxes + 1), "boxes")
+    return AnswerSet.numbers(range(boxes + 1), "boxes")
 
 
 def _bomb(boxes: int) -> str:
@@ -268,7 +268,7 @@ def _push_pull(both_push: float, both_pull: float, pull_alone: float, push_alone
     )
 
 
-_ACTIONS = AnswerSet((_PUSH, _PULL), "action", labels=("Push", "Pull"))
+_ACTIONS = AnswerSet.labels("Push", "Pull", values=(_PUSH, _PULL))
 
 
 def _push_pull_payoff(
@@ -309,7 +309,7 @@ register(
 
 
 def _guesses(highest: int) -> AnswerSet:
-    return AnswerSet(range(highest + 1), "")
+    return AnswerSet.numbers(range(highest + 1))
 
 
 def _guessing(highest: int, group_size: int, fraction: float, prize: float) -> str:

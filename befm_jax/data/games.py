@@ -12,7 +12,7 @@ Python file of their own, which `select("my_games.py")` loads:
             roles=("giver", "receiver"),
             role="giver",
             parameters={"coins": 10},
-            answers_of=lambda coins: AnswerSet(range(coins + 1), "coins"),
+            answers_of=lambda coins: AnswerSet.numbers(range(coins + 1), "coins"),
             instructions=lambda coins: (
                 f"You found {coins} coins and may give some of them to a stranger. How many do you "
                 f"give? Answer with one number from 0 to {coins} in square brackets, such as [3]."
@@ -23,11 +23,7 @@ Python file of their own, which `select("my_games.py")` loads:
     )
 """
 
-import hashlib
-import importlib.util
 import re
-import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -36,15 +32,14 @@ from typing import Any
 
 import numpy as np
 
-from befm_jax.data.answers import AnswerSet, Parsed
-from befm_jax.data.examples import Example
+from befm_jax.data import user_files
+from befm_jax.data.items import AnswerSet, Example, Message
 from befm_jax.errors import DataError, unknown
 
 __all__ = [
     "SYSTEM",
     "AnswerSet",
     "Game",
-    "Parsed",
     "get",
     "ids",
     "load_file",
@@ -108,7 +103,7 @@ class Game:
         except (DataError, TypeError) as error:
             raise DataError(f"game {self.id}: {error}") from None
 
-    @property
+    @cached_property
     def user(self) -> str:
         """The user message: the instructions at this game's parameters."""
         return self.instructions(**self.parameters)
@@ -120,16 +115,20 @@ class Game:
 
     @property
     def values(self) -> np.ndarray:
-        """The answers as int64 [A], ascending."""
-        return np.asarray(self.answers.values, dtype=np.int64)
+        """What payoffs are computed from, `[A]` ascending: int64 where all are whole, else float64.
+
+        Of answers without an order, their positions.
+        """
+        places = range(len(self.answers)) if self.answers.values is None else self.answers.values
+        values = np.asarray(places, np.float64)
+        return values.astype(np.int64) if (values == np.floor(values)).all() else values
 
     @property
-    def span(self) -> int:
-        """The greatest answer less the smallest: what stands for 100 in rescaled distances."""
-        values = self.answers.values
-        return values[-1] - values[0]
+    def span(self) -> float:
+        """The greatest answer less the smallest: what is 100 points in rescaled distances."""
+        return float(self.values[-1] - self.values[0])
 
-    @property
+    @cached_property
     def equilibrium(self) -> int:
         """The textbook prediction at this game's parameters."""
         return self.equilibrium_of(**self.parameters)
@@ -138,19 +137,19 @@ class Game:
         """The money of the role who answers: its own choice first, then those of the others."""
         return self.payoff_of(*choices, **named_choices, **self.parameters)
 
-    def prompt(self) -> tuple[str, str]:
-        """The system message and the user message."""
-        return self.system, self.user
+    def prompt(self) -> tuple[Message, ...]:
+        """The system message, if there is one, and the user message."""
+        given = (Message("system", self.system),) if self.system else ()
+        return (*given, Message("user", self.user))
 
-    def example(self, value: int, weight: float = 1.0) -> Example:
+    def example(self, value: float, weight: float = 1.0) -> Example:
         """The example of `weight` people who chose `value`.
 
         Raises:
             DataError: the answer set does not hold the value.
         """
-        return Example(
-            self.system, self.user, self.answers.format(value), weight, {"game": self.id}
-        )
+        answer = self.answers.written[self.answers.position(value)]
+        return Example.of(self.system, self.user, answer, weight)
 
     def with_parameters(self, **overrides: float) -> "Game":
         """The same game with other parameters: its answers, payoffs and prediction follow.
@@ -207,31 +206,13 @@ def ids() -> list[str]:
 def load_file(path: str | Path) -> list[Game]:
     """Run a user's own Python file and return the games that it declares, registered.
 
-    Those are the games that it registers and the `Game` objects that it leaves at module level.
-    The file is run as a module: it can do whatever Python can, so load only files you trust.
+    See `befm_jax.data.user_files.load`.
 
     Raises:
         DataError: no such file, an error in it (with its line), no game in it, or an id taken by
             another game. The registry is then as it was.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(f"{path}: no such file of games")
-    before = dict(_REGISTRY)
-    try:
-        module = _run(file)
-        for value in vars(module).values():
-            if isinstance(value, Game) and not any(value is known for known in _REGISTRY.values()):
-                register(value)
-        declared = [game for id, game in _REGISTRY.items() if before.get(id) is not game]
-        if not declared:
-            raise DataError("no game in it: call register(Game(...)), or leave one at module level")
-    except Exception as error:  # the user's own code may raise anything
-        _REGISTRY.clear()
-        _REGISTRY.update(before)
-        what = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
-        raise DataError(f"{path}{_line_in(file, error)}: {what}") from None
-    return declared
+    return user_files.load(path, Game, _REGISTRY, register)
 
 
 def select(spec: str | Sequence[str]) -> list[Game]:
@@ -263,32 +244,6 @@ def _definition(game: Game) -> tuple[Any, ...]:
         *(game.id, game.title, game.roles, game.role, dict(game.parameters), game.reference),
         *(game.system, game.user, game.answers, game.equilibrium),
     )
-
-
-def _line_in(file: Path, error: Exception) -> str:
-    """ ":12", the last line of the file that led to the error; "" where none did."""
-    if isinstance(error, SyntaxError):
-        return f":{error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [f.lineno for f in frames if Path(f.filename).resolve() == file.resolve()]
-    return f":{lines[-1]}" if lines else ""
-
-
-def _run(file: Path) -> Any:
-    digest = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]
-    name = f"befm_jax_user_games_{digest}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise DataError("not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    # Registered, because dataclasses and pickling look their module up by name.
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
 
 
 # Last, because the library is declared with what stands above.

@@ -1,5 +1,6 @@
 """Examples and their file layouts."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from befm_jax.data import examples
-from befm_jax.data.examples import Example
+from befm_jax.data.items import Example, Message
 from befm_jax.errors import DataError
 
 COLUMNS = {"system": "role", "user": "question", "answer": "response", "weight": "people"}
@@ -16,7 +17,7 @@ COLUMNS = {"system": "role", "user": "question", "answer": "response", "weight":
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
 EXAMPLES = st.lists(
     st.builds(
-        Example,
+        Example.of,
         system=TEXT,
         user=TEXT.filter(str.strip),
         answer=TEXT.filter(bool),
@@ -40,43 +41,25 @@ def error_of(call, *arguments) -> str:
 
 class TestRoundTrip:
     @given(EXAMPLES)
-    def test_alpaca_gives_back_what_was_written(self, tmp_path_factory, made):
-        path = tmp_path_factory.mktemp("alpaca") / "a.json"
-        examples.write_alpaca(path, made)
-        assert examples.read(path) == made
-
-    @given(EXAMPLES)
     def test_chat_gives_back_what_was_written(self, tmp_path_factory, made):
         path = tmp_path_factory.mktemp("chat") / "a.jsonl"
         examples.write_chat(path, made)
         assert examples.read(path) == made
 
     @given(EXAMPLES)
-    def test_csv_gives_back_what_was_written(self, tmp_path_factory, made):
-        path = tmp_path_factory.mktemp("csv") / "a.csv"
-        examples.write_csv(path, made, COLUMNS)
-        assert examples.read(path, COLUMNS) == made
-
-    @given(EXAMPLES)
-    def test_merging_keeps_the_total_weight_of_every_example(self, made):
-        merged = examples.merge(made + made)
-        assert len({(e.system, e.user, e.answer) for e in made}) == len(merged)
-        for example in merged:
-            same = [e.weight for e in made if (e.system, e.user, e.answer) == key(example)]
-            assert example.weight == pytest.approx(2 * sum(same))
-
-
-def key(example: Example) -> tuple[str, str, str]:
-    return example.system, example.user, example.answer
-
-
-def test_merging_keeps_first_appearance_and_its_meta():
-    first = Example("", "a", "1", meta={"row": "first"})
-    merged = examples.merge(
-        [first, Example("", "b", "1"), Example("", "a", "1", 2.0, {"row": "x"})]
-    )
-    assert [(e.user, e.weight) for e in merged] == [("a", 3.0), ("b", 1.0)]
-    assert merged[0].meta == {"row": "first"}
+    def test_every_layout_holds_the_same(self, tmp_path_factory, made):
+        folder = tmp_path_factory.mktemp("layouts")
+        turns = [[*(m.text for m in one.messages), one.weight] for one in made]
+        turns = [turn if len(turn) == 4 else ["", *turn] for turn in turns]
+        names = ("system", "instruction", "output", "weight")
+        alpaca = [dict(zip(names, turn, strict=True)) for turn in turns]
+        (folder / "a.json").write_text(json.dumps(alpaca))
+        with (folder / "a.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, quoting=csv.QUOTE_ALL)
+            writer.writerow(COLUMNS.values())
+            writer.writerows([*turn[:3], repr(turn[3])] for turn in turns)
+        assert examples.read(folder / "a.json") == made
+        assert examples.read(folder / "a.csv", COLUMNS) == made
 
 
 def test_alpaca_joins_instruction_and_input_with_a_line_end(tmp_path):
@@ -86,8 +69,8 @@ def test_alpaca_joins_instruction_and_input_with_a_line_end(tmp_path):
     ]
     path = write(tmp_path / "a.json", json.dumps(records))
     assert examples.read(path) == [
-        Example("", "Add.\n1 + 1", "2", meta={"id": "7"}),
-        Example("Be kind.", "Say hello.", "Hello"),
+        Example.of("", "Add.\n1 + 1", "2"),
+        Example.of("Be kind.", "Say hello.", "Hello"),
     ]
 
 
@@ -95,7 +78,7 @@ def test_alpaca_joins_instruction_and_input_with_a_line_end(tmp_path):
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_line_ends_and_byte_order_marks_make_no_difference(tmp_path, end, mark):
     lines = ['{"user": "q", "assistant": "a"}', "", '{"user": "r", "assistant": "b", "weight": 2}']
-    expected = [Example("", "q", "a"), Example("", "r", "b", 2.0)]
+    expected = [Example.of("", "q", "a"), Example.of("", "r", "b", 2.0)]
     assert examples.read(write(tmp_path / "a.jsonl", mark + end.join(lines) + end)) == expected
     table = mark + end.join(["user,answer,weight", "q,a,1", "r,b,2"])
     assert examples.read(write(tmp_path / "a.csv", table)) == expected
@@ -110,13 +93,13 @@ def test_line_ends_and_byte_order_marks_make_no_difference(tmp_path, end, mark):
         ({"assistant": "a"}, "user: missing"),
         ({"user": 1, "assistant": "a"}, "user: expected text, not a number"),
         ({"user": " ", "assistant": "a"}, "user: blank"),
-        ({"user": "q", "assistant": ""}, "answer: empty"),
+        ({"user": "q", "assistant": ""}, "assistant: empty"),
         ({"user": "q", "assistant": "a", "weight": 0}, "weight: 0.0 is not"),
         ({"user": "q", "assistant": "a", "weight": float("nan")}, "weight: nan is not"),
         ({"user": "q", "assistant": "a", "weight": 10**400}, "is not a number"),
         ({"user": "q", "assistant": "a", "weight": True}, "weight: True is not a number"),
         ({"user": "q", "assistant": "a", "weight": None}, "weight: None is not a number"),
-        ({"user": "q", "assistant": "\ud800"}, "answer: not valid Unicode"),
+        ({"user": "q", "assistant": "\ud800"}, "assistant: not valid Unicode"),
         ({"user": "q\0", "assistant": "a"}, "user: not valid Unicode text, or it holds a NUL"),
         (["q", "a"], "expected an object with user, assistant, not a list"),
     ],
@@ -169,7 +152,7 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path):
 def test_column_mappings_are_checked(tmp_path):
     path = write(tmp_path / "a.csv", "question,response\nq,a\n")
     both = {"user": "question", "answer": "response"}
-    assert examples.read(path, both) == [Example("", "q", "a")]
+    assert examples.read(path, both) == [Example.of("", "q", "a")]
     assert "did you mean 'answer'" in error_of(examples.read, path, {"answr": "response"})
     assert "no column is named for answer" in error_of(examples.read, path, {"user": "question"})
     assert "for system: unknown column 'role'" in error_of(
@@ -181,32 +164,16 @@ def test_column_mappings_are_checked(tmp_path):
     assert "for .csv files" in error_of(examples.read, tmp_path / "a.json", both)
 
 
-def test_csv_refuses_to_lose_a_system_message_or_a_weight(tmp_path):
-    both = {"user": "question", "answer": "response"}
-    for example in (Example("Be kind.", "q", "a"), Example("", "q", "a", 2.0)):
-        with pytest.raises(DataError, match=r"example 1 has a (system|weight)"):
-            examples.write_csv(tmp_path / "a.csv", [example], both)
+def test_chat_refuses_what_it_can_not_hold(tmp_path):
+    turns = (Message("user", "q"), Message("assistant", "a")) * 2
+    for example in (Example(turns), Example(turns[:2], ((1, 0, 1),))):
+        with pytest.raises(DataError, match="this layout holds one question and its answer"):
+            examples.write_chat(tmp_path / "a.jsonl", [example])
 
 
-@pytest.mark.parametrize("parts", [2, 3, 9])
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv"])
-def test_shares_together_are_the_file(tmp_path, name, parts):
-    made = [Example("", f"question {n}", f"{n}", weight=n + 0.5) for n in range(7)]
-    path = tmp_path / name
-    if name == "a.csv":
-        examples.write_csv(path, made, {"user": "user", "answer": "answer", "weight": "weight"})
-    else:
-        {"a.json": examples.write_alpaca, "a.jsonl": examples.write_chat}[name](path, made)
-    for part in range(parts):
-        assert examples.read(path, share=examples.Share(part, parts)) == made[part::parts]
-
-
-def test_a_share_looks_at_its_own_records_and_names_their_lines(tmp_path):
-    lines = ['{"user": "a", "assistant": "1"}', "", "{}", '{"user": "b", "assistant": "2"}']
-    path = write(tmp_path / "a.jsonl", "\n".join(lines))
-    assert [one.user for one in examples.read(path, share=examples.Share(0, 2))] == ["a", "b"]
-    with pytest.raises(DataError, match=r"a\.jsonl:3: user: missing"):
-        examples.read(path, share=examples.Share(1, 2))
-    empty = write(tmp_path / "empty.json", "[]")
-    with pytest.raises(DataError, match="no examples in it"):
-        examples.read(empty, share=examples.Share(1, 2))
+def test_a_file_is_a_family_of_its_examples(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"user": "q", "assistant": "a"}\n')
+    family = examples.family(path)
+    assert [list(family.examples(row, None)) for row in family.rows] == [[Example.of("", "q", "a")]]
+    other = examples.family(write(tmp_path / "b.jsonl", '{"user": "q", "assistant": "b"}\n'))
+    assert family.fingerprint != other.fingerprint

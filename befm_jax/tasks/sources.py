@@ -1,0 +1,175 @@
+"""Tasks with the people (or papers) they are asked of: what a run learns from and is scored on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from befm_jax import tasks
+from befm_jax.data import choices
+from befm_jax.data import games as library
+from befm_jax.data.games import Game
+from befm_jax.data.items import Example, Item
+from befm_jax.data.mixture import Family, one_by_one
+from befm_jax.data.rows import Rows
+from befm_jax.errors import DataError
+from befm_jax.tasks import Task
+from befm_jax.tasks.games import GAMES, PERSON
+from befm_jax.tasks.wording import DEFAULT, Wording
+
+
+@dataclass(frozen=True)
+class Source:
+    """A task, and the rows that it is asked of.
+
+    Attributes:
+        task: what is asked.
+        rows: whom: everybody of a table, or a split of them.
+        table: the path that they were read from; "" for the embedded reference.
+        games: the games that are asked, for tasks of games.
+    """
+
+    task: Task
+    rows: Rows[Any]
+    table: str = ""
+    games: tuple[Game, ...] = ()
+
+    def part(self, split: str, seed: int = 0) -> Source:
+        """The rows of a split.
+
+        Raises:
+            DataError: see `Rows.part` and `choices.part`.
+        """
+        of_games = self.task.needs in ("histograms", "plays")
+        rows = choices.part(self.rows, split, seed) if of_games else self.rows.part(split, seed)
+        return replace(self, rows=rows)
+
+    def items(self, wording: Wording = DEFAULT, seed: int = 0) -> list[Item]:
+        """The task's items of all rows."""
+        rows = self.rows
+        if self.task.needs == "histograms":
+            rows = choices.counted(rows, self.games)
+        return [
+            item
+            for number, row in enumerate(rows.rows)
+            for item in self.task.items(row, wording, np.random.default_rng((seed, number)))
+        ]
+
+    def family(self, wording: Wording = DEFAULT) -> Family:
+        """The rows as they are learnt from: one a person where persons are known."""
+        task = self.task
+        if task is GAMES and choices.has_persons(self.rows):
+            task = PERSON
+        made = partial(_examples, task, wording)
+        return Family(self.task.name, self.rows.rows, made, self.rows.fingerprint)
+
+    def seen_by(self, trained_on: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The entry of a model's `trained_on` that shares people with these rows; None: none does.
+
+        `trained_on` is that of `models.write_run`.
+        """
+        for entry in trained_on.get("sources", ()):
+            same = entry["fingerprint"] == self.rows.fingerprint
+            if same or self.rows.shares_people(entry["sketch"]):
+                return dict(entry)
+        return None
+
+    def record(self) -> dict[str, Any]:
+        """What a run says of a source that it was trained on: see `models.write_run`."""
+        return {
+            "task": self.task.name,
+            "table": self.table,
+            "source": self.rows.source,
+            "fingerprint": self.rows.fingerprint,
+            "sketch": self.rows.sketch,
+            "split": self.rows.split,
+            "split_seed": self.rows.split_seed,
+        }
+
+    def describe(self) -> str:
+        """What was read and what was left out, in lines for a reader."""
+        if self.task.needs in ("histograms", "plays"):
+            return choices.describe(self.rows)
+        of = "" if self.rows.split == "all" else f" ({self.rows.split} split)"
+        head = f"{self.task.name}: {len(self.rows.rows):,} rows{of} from {self.rows.source}"
+        return "\n".join([head, *self.rows.left_out.lines()])
+
+
+def select(spec: str, games: Sequence[Game], humans: str = "") -> list[Source]:
+    """The tasks that a person asked for, with everybody they are asked of.
+
+    Args:
+        spec: entries with commas between them: a task's name or a `.py` file of tasks, and behind
+            it `=` and the path of a table where the task reads one: "games,commute.py=trips.csv".
+        games: the games that tasks of games ask.
+        humans: the table of people's choices in games; "": the embedded reference.
+
+    Raises:
+        DataError: an unknown task, a task without the table it reads, or a table that can't be
+            read.
+    """
+    found = []
+    for entry in filter(None, (entry.strip() for entry in spec.split(","))):
+        name, _, table = entry.partition("=")
+        for task in tasks.select(name):
+            found.append(_source(task, table, games, humans))
+    return found
+
+
+def configured(games: str, humans: str, own: str) -> list[Source]:
+    """What a config names: the task of games, and the user's own tasks.
+
+    Args:
+        games: ids, "all" or `.py` files with commas between them; "" for no games.
+        humans: the table of people's choices in them; "": the embedded reference.
+        own: as `select` takes it.
+    """
+    chosen = library.select(games) if games else []
+    return (select("games", chosen, humans) if chosen else []) + select(own, chosen, humans)
+
+
+def families(learnt: Iterable[Source], rows_per_step: int, by_observation: bool) -> list[Family]:
+    """What is learnt from the rows of sources, as `Mixture` deals it.
+
+    Of a histogram nobody knows who gave which answer: there an answer is a row, unless every step
+    has all of them (`rows_per_step` at 0).  `by_observation`: everywhere.
+    """
+    found = []
+    for source in learnt:
+        family = source.family()
+        counted = source.task.needs == "histograms" and not choices.has_persons(source.rows)
+        found.append(
+            one_by_one(family) if rows_per_step and (by_observation or counted) else family
+        )
+    return found
+
+
+def _source(task: Task, table: str, games: Sequence[Game], humans: str) -> Source:
+    if task.read is not None:
+        if not table:
+            raise DataError(f"task {task.name}: it reads a table; give {task.name}=PATH")
+        return Source(task, task.read(table), table)
+    if task.needs not in ("histograms", "plays"):
+        raise DataError(f"task {task.name}: it needs {task.needs}, and has no reader of its own")
+    read = choices.read(table or humans, games)
+    rows = choices.by_person(read) if task.needs == "plays" else read
+    return Source(task, rows, table or humans, tuple(games))
+
+
+def _examples(
+    task: Task, wording: Wording, row: Any, rng: np.random.Generator
+) -> Iterator[Example]:
+    for item in task.items(row, wording, rng):
+        yield from item.examples(task.name)
+
+
+def texts(families: Iterable[Family], rows: int) -> Iterator[str]:
+    """Every message's text of the first so many rows of each family."""
+    for family in families:
+        for number in range(min(rows, len(family.rows))):
+            for example in family.examples(family.rows[number], np.random.default_rng((0, number))):
+                yield from (message.text for message in example.messages)

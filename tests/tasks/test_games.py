@@ -1,0 +1,113 @@
+"""The tasks of games: populations, persons, and games that are asked without people."""
+
+import numpy as np
+import pytest
+
+from befm_jax import tasks
+from befm_jax.data import choices, games
+from befm_jax.data.choices import Histogram, Plays
+from befm_jax.errors import DataError
+from befm_jax.evals import measures
+from befm_jax.tasks.games import GAMES, PERSON, item_of
+from befm_jax.tasks.wording import DEFAULT
+
+SEVEN = [game for game in map(games.get, games.ids()) if game.reference]
+RNG = np.random.default_rng(0)
+
+
+def items(task, rows):
+    return [item for row in rows.rows for item in task.items(row, DEFAULT, RNG)]
+
+
+class TestPopulation:
+    def test_one_item_a_game_with_the_peoples_counts(self):
+        rows = choices.part(choices.read("", SEVEN), "test")
+        made = items(GAMES, choices.counted(rows, SEVEN))
+        assert [item.id for item in made] == [game.id for game in SEVEN]
+        assert sum(item.target.sum() for item in made) == 6561
+        counts = choices.histograms(rows, SEVEN)
+        for item, game in zip(made, SEVEN, strict=True):
+            np.testing.assert_array_equal(item.target, counts[game.id])
+            assert item.prompt == game.prompt()
+            assert item.answers == game.answers
+            assert item.labels == {"game": game.id}
+
+    def test_what_is_learnt_is_every_choice_as_often_as_people_made_it(self):
+        rows = choices.counted(choices.part(choices.read("", SEVEN), "train"), SEVEN)
+        learnt = [example for item in items(GAMES, rows) for example in item.examples("games")]
+        assert sum(example.weight for example in learnt) == 52_474
+        counts = choices.histograms(rows, SEVEN)
+        expected = [
+            game.example(value, float(count))
+            for game in SEVEN
+            for value, count in zip(game.values.tolist(), counts[game.id], strict=True)
+            if count
+        ]
+        assert [(e.messages, e.weight) for e in learnt] == [
+            (e.messages, e.weight) for e in expected
+        ]
+
+    def test_its_measures_are_the_nine(self):
+        assert len(set(GAMES.measures)) == 9
+        assert [measures.get(name).name for name in GAMES.measures] == list(GAMES.measures)
+        assert (GAMES.needs, GAMES.average, GAMES.cluster) == ("histograms", "game", "")
+
+
+class TestPerson:
+    def test_one_item_a_person_and_game(self):
+        row = Plays("7", {"bomb": 50, "push_pull": 1}, {"sex": "female"})
+        bomb, push = PERSON.items(row, DEFAULT, RNG)
+        assert (bomb.id, push.id) == ("7/bomb", "7/push_pull")
+        assert bomb.labels == {"person": "7", "game": "bomb", "sex": "female"}
+        assert bomb.target.sum() == bomb.target[50] == 1
+        assert push.target.tolist() == [0, 1]
+        assert PERSON.cluster in push.labels
+        assert PERSON.average in push.labels
+
+    def test_persons_add_up_to_the_population(self, tmp_path):
+        path = tmp_path / "people.csv"
+        path.write_text(
+            "UserID,bomb,dictator\n" + "".join(f"{n},{n % 9},{n % 4}\n" for n in range(90))
+        )
+        rows = choices.read(path, [games.get("dictator"), games.get("bomb")])
+        totals = {}
+        for item in items(PERSON, choices.by_person(rows)):
+            game = item.labels["game"]
+            totals[game] = totals.get(game, 0) + item.target
+        for item in items(GAMES, choices.counted(rows, SEVEN)):
+            np.testing.assert_array_equal(totals[item.id], item.target)
+        assert len({item.id for item in items(PERSON, rows)}) == 180
+
+
+class TestItemOf:
+    def test_a_game_can_be_asked_without_people(self):
+        item = item_of("push_pull")
+        assert item.target is None
+        assert list(item.examples()) == []
+        assert item.notes["equilibrium"] == 1  # the position of Pull
+        assert item.notes["title"] == games.get("push_pull").title
+
+    @pytest.mark.parametrize("id", games.ids())
+    def test_the_equilibrium_is_a_position(self, id):
+        item = item_of(id)
+        value = games.get(id).values[item.notes["equilibrium"]]
+        assert value == games.get(id).equilibrium
+
+    def test_other_parameters_are_another_question_with_their_own_answers(self):
+        small = games.get("bomb").with_parameters(boxes=10)
+        item = item_of(small, np.ones(11), id="bomb/10", labels={"boxes": "10"})
+        assert item.labels == {"game": "bomb", "boxes": "10"}
+        assert item.notes["parameters"] == {"boxes": 10}
+        with pytest.raises(DataError, match="for 11 answers"):
+            item_of(small, np.ones(101))
+        with pytest.raises(DataError, match="unknown game 'bmob': did you mean 'bomb'"):
+            item_of("bmob")
+
+    def test_counts_over_other_answers_are_refused(self):
+        with pytest.raises(DataError, match="for 101 answers"):
+            next(GAMES.items(Histogram("bomb", np.ones(11)), DEFAULT, RNG))
+
+
+def test_they_are_registered():
+    assert tasks.get("games") is GAMES
+    assert tasks.names()[:2] == ["games", "games/person"]

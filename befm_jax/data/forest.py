@@ -1,46 +1,69 @@
 """Token forests: rows of token trees in which a shared prefix is stored, and computed, once.
 
-A path is a prompt followed by an answer.  Paths that begin alike share slots for as long as they
-are alike; every slot of an answer carries how many observations pass through it.  Slots of a row
-stand in depth-first order, so that one integer a slot, `end`, describes who sees whom: slot `i`
-sees slot `j` exactly when `j <= i <= end[j]`.
+What is computed and what is asked are two things.  A *slot* is a token that something follows or is
+read at.  A *read* asks for `log p(token | slot and its ancestors)`, and says what that is worth in
+the loss.  Encoded conversations that begin alike share slots for as long as they are alike, whether
+a token is learnt in one and given in another; an answer's last token, which nothing follows, has a
+read and no slot.
 
-A slot belongs either to prompts or to answers.  Where one path's prompt and another's answer go
-through the same tokens they keep separate slots: what is learnt would otherwise not be told apart
-from what is given.
+Slots of a row are in depth-first order, so that one integer a slot, `end`, describes who sees whom:
+slot `i` sees slot `j` exactly when `j <= i <= end[j]`.
 """
 
 from __future__ import annotations
 
 import bisect
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int32, Shaped
+from jaxtyping import Bool, Float32, Int32, Int64
 
-PROMPT_TOO_LONG = "prompt longer than a row"
-ANSWER_CUT = "answer would be cut by the end of the row"
-NOTHING_TO_LEARN = "nothing to learn: empty answer or zero weight"
-NO_PROMPT = "no prompt to predict the answer from"
+TOO_LONG_BEFORE = "what is before the first learnt token is longer than a row"
+TOO_LONG = "what is learnt would be cut by the end of the row"
+NOTHING_TO_LEARN = "nothing to learn: no learnt token, or no observations"
+NO_PROMPT = "its first token is learnt: there is nothing to predict it from"
 
-# Two paths join in one tree when the newcomer finds at least this share of its tokens there.
-# Less is not worth it: trees that are not tied together pack rows tighter.
+# A conversation joins a tree when it finds at least this share of its tokens there.  Less is not
+# worth it: trees that are not tied together pack rows tighter.
 SHARED_ENOUGH = 0.25
 
 # Trees begin at multiples of this where their row has room for it: attention works in blocks of
-# slots (of 64 on CPUs), and meets fewer of them where a tree does not begin in the middle of one.
+# slots (of 64 on CPUs), and needs fewer of them where a tree does not begin in the middle of one.
 ALIGNED = 64
 
 
-class Path(NamedTuple):
-    """One prompt and one answer as token ids, and how many observations gave that answer."""
+class Encoded(NamedTuple):
+    """A conversation as token ids, some of them learnt.
 
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-    weight: float = 1.0
+    `learnt`: `(start, stop)` of what is learnt, in order; at least one id is before the first.
+    `observations`: how many this is, not below 0.  `scale`: what each of their
+    log-probabilities is multiplied by in the loss: a family's share, an advantage; any number.
+    """
+
+    ids: tuple[int, ...]
+    learnt: tuple[tuple[int, int], ...]
+    observations: float = 1.0
+    scale: float = 1.0
+
+    @classmethod
+    def of(cls, prompt: Sequence[int], answer: Sequence[int], observations: float = 1.0) -> Encoded:
+        """A prompt, and an answer of which every token is learnt."""
+        ids = (*prompt, *answer)
+        return cls(ids, ((len(prompt), len(ids)),) if answer else (), observations)
+
+    @property
+    def computed(self) -> tuple[int, ...]:
+        """The ids that need a slot: all before the last that is learnt."""
+        return self.ids[: self.learnt[-1][1] - 1] if self.learnt else ()
+
+    @property
+    def reads(self) -> int:
+        """How many tokens are learnt."""
+        return sum(stop - start for start, stop in self.learnt)
 
 
 class Forest(NamedTuple):
@@ -48,35 +71,46 @@ class Forest(NamedTuple):
 
     `tokens` [B, N] int32, `parent` [B, N] int32 (slot of the parent in this row; -1 for a root and
     for padding), `depth` [B, N] int32 (distance from the root, the rotary position), `end` [B, N]
-    int32 (slot of the last descendant; itself for a leaf and for padding), `weight` [B, N] float32
-    (observations whose answer goes through this token; 0 for prompts and padding).
+    int32 (slot of the last descendant; itself for a leaf and for padding).
     """
 
     tokens: Int32[np.ndarray, "B N"]
     parent: Int32[np.ndarray, "B N"]
     depth: Int32[np.ndarray, "B N"]
     end: Int32[np.ndarray, "B N"]
-    weight: Float32[np.ndarray, "B N"]
 
 
 class Reads(NamedTuple):
-    """Where the log-probabilities of weighted tokens are read.
+    """The tokens whose log-probabilities are asked for, `M` a row, and what they are worth.
 
-    A token's log-probability is read at its parent, so the vocabulary projection runs on `slots`
-    alone, each parent once however many children it has.
-
-    `slots` [B, N] int32: the distinct parents of weighted slots, ascending, then slot 0;
-    `column` [B, N] int32: for a weighted slot, which column of `slots` is its parent (else 0).
+    All reads at one slot share its softmax, so the vocabulary projection runs once for each of
+    `slots` [B, N] int32: the distinct slots that are read at, ascending, then zeros.  `column`
+    [B, M] int32: at which of `slots` a read is; -1: padding.  `token` [B, M] int32: which token.
+    `weight` [B, M] float32: observations x scale, summed over all who read it; may be 0 or
+    negative.  `observations` [B, M] float32: the loss is divided by their sum.
     """
 
     slots: Int32[np.ndarray, "B N"]
-    column: Int32[np.ndarray, "B N"]
+    column: Int32[np.ndarray, "B M"]
+    token: Int32[np.ndarray, "B M"]
+    weight: Float32[np.ndarray, "B M"]
+    observations: Float32[np.ndarray, "B M"]
+
+
+class Place(NamedTuple):
+    """Where a conversation is: its row, and the number in that row of each of its reads, in order.
+
+    Its own log-probability is the sum of theirs.
+    """
+
+    row: int
+    reads: Int64[np.ndarray, " R"]
 
 
 class LeftOut(NamedTuple):
-    """How much was left out for one reason: paths given, and the observations they stood for."""
+    """How much was left out for one reason: conversations, and the observations they are."""
 
-    paths: int
+    conversations: int
     observations: float
 
 
@@ -84,19 +118,21 @@ class LeftOut(NamedTuple):
 class Report:
     """What went into a forest, what it saved, and what was left out and why.
 
-    `observations`: weight placed.  `tokens_apart`: tokens if every observation were a sequence of
-    its own.  `slots_used`: slots that hold a token.  `left_out`: reason -> what was not placed.
+    `observations`: how many were placed.  `tokens_apart`: tokens if each were a sequence of its
+    own.  `slots_used`: slots that hold a token; `slots_computed`: padding included.  `left_out`:
+    reason -> what was not placed.
     """
 
     observations: float = 0.0
     tokens_apart: float = 0.0
     slots_used: int = 0
+    slots_computed: int = 0
     left_out: Mapping[str, LeftOut] = field(default_factory=dict)
 
     def reasons(self) -> str:
         """What was left out, in words; empty if nothing was."""
         return "; ".join(
-            f"{left.paths:,} ({left.observations:g} observations): {reason}"
+            f"{left.conversations:,} ({left.observations:g} observations): {reason}"
             for reason, left in self.left_out.items()
         )
 
@@ -108,84 +144,122 @@ class Report:
 
 @dataclass(frozen=True)
 class Build:
-    """A forest, the place of every path given (row and last slot; None: left out), a report."""
+    """A forest and its reads, where every conversation given is (None: left out), and a report."""
 
     forest: Forest
-    places: tuple[tuple[int, int] | None, ...]
+    reads: Reads
+    places: tuple[Place | None, ...]
     report: Report
 
 
-def build(paths: Sequence[Path], slots: int, *, seed: int = 0) -> Build:
-    """Lays paths out as token trees in rows of `slots` slots.
+def build(conversations: Sequence[Encoded], slots: int, *, parts: int = 0, seed: int = 0) -> Build:
+    """Lays conversations out as token trees in rows of at most `slots` slots.
 
-    Identical paths are merged and their weights added.  Nothing is ever cut: a path that does not
-    fit in a row, or that has nothing to learn, is left out whole and counted in the report.  Trees
-    stand behind each other, with padding between them where that brings them to `ALIGNED`.  The
-    result is a pure function of the arguments; `seed` sets the order of the rows.
+    With `parts` at 0 rows have `slots` slots each, and there are as few as possible.  Otherwise
+    there are a multiple of `parts` rows, as few as hold all, with about as much in each; their
+    length is the `rung` that holds the fullest.
+
+    Nothing is ever cut: a conversation that does not fit in a row, or of which nothing is learnt,
+    is left out whole and counted in the report.  Trees are one behind the other, with padding
+    between them where that brings them to `ALIGNED`.  The result is a pure function of the
+    arguments; `seed` sets the order of the rows.
 
     Raises:
-        ValueError: `slots` is not positive, or a weight is negative or not finite.
+        ValueError: `slots` is not positive; observations are negative, or they or a scale not
+            finite; learnt spans are not within the ids, in order.
     """
     if slots < 1:
         raise ValueError(f"a row needs at least one slot, not {slots}")
-    weights: dict[tuple[int, ...], float] = {}
-    codes_of: list[tuple[int, ...] | None] = []
-    given: dict[tuple[int, ...], tuple[int, ...]] = {}
     left_out: dict[str, LeftOut] = {}
-    tokens_apart = 0.0
-    for path in paths:
-        if not (math.isfinite(path.weight) and path.weight >= 0):
-            raise ValueError(f"a path's weight must be finite and not negative, not {path.weight}")
-        reason = _reason_to_leave_out(path, slots)
-        if reason is not None:
+    placed: list[int] = []
+    for number, one in enumerate(conversations):
+        _check(one)
+        reason = _reason_to_leave_out(one, slots)
+        if reason is None:
+            placed.append(number)
+        else:
             before = left_out.get(reason, LeftOut(0, 0.0))
-            left_out[reason] = LeftOut(before.paths + 1, before.observations + path.weight)
-            codes_of.append(None)
-            continue
-        # One integer a token that also says whether it is given (even) or learnt (odd).
-        if path.prompt not in given:
-            given[path.prompt] = tuple(2 * token for token in path.prompt)
-        codes = given[path.prompt] + tuple(2 * token + 1 for token in path.answer)
-        weights[codes] = weights.get(codes, 0.0) + path.weight
-        codes_of.append(codes)
-        tokens_apart += path.weight * len(codes)
-
-    trees = _grow_trees(sorted(weights), slots)
-    rows = _pack([tree.size for tree in trees], slots, np.random.default_rng(seed))
+            left_out[reason] = LeftOut(
+                before.conversations + 1, before.observations + one.observations
+            )
+    computed = {number: conversations[number].computed for number in placed}
+    # In sorted order a conversation shares most with its neighbour.
+    order = sorted(placed, key=computed.__getitem__)
+    trees = _grow_trees(order, computed, slots)
+    sizes, rng = [tree.size for tree in trees], np.random.default_rng(seed)
+    rows = _balanced(sizes, slots, parts, rng) if parts else _packed(sizes, slots, rng)
+    if parts:
+        slots = rung(max(sum(sizes[tree] for tree in row) for row in rows))
     forest = empty(len(rows), slots)
-    place: dict[tuple[int, ...], tuple[int, int]] = {}
+    places: list[Place | None] = [None] * len(conversations)
+    by_row = []
     for row, members in enumerate(rows):
-        cursor, room = 0, slots - sum(trees[tree].size for tree in members)
+        cursor, room = 0, slots - sum(sizes[tree] for tree in members)
+        asked = _Asked()
         for tree in members:
             gap = -cursor % ALIGNED
             if gap <= room:
                 cursor, room = cursor + gap, room - gap
-            cursor = _write_tree(forest, row, cursor, trees[tree], weights, place)
-    slots_used = sum(tree.size for tree in trees)
-    report = Report(sum(weights.values()), tokens_apart, slots_used, left_out)
-    places = tuple(None if codes is None else place[codes] for codes in codes_of)
-    return Build(forest, places, report)
+            _write_tree(forest, row, cursor, trees[tree], computed, conversations, asked)
+            cursor += sizes[tree]
+        by_row.append(asked.reads(places, row))
+    report = Report(
+        observations=math.fsum(conversations[number].observations for number in placed),
+        tokens_apart=math.fsum(
+            conversations[number].observations * len(conversations[number].ids) for number in placed
+        ),
+        slots_used=sum(sizes),
+        slots_computed=forest.tokens.size,
+        left_out=left_out,
+    )
+    return Build(forest, _stack_reads(by_row, slots), tuple(places), report)
+
+
+def rung(slots: int) -> int:
+    """The least length of the ladder that holds so many slots: 8, 16, ..., each 7 % longer or less.
+
+    Padding to it costs some 3 %, and few lengths are ever compiled for.
+    """
+    length = 8
+    while length < slots:
+        length = max(length + 8, int(length * 1.07) // 8 * 8)
+    return length
 
 
 def empty(rows: int, slots: int) -> Forest:
-    """A forest of padding: every slot sees itself alone and carries no weight."""
+    """A forest of padding: every slot sees itself alone, and nothing is read."""
     shape = (rows, slots)
     return Forest(
         tokens=np.zeros(shape, np.int32),
         parent=np.full(shape, -1, np.int32),
         depth=np.zeros(shape, np.int32),
         end=np.tile(np.arange(slots, dtype=np.int32), (rows, 1)),
-        weight=np.zeros(shape, np.float32),
     )
 
 
-def pad_rows(forest: Forest, rows: int) -> Forest:
+def no_reads(rows: int, slots: int, reads: int) -> Reads:
+    """The reads of a forest of padding."""
+    shape = (rows, reads)
+    return Reads(
+        slots=np.zeros((rows, slots), np.int32),
+        column=np.full(shape, -1, np.int32),
+        token=np.zeros(shape, np.int32),
+        weight=np.zeros(shape, np.float32),
+        observations=np.zeros(shape, np.float32),
+    )
+
+
+def pad_rows(forest: Forest, reads: Reads, rows: int) -> tuple[Forest, Reads]:
     """The same forest with rows of padding added, to `rows` in all."""
     have, slots = forest.tokens.shape
     if rows < have:
         raise ValueError(f"a forest of {have} rows can't be padded to {rows}")
-    padding = empty(rows - have, slots)
-    return Forest(*(np.concatenate(pair) for pair in zip(forest, padding, strict=True)))
+    more_slots = empty(rows - have, slots)
+    more_reads = no_reads(rows - have, slots, reads.token.shape[1])
+    return (
+        Forest(*(np.concatenate(pair) for pair in zip(forest, more_slots, strict=True))),
+        Reads(*(np.concatenate(pair) for pair in zip(reads, more_reads, strict=True))),
+    )
 
 
 def mask(forest: Forest) -> Bool[np.ndarray, "B N N"]:
@@ -195,100 +269,31 @@ def mask(forest: Forest) -> Bool[np.ndarray, "B N N"]:
     return (key <= query) & (query <= forest.end[:, None, :])
 
 
-def reads(forest: Forest) -> Reads:
-    """The slots at which weighted tokens are predicted.
-
-    Raises:
-        ValueError: a root carries weight (nothing predicts it).
-    """
-    weighted = forest.weight > 0
-    if np.any(weighted & (forest.parent < 0)):
-        raise ValueError("a weighted token without a parent: nothing predicts it")
-    at, column = np.zeros_like(forest.parent), np.zeros_like(forest.parent)
-    for row, learnt in enumerate(weighted):
-        parents, inverse = np.unique(forest.parent[row, learnt], return_inverse=True)
-        at[row, : len(parents)] = parents
-        column[row, learnt] = inverse
-    return Reads(at, column)
+def _check(one: Encoded) -> None:
+    if not (math.isfinite(one.observations) and one.observations >= 0):
+        raise ValueError(f"observations must be finite and not negative, not {one.observations}")
+    if not math.isfinite(one.scale):
+        raise ValueError(f"a scale must be finite, not {one.scale}")
+    before = 0
+    for start, stop in one.learnt:
+        if not before <= start < stop <= len(one.ids):
+            raise ValueError(f"learnt spans {one.learnt} are not in order in {len(one.ids)} ids")
+        before = stop
 
 
-def paths(forest: Forest) -> list[Path]:
-    """Every root-to-leaf token sequence with its weight: the way back from `build`.
-
-    A path that ends inside a longer one is found too, by the weight that does not go on to any
-    child.  Slots without weight are read as prompt.  Padding is a lone slot with no weight, no
-    parent and no child; it is not a path.
-    """
-    found: list[Path] = []
-    rows, slots = forest.tokens.shape
-    for row in range(rows):
-        parent, weight = forest.parent[row], forest.weight[row]
-        passed_on = np.zeros(slots, np.float64)
-        has_child = np.zeros(slots, bool)
-        for slot in range(slots):
-            if parent[slot] >= 0:
-                passed_on[parent[slot]] += weight[slot]
-                has_child[parent[slot]] = True
-        # Weights are sums in float32: what is left after the children may be rounding alone.
-        rounding = 4 * np.finfo(np.float32).eps * weight
-        ends_here = weight - np.where(weight > 0, passed_on, 0.0)
-        for slot in range(slots):
-            if has_child[slot]:
-                if not ends_here[slot] > rounding[slot]:
-                    continue
-            elif parent[slot] < 0 and weight[slot] == 0:
-                continue
-            line = _line_to(parent, slot)
-            learnt = [at for at in line if weight[at] > 0]
-            given = [at for at in line if weight[at] == 0]
-            found.append(
-                Path(
-                    tuple(int(forest.tokens[row, at]) for at in given),
-                    tuple(int(forest.tokens[row, at]) for at in learnt),
-                    float(ends_here[slot]),
-                )
-            )
-    return found
-
-
-def path_sums(forest: Forest, figures: Shaped[np.ndarray, "B N"]) -> Float64[np.ndarray, "B N"]:
-    """For every slot the sum of the answer's figures down to it, in float64.
-
-    `figures[b, i]` belongs to slot `i` given its ancestors, such as its log-probability; only the
-    weighted slots, the answers', are added: at a prompt's slot the sum is 0.
-    """
-    totals = np.zeros(forest.tokens.shape, np.float64)
-    for row, learnt in enumerate(forest.weight > 0):
-        # Slots one by one are quicker as Python's own numbers.
-        parent, added = forest.parent[row].tolist(), figures[row].tolist()
-        found = [0.0] * len(parent)
-        for slot in np.flatnonzero(learnt).tolist():
-            found[slot] = found[parent[slot]] + added[slot]
-        totals[row] = found
-    return totals
-
-
-def _line_to(parent: np.ndarray, slot: int) -> list[int]:
-    """Slots from the root down to `slot`."""
-    line = [slot]
-    while parent[line[-1]] >= 0:
-        line.append(int(parent[line[-1]]))
-    return line[::-1]
-
-
-def _reason_to_leave_out(path: Path, slots: int) -> str | None:
-    if not path.answer or path.weight == 0:
+def _reason_to_leave_out(one: Encoded, slots: int) -> str | None:
+    if not one.learnt or one.observations == 0:
         return NOTHING_TO_LEARN
-    if not path.prompt:
+    if one.learnt[0][0] == 0:
         return NO_PROMPT
-    if len(path.prompt) >= slots:
-        return PROMPT_TOO_LONG
-    if len(path.prompt) + len(path.answer) > slots:
-        return ANSWER_CUT
+    if one.learnt[0][0] > slots:
+        return TOO_LONG_BEFORE
+    if one.learnt[-1][1] - 1 > slots:
+        return TOO_LONG
     return None
 
 
-def _shared(left: tuple[int, ...], right: tuple[int, ...]) -> int:
+def shared(left: tuple[int, ...], right: tuple[int, ...]) -> int:
     """Length of the common beginning."""
     # Halved by comparing runs, which Python does without a step for each token: prompts are long,
     # and every answer repeats its own.
@@ -303,34 +308,37 @@ def _shared(left: tuple[int, ...], right: tuple[int, ...]) -> int:
 
 
 class _Tree(NamedTuple):
-    """Sorted paths that stand in one tree, each with what it shares with the one before."""
+    """Conversations, in sorted order, of one tree; each with what it shares with the one before."""
 
     size: int
-    members: list[tuple[tuple[int, ...], int]]
+    members: list[tuple[int, int]]
 
 
-def _grow_trees(ordered: Sequence[tuple[int, ...]], slots: int) -> list[_Tree]:
-    """Cuts sorted paths into trees of at most `slots` slots.
+def _grow_trees(
+    order: Sequence[int], computed: Mapping[int, tuple[int, ...]], slots: int
+) -> list[_Tree]:
+    """Cuts sorted conversations into trees of at most `slots` slots.
 
-    In sorted order a path shares most with its neighbour, so walking that order and starting a new
-    tree when the next path does not fit repeats a prefix only at the cuts.
+    Walking the sorted order and starting a new tree when the next conversation does not fit repeats
+    a prefix only at the cuts.
     """
     trees: list[_Tree] = []
-    for codes in ordered:
+    for number in order:
+        ids = computed[number]
         if trees:
             size, members = trees[-1]
-            shared = _shared(members[-1][0], codes)
-            grown = size + len(codes) - shared
-            if grown <= slots and shared >= SHARED_ENOUGH * len(codes):
-                members.append((codes, shared))
+            alike = shared(computed[members[-1][0]], ids)
+            grown = size + len(ids) - alike
+            if grown <= slots and alike >= SHARED_ENOUGH * len(ids):
+                members.append((number, alike))
                 trees[-1] = _Tree(grown, members)
                 continue
-        trees.append(_Tree(len(codes), [(codes, 0)]))
+        trees.append(_Tree(len(ids), [(number, 0)]))
     return trees
 
 
-def _pack(sizes: Sequence[int], slots: int, rng: np.random.Generator) -> list[list[int]]:
-    """Best-fit decreasing: which trees stand in which row, rows in a seeded order."""
+def _packed(sizes: Sequence[int], slots: int, rng: np.random.Generator) -> list[list[int]]:
+    """Best-fit decreasing: which trees are in which row, rows in a seeded order."""
     order = sorted(rng.permutation(len(sizes)), key=lambda tree: -sizes[tree])
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free slots, row), ascending
@@ -346,42 +354,107 @@ def _pack(sizes: Sequence[int], slots: int, rng: np.random.Generator) -> list[li
     return [rows[row] for row in rng.permutation(len(rows))]
 
 
+def _balanced(
+    sizes: Sequence[int], slots: int, parts: int, rng: np.random.Generator
+) -> list[list[int]]:
+    """Each tree, the largest first, in the row that has least: a multiple of `parts` rows."""
+    order = sorted(rng.permutation(len(sizes)), key=lambda tree: -sizes[tree])
+    number = parts * max(1, math.ceil(sum(sizes) / (slots * parts)))
+    while True:
+        rows: list[list[int]] = [[] for _ in range(number)]
+        filled = [(0, row) for row in range(number)]
+        for tree in order:
+            used, row = heapq.heappop(filled)
+            rows[row].append(int(tree))
+            heapq.heappush(filled, (used + sizes[tree], row))
+        if max(filled)[0] <= slots:
+            return [rows[row] for row in rng.permutation(number)]
+        number += parts
+
+
+class _Asked:
+    """The reads of one row while it is written: one entry a learnt token of a conversation."""
+
+    def __init__(self) -> None:
+        self.slot: list[int] = []
+        self.token: list[int] = []
+        self.of: list[
+            tuple[int, int, float, float]
+        ] = []  # conversation, reads, weight, observations
+
+    def reads(self, places: list[Place | None], row: int) -> Reads:
+        """The row's reads `[M]`, those of one token at one slot summed; fills in the places."""
+        # Slot and token as one number, so that sorting them is one sort.
+        pair = (np.asarray(self.slot, np.int64) << 32) | np.asarray(self.token, np.int64)
+        distinct, number = np.unique(pair, return_inverse=True)
+        lengths = [length for _, length, _, _ in self.of]
+        weight, observations = (
+            np.bincount(
+                number,
+                np.repeat([entry[which] for entry in self.of], lengths),
+                minlength=len(distinct),
+            ).astype(np.float32)
+            for which in (2, 3)
+        )
+        stop = 0
+        for conversation, length, _, _ in self.of:
+            start, stop = stop, stop + length
+            places[conversation] = Place(row, number[start:stop])
+        slots, column = np.unique(distinct >> 32, return_inverse=True)
+        return Reads(
+            slots.astype(np.int32),
+            column.astype(np.int32),
+            (distinct & 0xFFFFFFFF).astype(np.int32),
+            weight,
+            observations,
+        )
+
+
+def _stack_reads(rows: Sequence[Reads], slots: int) -> Reads:
+    """The rows' reads side by side: as many a row as there are slots, or a multiple of that."""
+    most = max((len(row.token) for row in rows), default=0)
+    stacked = no_reads(len(rows), slots, slots * max(1, math.ceil(most / slots)))
+    for at, row in enumerate(rows):
+        for whole, part in zip(stacked, row, strict=True):
+            whole[at, : len(part)] = part
+    return stacked
+
+
 def _write_tree(
     forest: Forest,
     row: int,
     start: int,
     tree: _Tree,
-    weights: Mapping[tuple[int, ...], float],
-    place: dict[tuple[int, ...], tuple[int, int]],
-) -> int:
-    """Writes one tree into a row from slot `start` on; returns the next free slot."""
-    tokens: list[int] = []  # with the bit that says whether they are learnt
+    computed: Mapping[int, tuple[int, ...]],
+    conversations: Sequence[Encoded],
+    asked: _Asked,
+) -> None:
+    """Writes one tree into a row from slot `start` on, and what is read in it."""
+    tokens: list[int] = []
     parent: list[int] = []
     depth: list[int] = []
     end = [0] * tree.size
-    weight = [0.0] * tree.size
-    line: list[int] = []  # places in the tree, from its root to where the path before ended
-    for codes, kept in tree.members:
+    line: list[int] = []  # places in the tree, from its root to where the one before ended
+    for number, kept in tree.members:
+        ids = computed[number]
         for at in line[kept:]:
             end[at] = start + len(tokens) - 1
         del line[kept:]
         # A run of new slots at a time: long texts are thousands of them.
-        run = range(len(tokens), len(tokens) + len(codes) - kept)
-        parent.append(start + line[-1] if line else -1)
-        parent.extend(range(start + run.start, start + run.stop - 1))
-        depth.extend(range(kept, len(codes)))
-        line.extend(run)
-        tokens.extend(codes[kept:])
-        observations = weights[codes]
-        for at, code in zip(reversed(line), reversed(codes), strict=True):
-            if not code & 1:
-                break
-            weight[at] += observations
-        place[codes] = (row, start + line[-1])
+        run = range(len(tokens), len(tokens) + len(ids) - kept)
+        if run:
+            parent.append(start + line[-1] if line else -1)
+            parent.extend(range(start + run.start, start + run.stop - 1))
+            depth.extend(range(kept, len(ids)))
+            line.extend(run)
+            tokens.extend(ids[kept:])
+        one = conversations[number]
+        for first, last in one.learnt:
+            asked.slot.extend([start + at for at in line[first - 1 : last - 1]])
+            asked.token.extend(one.ids[first:last])
+        asked.of.append((number, one.reads, one.observations * one.scale, one.observations))
     for at in line:
         end[at] = start + len(tokens) - 1
     here = (row, slice(start, start + tree.size))
-    ids = np.array(tokens) >> 1
-    for array, values in zip(forest, (ids, parent, depth, end, weight), strict=True):
+    for array, values in zip(forest, (tokens, parent, depth, end), strict=True):
         array[here] = values
-    return start + tree.size

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int32
 
 from befm_jax.data import forest as forests
-from befm_jax.data.forest import Forest, Path
+from befm_jax.data.forest import Encoded, Forest
 from befm_jax.inference import decode
 from befm_jax.inference.batching import BatchSlots, power_of_two, shrunk
 from befm_jax.inference.decode import Answers, Asked, Programs, Prompts
@@ -186,18 +186,19 @@ def _windows(prompts: Sequence[tuple[int, ...]], at_a_time: int) -> Iterator[lis
 
 def _computed(model: Llama, params: Params, prompts: Sequence[tuple[int, ...]]) -> _Window:
     """Lays prompts out as a forest and computes it."""
-    # A path of a forest ends in an answer: any token does, and is cut off where nothing follows.
+    # A read is asked for at the end of every prompt; which token's does not matter here.
     slots = max(_ROW, bucket(max(map(len, prompts)) + 1))
-    built = forests.build([Path(prompt, (0,)) for prompt in prompts], slots)
+    built = forests.build([Encoded.of(prompt, (0,)) for prompt in prompts], slots)
     parent = built.forest.parent
     lines = []
     for prompt, place in zip(prompts, built.places, strict=True):
         assert place is not None, "every prompt fits in a row"
-        row, slot = place
+        slot = built.reads.slots[place.row, built.reads.column[place.row, place.reads[-1]]]
         line = np.empty(len(prompt), np.int32)
         for depth in reversed(range(len(prompt))):
-            slot = line[depth] = parent[row, slot]
-        lines.append((row, line))
+            line[depth] = slot
+            slot = parent[place.row, slot]
+        lines.append((place.row, line))
     length = bucket(1 + max(int(line[-1]) for _, line in lines))
     forest = Forest(*(array[:, :length] for array in built.forest))
     forest = forest._replace(end=np.minimum(forest.end, length - 1))
@@ -206,7 +207,8 @@ def _computed(model: Llama, params: Params, prompts: Sequence[tuple[int, ...]]) 
     needed = -(-len(parent) // parts)
     rows = power_of_two(needed)
     rows = rows * 3 // 4 if rows * 3 // 4 >= needed else rows
-    forest = forests.pad_rows(forest, rows * parts)
+    added = forests.empty(rows * parts - len(parent), length)
+    forest = Forest(*(np.concatenate(pair) for pair in zip(forest, added, strict=True)))
     return _Window(
         decode.prefill(model)(params, forest), [row * length + line for row, line in lines]
     )

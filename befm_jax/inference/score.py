@@ -1,14 +1,18 @@
 """Exact log-probabilities of answers: no sampling noise and no parsing.
 
-The answers of one prompt are the leaves of one token tree, so the prompt is computed once.  Every
-prompt has rows to itself, whose length depends on it alone.  Computed one at a time, as they are
-by default, what else is scored in the same call can't move a bit of its result; several at a time
-(`rows`), it moves by float rounding.  Devices that share rows have as many each: one at a time is
-one on each of them, and no bit moves.
+The answers of one prompt are leaves of one token tree, so the prompt is computed once.  A *group*,
+such as the answers of one prompt, is scored in one of two ways:
+
+- packed (`each_packed`): groups that follow one another share rows, and what their prompts share
+  is computed once.  Which of them are together follows from their order alone, and moves a result
+  by float rounding at most.
+- one by one (`each_group`): a group has rows to itself, whose length depends on it alone, so that
+  what else is scored can't move a bit of its result.  Several rows at a time it moves by rounding.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from befm_jax.data import forest as forests
-from befm_jax.data.forest import Forest, Path, Reads
+from befm_jax.data.forest import Encoded, Forest, Place, Reads
 from befm_jax.errors import UserError
 from befm_jax.llama import linear
 from befm_jax.llama.log_probs import TokenScores, token_scores
@@ -29,6 +33,8 @@ from befm_jax.llama.model import Llama, Params
 # predicted, but has a slot too: a row is longer by the step that lengths are rounded up to.
 LONGEST_CONTEXT = 8192
 LONGEST_ROW = LONGEST_CONTEXT + 64
+# Slots of a row of packed groups, where none needs more.
+ROW = 1024
 
 
 class RowTooShortError(UserError):
@@ -94,53 +100,107 @@ def each_answers(
     """The model's distribution over the answers of each `(prompt ids, answers' ids)`, in order.
 
     Answers must end with the end-of-turn token; then none is the beginning of another, their
-    probabilities add up to at most one, and the rest is `outside`.
+    probabilities add up to at most one, and the rest is `outside`.  Questions are packed.
 
     Raises:
         RowTooShortError: a prompt with an answer is longer than `LONGEST_ROW` tokens.
     """
-    groups = (
-        [Path(tuple(prompt), tuple(ids)) for ids in answer_ids] for prompt, answer_ids in questions
-    )
-    # Where several devices have a row each, one prompt may be done before another.
+    groups = ([Encoded.of(prompt, ids) for ids in answer_ids] for prompt, answer_ids in questions)
+    # One window's rows may be done before another's.
     done: dict[int, AnswerDistribution] = {}
     next_one = 0
-    for number, scores in each_group(model, params, groups):
+    for number, scores in each_packed(model, params, groups):
         done[number] = AnswerDistribution(scores.log_probs, scores.stem_log_probs)
         while next_one in done:
             yield done.pop(next_one)
             next_one += 1
 
 
-def log_probs(model: Llama, params: Params, paths: Sequence[Path]) -> Float64[np.ndarray, " A"]:
-    """`log p(answer | prompt)` of every path; paths that begin alike share the computation.
+def log_probs(
+    model: Llama, params: Params, answers: Sequence[Encoded]
+) -> Float64[np.ndarray, " A"]:
+    """`log p(what is learnt | what is before it)` of every conversation, as one group.
 
     Raises:
-        RowTooShortError: a path is longer than `LONGEST_ROW` tokens.
+        RowTooShortError: one is longer than `LONGEST_ROW` tokens.
     """
-    _, scores = next(each_group(model, params, [paths]))
+    _, scores = next(each_group(model, params, [answers]))
     return scores.log_probs
 
 
 def each_group(
-    model: Llama, params: Params, groups: Iterable[Sequence[Path]], rows: int = 1
+    model: Llama, params: Params, groups: Iterable[Sequence[Encoded]], rows: int = 1
 ) -> Iterator[tuple[int, Scores]]:
-    """Scores groups of paths; yields each group's number and scores when they are done.
+    """Scores groups one by one; yields each one's number and scores when they are done.
 
-    A group, such as the answers of one prompt, has rows to itself, in which paths that begin
-    alike share the computation.  Up to `rows` rows of one length are computed together, on every
-    device that shares rows, but no more slots than the longest row has, so that memory does not
-    depend on `rows`.  Rows of padding fill up what is left over at the end, so that nothing is
-    compiled for that.
+    Up to `rows` rows of one length are computed together, on every device that shares rows, but no
+    more slots than the longest row has, so that memory does not depend on `rows`.  Rows of padding
+    fill up what is left over at the end, so that nothing is compiled for that.
 
     Raises:
         ValueError: `rows` is below 1.
-        RowTooShortError: a path is longer than `LONGEST_ROW` tokens.
+        RowTooShortError: a conversation is longer than `LONGEST_ROW` tokens.
     """
     if rows < 1:
         raise ValueError(f"rows must be at least 1, not {rows}")
+    laid_out = (_lay_out([(number, group)], LONGEST_ROW) for number, group in enumerate(groups))
+    return _scored(model, params, laid_out, rows)
+
+
+def each_packed(
+    model: Llama, params: Params, groups: Iterable[Sequence[Encoded]]
+) -> Iterator[tuple[int, Scores]]:
+    """Scores groups packed; yields each one's number and scores when they are done.
+
+    Raises:
+        RowTooShortError: a conversation is longer than `LONGEST_ROW` tokens.
+    """
+    laid_out = (_lay_out(window, slots) for window, slots in _windows(groups))
+    return _scored(model, params, laid_out, LONGEST_ROW // ROW)
+
+
+def _windows(
+    groups: Iterable[Sequence[Encoded]],
+) -> Iterator[tuple[list[tuple[int, Sequence[Encoded]]], int]]:
+    """Groups that are packed together, with their numbers; and the length of their rows.
+
+    As many as take some `LONGEST_ROW` slots, by what each shares with the one before.
+    """
+    window: list[tuple[int, Sequence[Encoded]]] = []
+    longest = slots = 0
+    before: tuple[int, ...] = ()
+    for number, group in enumerate(groups):
+        own = _own_slots(group, before)
+        if window and slots + own > LONGEST_ROW:
+            yield window, _row(longest, slots)
+            window, longest, slots = [], 0, 0
+            own = _own_slots(group, ())
+        window.append((number, group))
+        slots += own
+        longest = max(longest, *(len(one.ids) for one in group))
+        before = group[0].ids
+    if window:
+        yield window, _row(longest, slots)
+
+
+def _own_slots(group: Sequence[Encoded], before: tuple[int, ...]) -> int:
+    """About how many slots a group adds behind a conversation whose beginning it may share."""
+    first = group[0]
+    shared = forests.shared(before, first.ids[: first.learnt[0][0]])
+    answers = sum(len(one.ids) - one.learnt[0][0] for one in group)
+    return first.learnt[0][0] - shared + answers
+
+
+def _row(longest: int, slots: int) -> int:
+    """The length of a window's rows: `ROW`, fewer where all fits, more where one needs it."""
+    return min(LONGEST_ROW, max(bucket(longest), min(ROW, bucket(slots))))
+
+
+def _scored(
+    model: Llama, params: Params, laid_out: Iterable[_LaidOut], rows: int
+) -> Iterator[tuple[int, Scores]]:
     begun = None
-    for batch in _batches(groups, rows, linear.parts(model.layout, "rows")):
+    for batch in _batches(laid_out, rows, linear.parts(model.layout, "rows")):
         # What comes next is laid out and begun while this is computed.
         before, begun = begun, _begin(model, params, batch)
         if before is not None:
@@ -158,29 +218,37 @@ def bucket(length: int) -> int:
 
 
 @dataclass
-class _Group:
-    """A group's rows, what has been found of them (`log_probs`, `missed` [B, N]), what has not."""
+class _LaidOut:
+    """Rows of some groups, what has been found of them (`log_probs`, `missed` [B, M]), what not.
 
-    number: int
+    `places`: for each group by its number, where its conversations are.
+    """
+
     forest: Forest
-    places: tuple[tuple[int, int], ...]
+    reads: Reads
+    places: dict[int, tuple[Place, ...]]
     log_probs: np.ndarray
     missed: np.ndarray
     rows_to_come: int
 
-    def scores(self) -> Scores:
-        """The sums along the group's paths."""
-        last = tuple(np.transpose(self.places))
-        before = (last[0], self.forest.parent[last])
-        log_probs = forests.path_sums(self.forest, self.log_probs)
-        missed = forests.path_sums(self.forest, self.missed)
-        return Scores(log_probs[last], log_probs[before], missed[last] == 0)
+    def scores(self) -> Iterator[tuple[int, Scores]]:
+        """The sums over the reads of each group's conversations."""
+        for number, places in self.places.items():
+            found = [self.log_probs[at.row, at.reads].astype(np.float64) for at in places]
+            yield (
+                number,
+                Scores(
+                    np.array([one.sum() for one in found]),
+                    np.array([one[:-1].sum() for one in found]),
+                    ~np.array([self.missed[at.row, at.reads].any() for at in places]),
+                ),
+            )
 
 
 class _Batch(NamedTuple):
-    """Rows of groups that are computed together, `rows` of them with those of padding."""
+    """Rows that are computed together, `rows` of them with those of padding."""
 
-    members: list[tuple[_Group, int]]
+    members: list[tuple[_LaidOut, int]]
     rows: int
 
 
@@ -191,39 +259,56 @@ class _Begun(NamedTuple):
     found: TokenScores
 
 
-def _batches(groups: Iterable[Sequence[Path]], rows: int, shared: int) -> Iterator[_Batch]:
-    """The groups' rows, those of one length together, as soon as there are enough of them.
+def _batches(laid_out: Iterable[_LaidOut], rows: int, shared: int) -> Iterator[_Batch]:
+    """The rows, those of one shape together, as soon as there are enough of them.
 
     `shared`: how many devices share them.
     """
-    waiting: dict[int, list[tuple[_Group, int]]] = {}
-    for number, paths in enumerate(groups):
-        group = _lay_out(number, paths)
-        length = group.forest.tokens.shape[1]
-        together = _together(length, rows, shared)
-        for row in range(len(group.forest.tokens)):
-            members = waiting.setdefault(length, [])
-            members.append((group, row))
+    waiting: dict[tuple[int, int], list[tuple[_LaidOut, int]]] = {}
+    for one in laid_out:
+        shape = (one.forest.tokens.shape[1], one.reads.token.shape[1])
+        together = _together(shape[0], rows, shared)
+        for row in range(len(one.forest.tokens)):
+            members = waiting.setdefault(shape, [])
+            members.append((one, row))
             if len(members) == together:
-                yield _Batch(waiting.pop(length), together)
-    for length, members in waiting.items():
+                yield _Batch(waiting.pop(shape), together)
+    for (length, _), members in waiting.items():
         yield _Batch(members, _together(length, rows, shared))
 
 
-def _lay_out(number: int, paths: Sequence[Path]) -> _Group:
-    built = forests.build(paths, LONGEST_ROW)
+def _lay_out(groups: Sequence[tuple[int, Sequence[Encoded]]], slots: int) -> _LaidOut:
+    """Numbered groups in rows of at most `slots` slots."""
+    built = forests.build([one for _, group in groups for one in group], slots)
     if built.report.left_out:
         reasons = built.report.reasons()
         raise RowTooShortError(f"answers that can't be scored: {reasons} ({LONGEST_ROW} tokens)")
-    # Trees end in answers, so behind the last weighted slot there is only padding to cut off.
-    used = int(np.nonzero(built.forest.weight)[1].max()) + 1
-    length = min(bucket(used), LONGEST_ROW)
+    # Every slot leads to one that is read: behind the last of them there is only padding.
+    length = min(bucket(int(built.reads.slots.max()) + 1), slots)
     forest = Forest(*(array[:, :length] for array in built.forest))
-    shape = forest.tokens.shape
-    places = tuple(place for place in built.places if place is not None)
-    return _Group(
-        number, forest, places, np.zeros(shape, np.float32), np.zeros(shape, bool), shape[0]
+    most = bucket(int((built.reads.column >= 0).sum(axis=1).max()))
+    reads = built.reads
+    places = iter([place for place in built.places if place is not None])
+    shape = (len(forest.tokens), most)
+    return _LaidOut(
+        forest,
+        Reads(
+            reads.slots[:, :length],
+            _of_width(reads.column, most, -1),
+            *(_of_width(array, most, 0) for array in reads[2:]),
+        ),
+        {number: tuple(itertools.islice(places, len(group))) for number, group in groups},
+        np.zeros(shape, np.float32),
+        np.zeros(shape, bool),
+        shape[0],
     )
+
+
+def _of_width(array: np.ndarray, width: int, fill: int) -> np.ndarray:
+    """An array of reads with padding cut off or added, to so many a row."""
+    if array.shape[1] >= width:
+        return array[:, :width]
+    return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill)
 
 
 def _together(length: int, rows: int, shared: int) -> int:
@@ -233,24 +318,30 @@ def _together(length: int, rows: int, shared: int) -> int:
 
 def _begin(model: Llama, params: Params, batch: _Batch) -> _Begun:
     """Has the device compute a batch; waits for nothing."""
-    rows = [[array[row] for array in group.forest] for group, row in batch.members]
-    forest = forests.pad_rows(Forest(*map(np.stack, zip(*rows, strict=True))), batch.rows)
-    return _Begun(batch, _edge_scores(model)(params, forest, forests.reads(forest)))
+
+    def stacked(name: str) -> tuple[np.ndarray, ...]:
+        rows = [[array[row] for array in getattr(one, name)] for one, row in batch.members]
+        return tuple(map(np.stack, zip(*rows, strict=True)))
+
+    forest, reads = forests.pad_rows(
+        Forest(*stacked("forest")), Reads(*stacked("reads")), batch.rows
+    )
+    return _Begun(batch, _token_scores(model)(params, forest, reads))
 
 
 def _finish(begun: _Begun) -> Iterator[tuple[int, Scores]]:
     """Waits for a batch; yields the groups that are complete with it."""
     log_probs, greedy = np.asarray(begun.found.log_probs), np.asarray(begun.found.greedy)
-    for at, (group, row) in enumerate(begun.batch.members):
-        group.log_probs[row] = log_probs[at]
-        group.missed[row] = ~greedy[at]
-        group.rows_to_come -= 1
-        if not group.rows_to_come:
-            yield group.number, group.scores()
+    for at, (one, row) in enumerate(begun.batch.members):
+        one.log_probs[row] = log_probs[at]
+        one.missed[row] = ~greedy[at]
+        one.rows_to_come -= 1
+        if not one.rows_to_come:
+            yield from one.scores()
 
 
 @lru_cache(maxsize=8)
-def _edge_scores(model: Llama) -> Callable[[Params, Forest, Reads], TokenScores]:
+def _token_scores(model: Llama) -> Callable[[Params, Forest, Reads], TokenScores]:
     # Every process gets all scores.
     return jax.jit(
         lambda params, forest, reads: token_scores(model, params, forest, reads),

@@ -1,9 +1,10 @@
 """Text to token ids and back, with one chat layout for training, scoring and sampling.
 
-The layout is the model's own chat template, rendered with stand-ins for the messages.  Special
-tokens enter by id, from the template alone.  A message's text is opaque: it is always encoded as
-ordinary text, so a `<|eot_id|>` typed by a survey respondent stays ten characters, and a template
-that would act on a text (Qwen3's looks for `</think>` in answers) does not see it.
+The layout is the model's own chat template, rendered with placeholders for the messages, of which
+there may be any number.  Special tokens enter by id, from the template alone.  A message's text is
+opaque: it is always encoded as ordinary text, so a `<|eot_id|>` typed by a survey respondent stays
+ten characters, and a template that would act on a text (Qwen3's looks for `</think>` in answers)
+does not see it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from befm_jax.data.items import ROLES, Message
 from befm_jax.errors import UserError
 
 # Llama 3's chat layout, for checkpoints that ship none (base models and our own tiny ones).
@@ -34,13 +36,12 @@ LLAMA3_SPECIAL = (
 # Some templates print the day; the day must not change what a model is asked.  This is the value
 # that Llama 3.1's own template falls back on, in the place of transformers' clock.
 _NO_CLOCK = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro %}{{ '' }}"
-# Stand-ins for the messages while a template is rendered: private-use characters, in no real text.
-_MARKS = {"system": "\ue000\ue001", "user": "\ue000\ue002", "assistant": "\ue000\ue003"}
-_ROLES = {mark: role for role, mark in _MARKS.items()}
-_MARK = re.compile("|".join(_ROLES))
-_GIVEN = ("system", "user")
+# Placeholders for the messages while a template is rendered: private-use characters, in no real
+# text.  The number of the message is written with two of them, in base 4,096.
+_FIRST, _BASE = 0xE100, 4096
+_MARK = re.compile("\ue000([\ue100-\uf0ff])([\ue100-\uf0ff])")
 _WORD = re.compile(r"[\w\s]+")
-# Real texts in their place, to hold the ids against those of transformers: letters of both cases,
+# Real texts in their place, to compare the ids with those of transformers: letters of both cases,
 # digits, and what a template might escape.
 _PROBES = {
     "system": "Play fair & be kind.",
@@ -56,21 +57,22 @@ class TemplateError(UserError):
 class _Text(NamedTuple):
     """A message: its white space before and after, which templates treat each in its own way."""
 
+    role: str
     before: str
     core: str
     after: str
 
     @classmethod
-    def of(cls, text: str) -> _Text:
+    def of(cls, role: str, text: str) -> _Text:
         core = text.strip()
         if not core:
-            return cls("", "", "")
+            return cls(role, "", "", "")
         start = len(text) - len(text.lstrip())
-        return cls(text[:start], core, text[start + len(core) :])
+        return cls(role, text[:start], core, text[start + len(core) :])
 
-    def around(self, core: str) -> str:
-        """Another core in the same white space."""
-        return self.before + core + self.after
+    def around(self, core: str) -> dict[str, str]:
+        """Another core in the same white space, as templates take a message."""
+        return {"role": self.role, "content": self.before + core + self.after}
 
     @property
     def space(self) -> _Text:
@@ -78,12 +80,15 @@ class _Text(NamedTuple):
         return self._replace(core="")
 
 
-_EMPTY = _Text("", "", "")
+# The messages' texts, without white space around them, by number.
+_Cores = Sequence[str] | Mapping[int, str]
+_EMPTY = _Text("user", "", "", "")
+_EMPTY_ANSWER = _EMPTY._replace(role="assistant")
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """What a template writes, with stand-ins for the messages.
+    """What a template writes, with placeholders for the messages.
 
     `prompt`: up to where the answer begins; `header`: what of it stands behind the last special
     token or message; `answer`: on to the end of the turn; `end`: the token that ends it; `rest`:
@@ -132,7 +137,8 @@ class Tokenizer:
         bos = backend.bos_token_id
         self._puts_bos = bos is not None and backend("a")["input_ids"][:1] == [bos]
         self._layout = lru_cache(maxsize=64)(self._checked_layout)
-        self._usual = self._layout(None, _EMPTY, _EMPTY)
+        self._conversation = lru_cache(maxsize=64)(self._checked_conversation)
+        self._usual = self._layout((_EMPTY, _EMPTY_ANSWER))
         self.end_of_turn = self._special[self._usual.end]
         eos = [] if backend.eos_token_id is None else [backend.eos_token_id]
         self.stop_ids = tuple(sorted({self.end_of_turn, *eos, *more_stop_ids}))
@@ -197,20 +203,21 @@ class Tokenizer:
         )
         return str(rendered)
 
-    def prompt(self, system: str, user: str) -> tuple[int, ...]:
+    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of a conversation up to where the answer begins, with one BOS if the model has one.
 
-        An empty `system` leaves the system message out.  White space around a message is kept or
-        dropped as the template does it: Llama's drop it, Qwen's keep it.
+        A blank system message is left out.  White space around a message is kept or dropped as the
+        template does it: Llama's drop it, Qwen's keep it.
 
         Raises TemplateError where the template refuses these messages.
         """
-        told, asked = _Text.of(system), _Text.of(user)
-        layout = self._layout(told.space if told.core else None, asked.space, _EMPTY)
+        texts = _texts(messages)
+        layout = self._layout((*(text.space for text in texts), _EMPTY_ANSWER))
         usual = self._usual
-        if (layout.header, layout.answer, layout.end) != (usual.header, usual.answer, usual.end):
+        ours, theirs = ((one.header, _unmarked(one.answer), one.end) for one in (layout, usual))
+        if ours != theirs:
             raise TemplateError("the chat template writes an answer otherwise after these messages")
-        return tuple(self._start(layout.prompt, {"system": told.core, "user": asked.core}))
+        return tuple(self._start(layout.prompt, [text.core for text in texts]))
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Ids of an answer and its end-of-turn token: what is learnt and scored.
@@ -218,12 +225,39 @@ class Tokenizer:
         Raises TemplateError where the answer's first characters would be one token with the last
         of the prompt.
         """
-        given = _Text.of(text)
+        given = _Text.of("assistant", text)
         try:
-            layout = self._layout(None, _EMPTY, given.space)
+            layout = self._layout((_EMPTY, given.space))
             return (*self._continued(layout, given.core), self._special[layout.end])
         except TemplateError as error:
             raise TemplateError(f"the answer {text[:40]!r}: {error}") from error
+
+    def encode(
+        self, messages: Sequence[Message], spans: Sequence[tuple[int, int, int]] = ()
+    ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+        """Ids of a whole conversation, and where in them the learnt tokens are.
+
+        `spans` are those of `data.items.Example`: `(message, start, stop)` by characters; where
+        there are none the last message is learnt, as `prompt` and `answer` cut it.  A span begins
+        and ends with a token: what is learnt never shares one with what is not.  One that reaches
+        the end of an assistant's message goes on to the end of its turn.  White space that a
+        message begins or ends with is given, except before a learnt end of turn.
+
+        Returns the ids, which are those of transformers' `apply_chat_template` but for the cuts
+        within a message, and `(start, stop)` of every span by tokens.
+
+        Raises TemplateError where the template refuses the conversation, or would make one token of
+        a message's beginning and what is before it.
+        """
+        if not spans:
+            prompt, answer = self.prompt(messages[:-1]), self.answer(messages[-1].text)
+            return prompt + answer, ((len(prompt), len(prompt) + len(answer)),)
+        texts = _texts(messages)
+        whole = self._conversation(tuple(text.space for text in texts))
+        # Only a blank system message, the first, is left out.
+        missing = len(messages) - len(texts)
+        moved = [(number - missing, start, stop) for number, start, stop in spans]
+        return self._cut(whole, texts, moved)
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
         """The text of ids; special tokens are left out, or written out where `special` is true."""
@@ -233,86 +267,157 @@ class Tokenizer:
             )
         )
 
-    def _checked_layout(self, system: _Text | None, user: _Text, answer: _Text) -> _Layout:
+    def _checked_layout(self, texts: tuple[_Text, ...]) -> _Layout:
         """What the template writes around messages in such white space (their cores are empty).
 
-        Raises TemplateError where prompt and answer would not be the whole conversation's ids.
+        The last is the answer.  Raises TemplateError where prompt and answer would not be the whole
+        conversation's ids.
         """
-        said = {"user": user, "assistant": answer}
-        if system is not None:
-            said = {"system": system, **said}
-        marked = {role: text.around(_MARKS[role]) for role, text in said.items()}
-        prompt, whole = self._render(marked, answered=False), self._render(marked, answered=True)
-        for role in said:
-            if whole.count(_MARKS[role]) != 1 or prompt.count(_MARKS[role]) != (role in _GIVEN):
-                raise TemplateError("the chat template doesn't render every message exactly once")
-        self._check_bos(whole)
+        marked = [text.around(_mark(number)) for number, text in enumerate(texts)]
+        prompt = self._render(marked[:-1], add_generation_prompt=True)
+        whole = self._checked_whole(marked)
+        if _numbers(prompt) != list(range(len(texts) - 1)):
+            raise TemplateError("the chat template doesn't render every message exactly once")
         if not whole.startswith(prompt):
             raise TemplateError(
                 "the chat template asks for an answer otherwise than it writes one: "
                 + _parting(prompt, whole)
             )
         after = whole[len(prompt) :]
-        end = self._split.search(after, after.index(_MARKS["assistant"]))
+        end = self._split.search(after, after.index(_mark(len(texts) - 1)))
         if end is None:
             raise TemplateError("the chat template puts no special token behind an answer")
-        header = _MARK.split(self._split.split(prompt)[-1])[-1]
+        header = _unmarked(self._split.split(prompt)[-1])[-1]
         layout = _Layout(prompt, header, after[: end.start()], end[0], after[end.end() :])
-        self._check_ids(layout, said)
+        cores = _probes(texts)
+        ours = [
+            *self._start(layout.prompt, cores),
+            *self._continued(layout, cores[-1]),
+            self._special[layout.end],
+            *self._fill(layout.rest, cores),
+        ]
+        self._check_ids(ours, texts, cores, "prompt and answer are")
         return layout
 
-    def _render(self, messages: Mapping[str, str], answered: bool) -> str:
-        """The template's text for one message a role, up to the answer or with it."""
-        said = [
-            {"role": role, "content": text}
-            for role, text in messages.items()
-            if answered or role in _GIVEN
-        ]
+    def _checked_conversation(self, texts: tuple[_Text, ...]) -> str:
+        """What the template writes of a whole conversation, placeholders for its messages.
+
+        Raises TemplateError where that is not the conversation's ids.
+        """
+        whole = self._checked_whole([text.around(_mark(at)) for at, text in enumerate(texts)])
+        cores = _probes(texts)
+        self._check_ids(self._start(whole, cores), texts, cores, "the messages one by one are")
+        return whole
+
+    def _checked_whole(self, marked: Sequence[Mapping[str, str]]) -> str:
+        """A whole conversation's text; every message is in it once, and one BOS."""
+        whole = self._render(marked, add_generation_prompt=False)
+        if _numbers(whole) != list(range(len(marked))):
+            raise TemplateError("the chat template doesn't render every message exactly once")
+        bos = self._backend.bos_token
+        if bos is not None and bos in whole:
+            # SmolLM's BOS is also what opens every message: <|im_start|>user.
+            opening = sum(whole.count(bos + role) for role in ROLES)
+            if not whole.startswith(bos) or (whole.count(bos) > 1 and whole.count(bos) != opening):
+                raise TemplateError(f"the chat template writes {bos} more than once, or not first")
+        return whole
+
+    def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+        """The template's text of a conversation."""
         try:
             return self.render(
-                said,
-                add_generation_prompt=not answered,
+                messages,
+                add_generation_prompt=add_generation_prompt,
                 enable_thinking=False,  # Qwen3 would reason before it answers
             )
         except Exception as error:  # a template is a program, and may stumble over anything
-            roles = ", ".join(message["role"] for message in said)
+            roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
             raise TemplateError(f"the chat template refuses {roles}: {error}") from error
 
-    def _check_bos(self, whole: str) -> None:
-        bos = self._backend.bos_token
-        if bos is None or bos not in whole:
-            return
-        # SmolLM's BOS is also what opens every message: <|im_start|>user.
-        opens_messages = whole.count(bos) == sum(whole.count(bos + role) for role in _MARKS)
-        if not whole.startswith(bos) or (whole.count(bos) > 1 and not opens_messages):
-            raise TemplateError(f"the chat template writes {bos} more than once, or not first")
-
-    def _check_ids(self, layout: _Layout, said: Mapping[str, _Text]) -> None:
-        """Holds prompt and answer, with real texts, against the whole conversation at once."""
-        probes = {role: text.around(_PROBES[role]) for role, text in said.items()}
-        whole = self._render(probes, answered=True)
+    def _check_ids(
+        self, ours: list[int], texts: Sequence[_Text], cores: Sequence[str], what: str
+    ) -> None:
+        """Compares ids of probe texts with those of the whole conversation at once."""
+        probes = [text.around(core) for text, core in zip(texts, cores, strict=True)]
+        whole = self._render(probes, add_generation_prompt=False)
         theirs = list(
             self._backend(whole, add_special_tokens=False, split_special_tokens=False)["input_ids"]
         )
         if self._puts_bos and theirs[:1] != [self.bos_id]:
             theirs.insert(0, self.bos_id)
-        ours = [
-            *self._start(layout.prompt, _PROBES),
-            *self._continued(layout, _PROBES["assistant"]),
-            self._special[layout.end],
-            *self._fill(layout.rest, _PROBES),
-        ]
         if ours != theirs:
             raise TemplateError(
-                "prompt and answer are not what the chat template makes of the whole "
-                f"conversation: {self._difference(ours, theirs)}"
+                f"{what} not what the chat template makes of the whole conversation: "
+                f"{self._difference(ours, theirs)}"
             )
+
+    def _cut(
+        self, whole: str, texts: Sequence[_Text], spans: Sequence[tuple[int, int, int]]
+    ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+        """The ids of a conversation's text, encoded span by span; see `encode`."""
+        ids: list[int] = []
+        learnt: list[tuple[int, int]] = []
+        todo = _by_message(texts, spans)
+        pending = ""  # given text that is not encoded yet
+        opened: int | None = None  # where a span began that goes on to the end of its turn
+
+        def flush() -> None:
+            nonlocal pending
+            if pending:
+                ids.extend(self._ordinary(pending, at_start=not ids))
+            pending = ""
+
+        for part in self._split.split(whole):
+            if part in self._special:
+                flush()
+                ids.append(self._special[part])
+                if opened is not None:
+                    learnt.append((opened, len(ids)))
+                    opened = None
+                continue
+            at = 0
+            for mark in _MARK.finditer(part):
+                pending += part[at : mark.start()]
+                at, number = mark.end(), _number(mark)
+                core, done = texts[number].core, 0
+                for start, stop, to_the_end in todo.get(number, ()):
+                    pending += core[done:start]
+                    if start == 0:
+                        self._check_border(pending, core[:stop])
+                    flush()
+                    begun = len(ids)
+                    pending, done = core[start:stop], stop
+                    if to_the_end:
+                        opened = begun
+                    else:
+                        flush()
+                        learnt.append((begun, len(ids)))
+                pending += core[done:]
+            pending += part[at:]
+        flush()
+        if self._puts_bos and ids[:1] != [self.bos_id]:
+            ids.insert(0, self._special[str(self._backend.bos_token)])
+            learnt = [(start + 1, stop + 1) for start, stop in learnt]
+        if opened is not None:
+            raise TemplateError("the chat template puts no special token behind an answer")
+        return tuple(ids), tuple(learnt)
+
+    def _check_border(self, before: str, text: str) -> None:
+        """Raises TemplateError where a message's beginning is one token with what is before it."""
+        if before:
+            given = self._ordinary(before)
+            if self._ordinary(before + text)[: len(given)] != given:
+                raise TemplateError(
+                    f"with this chat template {before[-20:]!r} and {text[:8]!r} after it are cut "
+                    "into tokens that belong to both"
+                )
 
     def _continued(self, layout: _Layout, answer: str) -> list[int]:
         """Ids of an answer as it goes on from the prompt, without the end of the turn."""
-        cores = {"assistant": answer}
-        header = self._fill(layout.header, cores)
-        joined = self._fill(layout.header + layout.answer, cores)
+        # The answer takes its place after the layout was split: special tokens in it stay text.
+        (number,) = _numbers(layout.answer)
+        header = self._fill(layout.header, {})
+        joined = self._fill(layout.header + layout.answer, {number: answer})
         if joined[: len(header)] != header:
             begins = _MARK.sub(lambda _: answer, layout.answer)[:8]
             raise TemplateError(
@@ -330,21 +435,21 @@ class Tokenizer:
             f"{list(ours[same : same + 4])} here, {other!r} {list(theirs[same : same + 4])} there"
         )
 
-    def _start(self, layout: str, messages: Mapping[str, str]) -> list[int]:
+    def _start(self, layout: str, cores: _Cores) -> list[int]:
         """Encodes a layout that a conversation begins with."""
-        ids = self._fill(layout, messages, at_start=True)
+        ids = self._fill(layout, cores, at_start=True)
         if self._puts_bos and ids[:1] != [self.bos_id]:
             ids.insert(0, self._special[str(self._backend.bos_token)])
         return ids
 
-    def _fill(self, layout: str, messages: Mapping[str, str], at_start: bool = False) -> list[int]:
+    def _fill(self, layout: str, cores: _Cores, at_start: bool = False) -> list[int]:
         """Encodes a layout with the messages in place; a special token is always a boundary."""
         ids: list[int] = []
         for part in self._split.split(layout):
             if part in self._special:
                 ids.append(self._special[part])
             else:
-                filled = _MARK.sub(lambda mark: messages[_ROLES[mark[0]]], part)
+                filled = _MARK.sub(lambda mark: cores[_number(mark)], part)
                 ids.extend(self._ordinary(filled, at_start and not ids))
         return ids
 
@@ -353,6 +458,53 @@ class Tokenizer:
         encoder = self._at_start if at_start else self._inside
         ids: list[int] = encoder.encode(text, add_special_tokens=False).ids
         return ids
+
+
+def _texts(messages: Sequence[Message]) -> list[_Text]:
+    """Messages as templates see them, a blank system message at the beginning left out."""
+    texts = [_Text.of(message.role, message.text) for message in messages]
+    return texts[1:] if texts and texts[0].role == "system" and not texts[0].core else texts
+
+
+def _mark(number: int) -> str:
+    """The placeholder of a message."""
+    major, minor = divmod(number, _BASE)
+    return f"\ue000{chr(_FIRST + major)}{chr(_FIRST + minor)}"
+
+
+def _number(mark: re.Match[str]) -> int:
+    """Which message a placeholder stands for."""
+    return (ord(mark[1]) - _FIRST) * _BASE + ord(mark[2]) - _FIRST
+
+
+def _numbers(text: str) -> list[int]:
+    """Whose placeholders a text holds, in its order."""
+    return [_number(mark) for mark in _MARK.finditer(text)]
+
+
+def _unmarked(text: str) -> list[str]:
+    """What is before, between and behind a text's placeholders."""
+    return re.split("\ue000..", text)
+
+
+def _probes(texts: Sequence[_Text]) -> list[str]:
+    """A real text for every message."""
+    return [_PROBES[text.role] for text in texts]
+
+
+def _by_message(
+    texts: Sequence[_Text], spans: Sequence[tuple[int, int, int]]
+) -> dict[int, list[tuple[int, int, bool]]]:
+    """Spans by message: `(start, stop)` within its core, and whether the end of turn is learnt."""
+    found: dict[int, list[tuple[int, int, bool]]] = {}
+    for number, start, stop in spans:
+        text = texts[number]
+        before, length = len(text.before), len(text.core)
+        to_the_end = text.role == "assistant" and stop == before + length + len(text.after)
+        within = (min(max(0, start - before), length), min(max(0, stop - before), length))
+        if within[0] < within[1] or to_the_end:
+            found.setdefault(number, []).append((*within, to_the_end))
+    return found
 
 
 def hash_of(template: str) -> str:

@@ -1,7 +1,8 @@
 """The training step: pure functions over token forests, one compiled program.
 
-The loss of a forest is `-sum(weight * log p(token | ancestors)) / sum(weight)`: to float rounding
-the answer-token mean of supervised fine-tuning over the same observations as separate sequences.
+The loss of a forest is `-sum(weight * log p(token | slot and ancestors)) / sum(observations)`
+over its reads: to float rounding the mean over learnt tokens of supervised fine-tuning on the same
+observations as separate sequences, where no family is scaled.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ def value_and_gradient(
 ) -> tuple[Float[Array, ""], Any]:
     """Mean loss of a batch and its gradient with respect to `trained`.
 
-    Micro-batches are scanned; sums are carried and divided once by the total weight, so the
-    result does not depend on how the rows are cut into micro-batches.
+    Micro-batches are scanned; sums are carried and divided once by the observations, so the result
+    does not depend on how the rows are dealt to micro-batches.
     """
 
     def micro_loss(trained: Any, forest: Forest, reads: Reads, number: Array) -> Array:
@@ -95,16 +96,16 @@ def value_and_gradient(
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
     numbers = jnp.arange(batch.forest.tokens.shape[0])
     total, _ = jax.lax.scan(accumulate, zero, (batch.forest, batch.reads, numbers))
-    weight = _total_weight(model, batch, total[0])
-    loss, gradient = jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), total)
+    count = _observations_read(model, batch, total[0])
+    loss, gradient = jax.tree.map(lambda leaf: leaf / count.astype(leaf.dtype), total)
     return loss, gradient
 
 
-def _total_weight(model: Llama, batch: Batch, loss: Float[Array, ""]) -> Float[Array, ""]:
+def _observations_read(model: Llama, batch: Batch, loss: Float[Array, ""]) -> Float[Array, ""]:
     """Summed over devices after the loss is (`linear.after`)."""
     axes = ("micro_batches", "rows", "slots")
-    weight = jnp.asarray(batch.forest.weight)
-    return jnp.sum(linear.after(model.layout, weight, loss, *axes))
+    count = jnp.asarray(batch.reads.observations)
+    return jnp.sum(linear.after(model.layout, count, loss, *axes))
 
 
 def make_train_step(
@@ -142,6 +143,6 @@ def make_loss(model: Llama, combine: Combine) -> Callable[[Any, Any, Batch], Flo
             return total - log_likelihood(model, params, *micro), None
 
         total, _ = jax.lax.scan(add, jnp.zeros(()), (batch.forest, batch.reads))
-        return total / _total_weight(model, batch, total)
+        return total / _observations_read(model, batch, total)
 
     return jax.jit(loss, compiler_options=linear.compiler_options(model.layout))

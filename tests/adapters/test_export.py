@@ -75,7 +75,7 @@ def test_a_merged_model_is_base_and_adapter_to_transformers(tuned, tmp_path):
         "merged", "--model", tuned / "base", "--adapter", tuned / "adapter",
         "--out", tmp_path / "merged", "--max_shard_size", "30KB", "--games", GAME,
     )  # fmt: skip
-    ids = game_tokenizer().prompt(*games.get(GAME).prompt())
+    ids = game_tokenizer().prompt(games.get(GAME).prompt())
     expected = theirs(tuned / "base", ids, tuned / "adapter")
     found = theirs(tmp_path / "merged", ids)
     stored = engine.load(tmp_path / "merged").params["norm"]["weight"].dtype

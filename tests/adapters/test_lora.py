@@ -12,47 +12,14 @@ import torch
 from befm_jax.adapters import lora
 from befm_jax.adapters import peft as peft_files
 from befm_jax.adapters.lora import LoraSpec
-from befm_jax.data.pipeline import ForestBatches
+from befm_jax.data.pipeline import lay_out
 from befm_jax.llama import int8
 from befm_jax.llama.model import Llama
 from befm_jax.training import optimizer as optimizers
 from befm_jax.training import step as steps
+from tests.helpers.adapters import TINY, UNEVEN, random_b
 from tests.helpers.parity import carried_over, our_logits, random_tokens, reference_model
 from tests.helpers.small import SMALL, random_paths, small_model
-
-TINY = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-}
-
-
-# Ranks that differ by layer and by linear, a linear with an adapter in one layer only, one without.
-UNEVEN = LoraSpec(
-    rank=4,
-    alpha=8.0,
-    targets=(
-        "q_proj", "o_proj", "down_proj", "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj",
-        "model.layers.1.self_attn.k_proj",
-    ),
-    rank_pattern=((r"layers\.0\..*q_proj", 2), ("down_proj", 6), (r"1\.mlp\.up_proj", 1)),
-    alpha_pattern=(("o_proj", 3.0), (r"layers\.1\.mlp\..*", 5.0)),
-)  # fmt: skip
-
-
-def random_b(adapter, scale=0.1):
-    """The adapter with random `B`, in the ranks that it really has."""
-    noise = np.random.default_rng(5)
-    weights = {}
-    for path, weight in adapter.weights.items():
-        ranks = np.array(adapter.per_layer(path).ranks)
-        real = np.arange(ranks.max()) < ranks[:, None]
-        drawn = scale * noise.standard_normal(weight["b"].shape) * real[:, None]
-        weights[path] = weight | {"b": jnp.asarray(drawn, jnp.float32)}
-    return lora.Adapter(weights, adapter.spec)
 
 
 def test_a_fresh_adapter_changes_nothing():
@@ -161,7 +128,7 @@ def test_a_starts_uniform_within_one_over_root_of_the_inputs_and_b_at_zero():
 
 def test_gradient_has_the_adapters_tree_and_the_base_gets_none():
     model, params = small_model()
-    batch = ForestBatches(random_paths(0), slots=40, rows=2, epochs=1)[0][0]
+    batch, _ = lay_out(random_paths(0), slots=40, parts=2, seed=0)
     adapter = random_b(lora.init(jax.random.key(0), params, rank=2))
     run = jax.jit(partial(steps.value_and_gradient, model, steps.train_adapter))
     _, gradient = run(params, adapter, batch, jax.random.key(0))
@@ -207,14 +174,14 @@ def test_twenty_steps_follow_pefts_loss_curve_and_padding_stays_zero(tmp_path, s
     paths = random_paths(6)
     rate, steps_in_all = 5e-3, 20
 
-    rows = [path for path in paths for _ in range(int(path.weight))]
-    length = max(len(path.prompt) + len(path.answer) for path in rows)
+    rows = [path for path in paths for _ in range(int(path.observations))]
+    length = max(len(path.ids) for path in rows)
     tokens = torch.zeros((len(rows), length), dtype=torch.long)
     labels = torch.full((len(rows), length), -100)
     for row, path in enumerate(rows):
-        sequence = torch.tensor(path.prompt + path.answer)
+        sequence, ((start, stop),) = torch.tensor(path.ids), path.learnt
         tokens[row, : len(sequence)] = sequence
-        labels[row, len(path.prompt) : len(sequence)] = sequence[len(path.prompt) :]
+        labels[row, start:stop] = sequence[start:stop]
     theirs = peft.PeftModel.from_pretrained(reference, tmp_path / "adapter", is_trainable=True)
     trained = [parameter for parameter in theirs.parameters() if parameter.requires_grad]
     adamw = torch.optim.AdamW(trained, lr=rate, weight_decay=0.01)
@@ -227,7 +194,7 @@ def test_twenty_steps_follow_pefts_loss_curve_and_padding_stays_zero(tmp_path, s
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         adamw.step()
 
-    batch = ForestBatches(paths, slots=48, rows=2, epochs=1)[0][0]
+    batch, _ = lay_out(paths, slots=48, parts=2, seed=0)
     optimizer = optimizers.adamw(rate, weight_decay=0.01, clip_norm=1.0)
     train_step = steps.make_train_step(Llama(config), optimizer, steps.train_adapter)
     state = steps.init_state(adapter, optimizer, seed=0)

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
-from test_lora import TINY, UNEVEN, random_b
 
 from befm_jax.adapters import lora
 from befm_jax.adapters import peft as peft_files
@@ -28,6 +27,7 @@ from befm_jax.adapters.lora import AdapterError, LoraSpec
 from befm_jax.adapters.spec import module_name
 from befm_jax.files import NotWrittenError
 from befm_jax.llama.model import shapes
+from tests.helpers.adapters import TINY, UNEVEN, random_b
 from tests.helpers.parity import (
     carried_over,
     our_logits,
@@ -431,7 +431,7 @@ STEM = "base_model.model.model.layers"
 
 
 @pytest.mark.parametrize(
-    ("key", "tensor", "embedding_rows"),
+    ("key", "tensor", "words"),
     [
         (f"{STEM}.1.mlp.up_proj.lora_A.weight", None, ["lacks"]),
         (f"{STEM}.1.mlp.up_proj.lora_A.weight", np.ones((3, 32), np.float32), ["rank 3", "says 2"]),

@@ -14,7 +14,11 @@ from transformers import PreTrainedTokenizerFast
 from befm_jax.data import games
 
 GAMES = [games.get(name) for name in games.ids()]
-TEXTS = [text for game in GAMES for text in (*game.prompt(), game.answers.format(1))]
+TEXTS = [
+    text
+    for game in GAMES
+    for text in (*(message.text for message in game.prompt()), game.answers.written[1])
+]
 
 # How the two families cut a text before they join bytes; they differ in numbers.
 _CUTS = (

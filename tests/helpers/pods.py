@@ -8,6 +8,7 @@ from pathlib import Path
 
 from befm_jax.data import choices, games
 from befm_jax.data.examples import write_chat
+from befm_jax.tasks.games import item_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -17,7 +18,7 @@ def get_config():
     return Config(
         model=Model(dtype="float32", remat=False, scratch=Scratch(
             width=32, layers=2, heads=4, key_value_heads=2, feed_forward=48)),
-        data=Data(games="", examples={examples!r}, slots=384, rows=4, observations_per_step=150),
+        data=Data(games="", examples={examples!r}, slots=1536, rows_per_step=6),
         lora=Lora(rank=2, alpha=4.0),
         optimizer=Optimizer(epochs=2, learning_rate=1e-2),
         checkpoints=Checkpoints(every=3),
@@ -28,7 +29,9 @@ def get_config():
 def write_config(folder: Path) -> Path:
     """A config that learns some people's choices as examples of one's own: no game, no report."""
     chosen = games.select("dictator,public_goods")
-    kept = choices.examples(choices.load("", chosen, "test", 0), chosen)
+    held_out = choices.part(choices.read("", chosen), "test")
+    counts = choices.histograms(held_out, chosen)
+    kept = [one for game in chosen for one in item_of(game, counts[game.id]).examples()]
     write_chat(folder / "choices.jsonl", kept)
     path = folder / "config.py"
     path.write_text(CONFIG.format(examples=str(folder / "choices.jsonl")))
@@ -44,7 +47,7 @@ def get_config():
         model=Model(dtype="float32", remat=False, scratch=Scratch(
             width=32, layers=2, heads=4, key_value_heads=2, feed_forward=48,
             steps=24, answers_per_step=51)),
-        data=Data(games="dictator", slots=512, rows=2, observations_per_step=2000),
+        data=Data(games="dictator", slots=1024, rows_per_step=2000),
         optimizer=Optimizer(epochs=2, learning_rate=1e-2),
         checkpoints=Checkpoints(every=2, use="best"),
         evaluation=Evaluation(participants=20, resamples=200),

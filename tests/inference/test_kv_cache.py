@@ -153,7 +153,7 @@ def test_int8_moves_the_distribution_of_an_answer_by_little():
         num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2, head_dim=32,
     )  # fmt: skip
     chosen = [games.get(name) for name in games.ids()]
-    prompts = sorted(tuple(tokenizer.prompt(*game.prompt())) for game in chosen)
+    prompts = sorted(tuple(tokenizer.prompt(game.prompt())) for game in chosen)
     answer = np.asarray(tokenizer.answer("I choose [50]."))[:8]
     window = sample._computed(model, params, prompts)
     lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)

@@ -17,7 +17,7 @@ from befm_jax.llama import int8
 from befm_jax.llama.model import Unstacked
 from befm_jax.planning import hlo
 from tests.helpers.collective_order import beside_loops
-from tests.helpers.small import random_paths, small_model
+from tests.helpers.small import prompt_and_answer, random_paths, small_model
 
 # Of shapes that divide by eight.
 FIELDS = {
@@ -56,7 +56,7 @@ def questions():
     """Prompts with their answers, of several lengths."""
     found = {}
     for path in random_paths(5, 60, 96):
-        found.setdefault(path.prompt, []).append(path)
+        found.setdefault(prompt_and_answer(path)[0], []).append(path)
     return list(found.values())
 
 

@@ -35,7 +35,7 @@ model = befm_jax.load(directory / "model", directory / "adapter", devices=jax.de
 people = model.simulate("public_goods", 50, seed=2)
 found = {
     "mesh": model.origin["mesh"],
-    "distribution": model.distribution("public_goods").distribution.tolist(),
+    "distribution": model.distribution("public_goods").shares.tolist(),
     "texts": people.texts,
     "choices": people.choices,
 }
@@ -74,5 +74,5 @@ def test_two_processes_hold_the_answers_of_one(tmp_path):
     assert (first["texts"], first["choices"]) == (people.texts, people.choices)
     assert len(set(people.texts)) > 40
     np.testing.assert_allclose(
-        first["distribution"], alone.distribution("public_goods").distribution, rtol=1e-4
+        first["distribution"], alone.distribution("public_goods").shares, rtol=1e-4
     )

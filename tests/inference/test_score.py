@@ -7,7 +7,7 @@ import torch
 
 from befm_jax.data import forest as forests
 from befm_jax.data import games
-from befm_jax.data.forest import Path
+from befm_jax.data.forest import Encoded
 from befm_jax.inference import score
 from befm_jax.llama.model import Llama
 from tests.helpers.parity import carried_over, reference_model
@@ -16,11 +16,11 @@ from tests.helpers.small import SMALL, game_tokenizer, random_paths, small_model
 
 def one_by_one(reference, path):
     """transformers' log-likelihood of an answer, each token after its real predecessors."""
-    sequence = torch.tensor([path.prompt + path.answer])
+    sequence, ((start, _),) = torch.tensor([path.ids]), path.learnt
     with torch.no_grad():
         log_probs = reference(sequence).logits.log_softmax(-1)[0, :-1]
     picked = log_probs[torch.arange(len(log_probs)), sequence[0, 1:]]
-    return float(picked[len(path.prompt) - 1 :].double().sum())
+    return float(picked[start - 1 :].double().sum())
 
 
 def test_log_probs_equal_transformers_one_sequence_at_a_time(tmp_path):
@@ -41,17 +41,55 @@ def question(seed, answers=40, length=70):
 def test_a_score_is_the_same_to_the_bit_in_any_company():
     model, params = small_model()
     mine = question(0)
-    alone = next(score.each_answers(model, params, [mine])).log_probs
+    (alone,) = scored(model, params, [mine])
     others = [question(seed, answers=5 * seed, length=10 * seed) for seed in range(1, 6)]
     for company in ([mine, *others], [*others, mine], [mine, mine]):
-        together = list(score.each_answers(model, params, company))[company.index(mine)].log_probs
-        np.testing.assert_array_equal(together, alone)
+        together = scored(model, params, company)[company.index(mine)]
+        np.testing.assert_array_equal(together.log_probs, alone.log_probs)
+
+
+def test_packed_questions_score_as_each_alone(monkeypatch):
+    """Windows of several rows; some prompts begin alike, some have a row to themselves."""
+    model, params = small_model()
+    stem = question(3, length=200)[0]
+    questions = [
+        question(seed, answers=1 + 5 * seed % 9, length=10 + 60 * seed) for seed in range(7)
+    ]
+    questions += [((*stem[: 100 + 20 * n], 5), question(n)[1]) for n in range(6)]
+    expected = scored(model, params, questions)
+    groups = [[Encoded.of(prompt, ids) for ids in answers] for prompt, answers in questions]
+    for longest, row in ((8256, 1024), (1024, 256), (512, 512)):
+        monkeypatch.setattr(score, "LONGEST_ROW", longest)
+        monkeypatch.setattr(score, "ROW", row)
+        for order in (range(13), range(12, -1, -1)):
+            found = dict(score.each_packed(model, params, [groups[at] for at in order]))
+            for number, at in enumerate(order):
+                for one, other in zip(found[number], expected[at], strict=True):
+                    np.testing.assert_allclose(one, other, atol=1e-5, rtol=0)
+
+
+def test_what_different_prompts_share_is_computed_once(monkeypatch):
+    """A person's fifty next answers: one chain, five alternatives behind each question."""
+    model, params = small_model()
+    slots = []
+    build = score.forests.build
+    monkeypatch.setattr(
+        score.forests, "build",
+        lambda *given: [built := build(*given), slots.append(built.report.slots_used)][0],
+    )  # fmt: skip
+    history, questions = (2, 3), []
+    for number in range(50):
+        history += (4 + number % 3,) * 8
+        questions.append((history, [(10 + answer, 1) for answer in range(5)]))
+        history += (10 + number % 5, 1)
+    list(score.each_answers(model, params, questions))
+    assert sum(slots) == len(history) - 1 + 50 * 4
 
 
 def scored(model, params, questions, rows=1, order=None):
     """Every question's scores, by `each_group`, in the questions' own order."""
     order = list(range(len(questions))) if order is None else order
-    groups = [[Path(questions[at][0], ids) for ids in questions[at][1]] for at in order]
+    groups = [[Encoded.of(questions[at][0], ids) for ids in questions[at][1]] for at in order]
     found = dict(score.each_group(model, params, groups, rows))
     assert sorted(found) == list(range(len(questions)))
     return [found[order.index(at)] for at in range(len(questions))]
@@ -103,7 +141,7 @@ def test_company_in_one_forest_moves_scores_by_rounding_alone(one_at_a_time):
     questions = [*QUESTIONS, ((*stem[:60], 5, 6), QUESTIONS[1][1]), ((*stem, 7), [(5, 1), (6, 1)])]
     model, params = small_model()
     expected = [*one_at_a_time, *scored(model, params, questions[-2:])]
-    paths = [Path(prompt, ids) for prompt, answers in questions for ids in answers]
+    paths = [Encoded.of(prompt, ids) for prompt, answers in questions for ids in answers]
     together = score.log_probs(model, params, paths)
     np.testing.assert_allclose(
         together, np.concatenate([one.log_probs for one in expected]), atol=1e-5, rtol=0
@@ -112,30 +150,30 @@ def test_company_in_one_forest_moves_scores_by_rounding_alone(one_at_a_time):
 
 def test_rows_are_never_more_slots_than_the_longest_row(monkeypatch):
     shapes, full = [], []
-    compiled = score._edge_scores
+    compiled = score._token_scores
 
     def watched(model):
         def run(params, forest, reads):
             shapes.append(forest.tokens.shape)
-            full.append(bool((forest.weight.sum(axis=1) > 0).all()))
+            full.append(bool((reads.column.max(axis=1) >= 0).all()))
             return compiled(model)(params, forest, reads)
 
         return run
 
-    monkeypatch.setattr(score, "_edge_scores", watched)
+    monkeypatch.setattr(score, "_token_scores", watched)
     monkeypatch.setattr(score, "LONGEST_ROW", 512)
     questions = [question(seed, answers=2, length=10 + 30 * (seed % 9)) for seed in range(40)]
     scored(*small_model(), questions, rows=4)
     # One shape for each length, however many rows were left over at the end.
-    assert sorted(set(shapes)) == [(1, 384), (2, 192), (2, 256), (4, 64), (4, 96), (4, 128)]
+    assert sorted(set(shapes)) == [(2, 192), (2, 256), (4, 64), (4, 96), (4, 128)]
     assert full.count(False) <= 6
 
 
 def test_lengths_of_one_bucket_share_a_program():
     model, params = small_model(seed=3, vocab_size=98)
-    questions = [question(seed, answers=3, length=88 + seed) for seed in range(20)]
+    questions = [question(seed, answers=3, length=92 + seed) for seed in range(20)]
     scored(model, params, questions, rows=8)
-    assert score._edge_scores(model)._cache_size() == 1
+    assert score._token_scores(model)._cache_size() == 1
 
 
 def test_greedy_says_what_greedy_decoding_writes(tmp_path):
@@ -213,8 +251,10 @@ def test_the_probability_of_ending_is_that_of_transformers_after_each_answer(tmp
     # One is the beginning of another, one is cut short, and one is nothing but an end.
     answers += [(5, 1), (5, 7, 1), (8, 1), (1,)]
     found = next(score.each_answers(Llama(config), params, [(prompt, answers)]))
-    whole = [one_by_one(reference, Path(prompt, ids)) for ids in answers]
-    stems = [one_by_one(reference, Path(prompt, ids[:-1])) if ids[:-1] else 0 for ids in answers]
+    whole = [one_by_one(reference, Encoded.of(prompt, ids)) for ids in answers]
+    stems = [
+        one_by_one(reference, Encoded.of(prompt, ids[:-1])) if ids[:-1] else 0 for ids in answers
+    ]
     np.testing.assert_allclose(found.log_probs, whole, atol=5e-5)
     np.testing.assert_allclose(found.stem_log_probs, stems, atol=5e-5)
     expected = np.exp(whole).sum() / np.exp(stems).sum()
@@ -232,11 +272,9 @@ def test_the_probability_of_ending_costs_no_slot(monkeypatch):
         score.forests, "build", lambda *args: built.append(build(*args)) or built[-1]
     )
     next(score.each_answers(model, params, [(prompt, answers)]))
-    score.log_probs(model, params, [Path(prompt, ids) for ids in answers])
+    score.log_probs(model, params, [Encoded.of(prompt, ids) for ids in answers])
     with_stems, without = built
-    for one, other in zip(with_stems.forest._replace(weight=0), without.forest._replace(weight=0),
-                          strict=True):  # fmt: skip
-        np.testing.assert_array_equal(one, other)
+    assert with_stems.report.slots_used == without.report.slots_used
 
 
 def test_answers_that_need_several_rows_are_all_scored(monkeypatch):
@@ -251,7 +289,7 @@ def test_answers_that_need_several_rows_are_all_scored(monkeypatch):
 def test_what_can_not_be_scored_is_an_error(monkeypatch):
     model, params = small_model()
     monkeypatch.setattr(score, "LONGEST_ROW", 64)
-    with pytest.raises(score.RowTooShortError, match="prompt longer"):
+    with pytest.raises(score.RowTooShortError, match="longer than a row"):
         next(score.each_answers(model, params, [question(0)]))
 
 
@@ -264,8 +302,8 @@ def test_the_longest_context_fits_with_its_last_token():
     model, params = small_model(num_hidden_layers=1)
     prompt = tuple(np.random.default_rng(0).integers(2, 97, score.LONGEST_CONTEXT).tolist())
     with pytest.raises(score.RowTooShortError):
-        score.log_probs(model, params, [Path(prompt, (5,) * 65)])
-    assert forests.build([Path(prompt, (5,))], score.LONGEST_ROW).places[0] is not None
+        score.log_probs(model, params, [Encoded.of(prompt, (5,) * 66)])
+    assert forests.build([Encoded.of(prompt, (5,))], score.LONGEST_ROW).places[0] is not None
 
 
 def test_buckets_hold_what_they_are_for_and_are_few():
@@ -279,10 +317,10 @@ def test_real_games_score_as_each_answer_alone():
     tokenizer = game_tokenizer()
     model, params = small_model(vocab_size=tokenizer.vocab_size)
     game = games.get("public_goods")
-    prompt = tokenizer.prompt(*game.prompt())
-    written = [tokenizer.answer(game.answers.format(value)) for value in (0, 7, 20)]
+    prompt = tokenizer.prompt(game.prompt())
+    written = [tokenizer.answer(game.answers.written[value]) for value in (0, 7, 20)]
     together = next(score.each_answers(model, params, [(prompt, written)])).log_probs
-    alone = [score.log_probs(model, params, [Path(prompt, ids)])[0] for ids in written]
+    alone = [score.log_probs(model, params, [Encoded.of(prompt, ids)])[0] for ids in written]
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 

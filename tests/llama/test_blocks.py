@@ -8,9 +8,16 @@ from befm_jax.data import forest
 from befm_jax.llama import blocks
 from tests.helpers import small
 
+
+def real_games():
+    """Rows of real games, some of them padding."""
+    built = forest.build(small.real_paths(), 512)
+    return forest.pad_rows(built.forest, built.reads, 3)[0]
+
+
 CASES = {
     "random tries": lambda: forest.build(small.random_paths(3), 64).forest,
-    "real games": lambda: forest.pad_rows(forest.build(small.real_paths(), 512).forest, 3),
+    "real games": lambda: real_games(),
     "padding": lambda: forest.empty(2, 64),
     "one causal row": lambda: forest.empty(1, 64)._replace(end=np.full((1, 64), 63, np.int32)),
 }

@@ -61,10 +61,8 @@ def traced(trained: str, rank: int, targets, remat: bool) -> float:
     params = llama.shapes(SHAPE)
     size = (MICRO, ROWS, SLOTS)
     whole = jax.ShapeDtypeStruct(size, jnp.int32)
-    batch = Batch(
-        Forest(whole, whole, whole, whole, jax.ShapeDtypeStruct(size, jnp.float32)),
-        Reads(whole, whole),
-    )
+    weight = jax.ShapeDtypeStruct(size, jnp.float32)
+    batch = Batch(Forest(whole, whole, whole, whole), Reads(whole, whole, whole, weight, weight))
     key = jax.eval_shape(lambda: jax.random.key(0))
     if trained == "adapter":
         spec = lora.LoraSpec(rank, 2.0 * rank, targets=targets)

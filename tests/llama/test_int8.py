@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from befm_jax.adapters import lora
-from befm_jax.data.pipeline import ForestBatches
+from befm_jax.data.pipeline import lay_out
 from befm_jax.llama import int8
 from befm_jax.training import step as steps
 from tests.helpers.parity import our_logits, random_tokens
@@ -77,7 +77,7 @@ def trained():
     model, params = small_model()
     rounded = int8.quantize(params)
     adapter = lora.init(jax.random.key(0), rounded, rank=2)
-    batch = ForestBatches(random_paths(0), slots=40, rows=2, epochs=1)[0][0]
+    batch = lay_out(random_paths(0), slots=40, parts=2, seed=0)[0]
     run = jax.jit(
         lambda *of: steps.value_and_gradient(model, steps.train_adapter, *of, jax.random.key(0))
     )

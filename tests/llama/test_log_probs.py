@@ -7,63 +7,66 @@ import pytest
 
 from befm_jax.adapters import lora
 from befm_jax.data import forest as forests
-from befm_jax.data.forest import Path
+from befm_jax.data.forest import Encoded
 from befm_jax.llama import int8, log_probs
 from befm_jax.llama.attention import ForestAttention
-from tests.helpers.small import random_paths, small_model
+from tests.helpers.small import random_conversations, random_paths, small_model
 
 
-def plain(model, params, forest):
-    """Log-probabilities and greedy flags of weighted slots from the logits of every slot."""
+def plain(model, params, forest, reads):
+    """Log-probabilities and greedy flags of all reads from the logits of every slot."""
     attention = ForestAttention(jnp.asarray(forest.end))
     logits = model.apply({"params": params}, forest.tokens, forest.depth, attention)
     everything = jax.nn.log_softmax(logits)
     row = np.arange(len(forest.tokens))[:, None]
-    log_probs = everything[row, forest.parent, forest.tokens]
-    learnt = forest.weight > 0
-    greedy = jnp.argmax(logits, axis=-1)[row, forest.parent] == forest.tokens
-    return jnp.where(learnt, log_probs, 0), learnt & greedy
+    slot, real = reads.slots[row, reads.column], reads.column >= 0
+    log_probs = everything[row, slot, reads.token]
+    greedy = jnp.argmax(logits, axis=-1)[row, slot] == reads.token
+    return jnp.where(real, log_probs, 0), real & greedy
 
 
 def case(seed, **fields):
     model, params = small_model(seed, **fields)
-    forest = forests.build(random_paths(seed, count=40), 70).forest
-    assert len(forest.tokens) > 1
-    return model, params, forest, forests.reads(forest)
+    built = forests.build([*random_paths(seed, count=40), *random_conversations(seed)], 70)
+    assert len(built.forest.tokens) > 1
+    assert (built.reads.weight < 0).any()
+    return model, params, built.forest, built.reads
 
 
-@pytest.fixture(params=[2, 6, 30, 10_000], ids="{} parents at once".format)
-def parents_at_once(request, monkeypatch):
-    monkeypatch.setattr(log_probs, "_PARENTS", request.param)
+@pytest.fixture(params=[2, 6, 30, 10_000], ids="{} columns at once".format)
+def columns_at_once(request, monkeypatch):
+    monkeypatch.setattr(log_probs, "_COLUMNS", request.param)
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.usefixtures("parents_at_once")
+@pytest.mark.usefixtures("columns_at_once")
 def test_scores_are_those_of_all_logits(tied):
     model, params, forest, reads = case(1, tie_word_embeddings=tied)
     found = log_probs.token_scores(model, params, forest, reads)
-    expected, greedy = plain(model, params, forest)
+    expected, greedy = plain(model, params, forest, reads)
     np.testing.assert_allclose(found.log_probs, expected, atol=2e-6)
     np.testing.assert_array_equal(found.greedy, greedy)
     assert found.greedy.any()
-    assert not found.greedy[forest.weight > 0].all()
+    assert not found.greedy[reads.column >= 0].all()
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.usefixtures("parents_at_once")
+@pytest.mark.usefixtures("columns_at_once")
 def test_value_and_gradient_of_all_parameters_are_those_of_all_logits(tied):
     model, params, forest, reads = case(2, tie_word_embeddings=tied)
     ours = jax.jit(
         jax.value_and_grad(lambda params: log_probs.log_likelihood(model, params, forest, reads))
     )(params)
     theirs = jax.jit(
-        jax.value_and_grad(lambda params: jnp.sum(forest.weight * plain(model, params, forest)[0]))
+        jax.value_and_grad(
+            lambda params: jnp.sum(reads.weight * plain(model, params, forest, reads)[0])
+        )
     )(params)
     assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize("quantized", [False, True])
-@pytest.mark.usefixtures("parents_at_once")
+@pytest.mark.usefixtures("columns_at_once")
 def test_value_and_gradient_of_an_adapter_are_those_of_all_logits(quantized):
     model, params, forest, reads = case(3)
     params = int8.quantize(params) if quantized else params
@@ -77,7 +80,7 @@ def test_value_and_gradient_of_an_adapter_are_those_of_all_logits(quantized):
         )
 
     ours = both(lambda params: log_probs.log_likelihood(model, params, forest, reads))
-    theirs = both(lambda params: jnp.sum(forest.weight * plain(model, params, forest)[0]))
+    theirs = both(lambda params: jnp.sum(reads.weight * plain(model, params, forest, reads)[0]))
     assert_same(ours, theirs)
 
 
@@ -90,11 +93,11 @@ def assert_same(ours, theirs):
 def text(slots, vocabulary):
     """One row of plain text, every token but the first learnt."""
     tokens = np.random.default_rng(0).integers(0, vocabulary, slots).tolist()
-    return forests.build([Path(tuple(tokens[:1]), tuple(tokens[1:]))], slots).forest
+    return forests.build([Encoded.of(tokens[:1], tokens[1:])], slots)
 
 
-def adapter_step(model, params, forest):
-    reads = forests.reads(forest)
+def adapter_step(model, params, built):
+    forest, reads = built.forest, built.reads
     adapter = lora.init(jax.random.key(0), params, rank=2)
 
     def score(adapter, params):
@@ -104,7 +107,7 @@ def adapter_step(model, params, forest):
 
 
 def test_the_logits_of_a_long_text_never_exist_whole(monkeypatch):
-    monkeypatch.setattr(log_probs, "_PARENTS", 64)
+    monkeypatch.setattr(log_probs, "_COLUMNS", 64)
     slots, vocabulary = 1024, 16_000
     model, params = small_model(vocab_size=vocabulary)
     program = adapter_step(model, params, text(slots, vocabulary))
@@ -114,7 +117,7 @@ def test_the_logits_of_a_long_text_never_exist_whole(monkeypatch):
 
 def test_a_vocabulary_projection_that_is_not_trained_gets_no_gradient(monkeypatch):
     """Its gradient would be as large as itself: no such array may stand in the program."""
-    monkeypatch.setattr(log_probs, "_PARENTS", 64)
+    monkeypatch.setattr(log_probs, "_COLUMNS", 64)
     model, params = small_model(vocab_size=16_000)
     program = adapter_step(model, params, text(256, 16_000))
     assert "f32[16000,32]{1,0} add" not in program.as_text()
@@ -123,10 +126,10 @@ def test_a_vocabulary_projection_that_is_not_trained_gets_no_gradient(monkeypatc
 
 @pytest.mark.parametrize("learnt", [1, 65, 500])
 def test_columns_that_nobody_reads_at_are_not_projected(learnt, monkeypatch):
-    monkeypatch.setattr(log_probs, "_PARENTS", 64)
+    monkeypatch.setattr(log_probs, "_COLUMNS", 64)
     model, params = small_model()
     tokens = tuple(np.random.default_rng(0).integers(0, 97, 640).tolist())
-    forest = forests.build([Path(tokens[: 640 - learnt], tokens[640 - learnt :])], 640).forest
+    built = forests.build([Encoded.of(tokens[: 640 - learnt], tokens[640 - learnt :])], 640)
     chunks = []
     monkeypatch.setattr(
         log_probs,
@@ -136,6 +139,6 @@ def test_columns_that_nobody_reads_at_are_not_projected(learnt, monkeypatch):
             model.apply({"params": given[1]}, given[2], method="logits"),
         )[1],
     )
-    jax.block_until_ready(log_probs.token_scores(model, params, forest, forests.reads(forest)))
+    jax.block_until_ready(log_probs.token_scores(model, params, built.forest, built.reads))
     jax.effects_barrier()
     assert len(chunks) == -(-learnt // 64)

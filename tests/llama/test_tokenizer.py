@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import sentencepiece
-from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
@@ -25,8 +24,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from befm_jax.data import games
+from befm_jax.data.items import Message
 from befm_jax.llama import tiny
 from befm_jax.llama.tokenizer import LLAMA3_SPECIAL, LLAMA3_TEMPLATE, TemplateError, Tokenizer
+from tests.conftest import SHARED
 from tests.helpers.chat_tokenizers import (
     GAMES,
     LLAMA3_TOKENS,
@@ -37,6 +38,7 @@ from tests.helpers.chat_tokenizers import (
     llama3,
     qwen3,
 )
+from tests.helpers.small import asked
 
 
 @lru_cache
@@ -78,8 +80,8 @@ def test_any_text_survives(tokenizer, text):
 
 @pytest.mark.parametrize("game", GAMES, ids=lambda game: game.id)
 def test_prompts_equal_the_rendered_template_with_one_bos(tokenizer, game):
-    system, user = game.prompt()
-    prompt = tokenizer.prompt(system, user)
+    (_, system), (_, user) = game.prompt()
+    prompt = tokenizer.prompt(asked(system, user))
     rendered = tokenizer._backend.apply_chat_template(
         [{"role": "system", "content": system}, {"role": "user", "content": user}],
         add_generation_prompt=True,
@@ -94,7 +96,7 @@ def test_a_whole_conversation_is_prompt_then_answer(tokenizer):
         [{"role": "user", "content": "How much?"}, {"role": "assistant", "content": "[33]"}],
         tokenize=True,
     )["input_ids"]
-    assert list(tokenizer.prompt("", "How much?") + tokenizer.answer("[33]")) == list(whole)
+    assert list(tokenizer.prompt(asked("", "How much?")) + tokenizer.answer("[33]")) == list(whole)
 
 
 def test_numbers_up_to_three_digits_are_one_token(tokenizer):
@@ -103,8 +105,8 @@ def test_numbers_up_to_three_digits_are_one_token(tokenizer):
 
 @pytest.mark.parametrize("mark", LLAMA3_SPECIAL)
 def test_a_special_token_in_a_text_stays_text(tokenizer, mark):
-    plain = tokenizer.prompt("Rules.", "I say this.")
-    typed = tokenizer.prompt(f"Rules. {mark}", f"I say {mark} this.")
+    plain = tokenizer.prompt(asked("Rules.", "I say this."))
+    typed = tokenizer.prompt(asked(f"Rules. {mark}", f"I say {mark} this."))
     special = {tokenizer._special[name] for name in LLAMA3_SPECIAL}
     assert [i for i in typed if i in special] == [i for i in plain if i in special]
     assert mark in tokenizer.decode(typed)
@@ -112,7 +114,7 @@ def test_a_special_token_in_a_text_stays_text(tokenizer, mark):
 
 
 def test_messages_do_not_leak_into_each_other(tokenizer):
-    text = tokenizer.decode(tokenizer.prompt("\ue000\ue002", "the user's words"))
+    text = tokenizer.decode(tokenizer.prompt(asked("\ue000\ue002", "the user's words")))
     assert text.count("the user's words") == 1
 
 
@@ -120,7 +122,7 @@ def test_saving_and_loading_keep_every_id(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     back = Tokenizer.load(tmp_path, more_stop_ids=(7,))
     for game in GAMES:
-        assert back.prompt(*game.prompt()) == tokenizer.prompt(*game.prompt())
+        assert back.prompt(game.prompt()) == tokenizer.prompt(game.prompt())
     assert back.end_of_turn == tokenizer.end_of_turn
     assert back.stop_ids == tuple(sorted({7, *tokenizer.stop_ids}))
 
@@ -139,7 +141,7 @@ def test_a_directory_without_a_tokenizer_is_named(tmp_path):
 
 def test_training_is_deterministic():
     first, second = (tiny.train_tokenizer(TEXTS) for _ in range(2))
-    assert first.prompt(*GAMES[0].prompt()) == second.prompt(*GAMES[0].prompt())
+    assert first.prompt(GAMES[0].prompt()) == second.prompt(GAMES[0].prompt())
 
 
 # ---- Whole conversations, with three tokenizers ----
@@ -162,7 +164,7 @@ class Kind:
         )
 
     def ours(self, system, user, answer):
-        return list(self.tokenizer.prompt(system, user) + self.tokenizer.answer(answer))
+        return list(self.tokenizer.prompt(asked(system, user)) + self.tokenizer.answer(answer))
 
 
 def sentence_piece_kind() -> Kind:
@@ -248,7 +250,8 @@ def real_conversations() -> list[tuple[str, str, str]]:
     for game in GAMES:
         chosen = [row[game.reference] for row in people if game.reference and row[game.reference]]
         for choice in list(dict.fromkeys(chosen))[:8]:
-            found.append((*game.prompt(), game.answers.format(int(float(choice)))))
+            texts = (message.text for message in game.prompt())
+            found.append((*texts, game.answers.written[game.answers.position(float(choice))]))
     with gzip.open(shared("public_goods", "transcripts_sample.jsonl.gz"), "rt") as file:
         for line in file:
             text = json.loads(line)["text"]
@@ -303,7 +306,8 @@ def test_odd_texts_have_the_ids_of_transformers(kind, name):
         assert ours == kind.by_hand(*conversation)
 
 
-TEXT = st.text(max_size=40)
+# hypothesis takes strings from code that it sees: no special tokens, which are text to us alone.
+TEXT = st.text(max_size=40).filter(lambda text: "<" not in text)
 
 
 @given(TEXT, TEXT.filter(str.strip))
@@ -369,7 +373,7 @@ def test_what_follows_the_end_of_a_turn_is_not_learnt():
 
 def test_an_empty_thought_belongs_to_qwen3s_prompt_and_is_not_learnt():
     one = qwen3_kind()
-    prompt = one.tokenizer.decode(one.tokenizer.prompt("", "How much?"), special=True)
+    prompt = one.tokenizer.decode(one.tokenizer.prompt(asked("", "How much?")), special=True)
     assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert one.tokenizer.decode(one.tokenizer.answer("[3]"), special=True) == "[3]<|im_end|>"
 
@@ -400,14 +404,14 @@ def test_a_bos_that_the_template_leaves_to_the_tokenizer_is_put_once():
     said = [{"role": "user", "content": "How much?"}, {"role": "assistant", "content": "[3]"}]
     rendered = backend.apply_chat_template(said, tokenize=False)
     assert not rendered.startswith("<|begin_of_text|>")
-    ours = tokenizer.prompt("", "How much?") + tokenizer.answer("[3]")
+    ours = tokenizer.prompt(asked("", "How much?")) + tokenizer.answer("[3]")
     assert list(ours) == backend(rendered)["input_ids"]  # as a text of its own, with its BOS
     assert ours.count(tokenizer.bos_id) == 1
 
 
 def test_where_neither_template_nor_tokenizer_puts_a_bos_there_is_none():
     backend, _ = llama3(template=NO_BOS, puts_bos=False)
-    assert backend.bos_token_id not in Tokenizer(backend).prompt("Rules.", "How much?")
+    assert backend.bos_token_id not in Tokenizer(backend).prompt(asked("Rules.", "How much?"))
 
 
 def test_a_tokenizer_without_bos_and_pad_does():
@@ -415,7 +419,7 @@ def test_a_tokenizer_without_bos_and_pad_does():
     assert (backend.bos_token, backend.pad_token) == (None, None)
     tokenizer = Tokenizer(backend)
     said = [{"role": "user", "content": "How much?"}, {"role": "assistant", "content": "[3]"}]
-    ours = list(tokenizer.prompt("", "How much?") + tokenizer.answer("[3]"))
+    ours = list(tokenizer.prompt(asked("", "How much?")) + tokenizer.answer("[3]"))
     assert ours == backend.apply_chat_template(said)["input_ids"][: len(ours)]
     assert tokenizer.bos_id is None
 
@@ -424,7 +428,7 @@ def test_a_bos_that_opens_every_message_is_one_of_them():
     """SmolLM's `<|im_start|>` is both."""
     backend, _ = qwen3(template=CHATML, bos_token="<|im_start|>")
     tokenizer = Tokenizer(backend)
-    ours = tokenizer.prompt("Rules.", "How much?")
+    ours = tokenizer.prompt(asked("Rules.", "How much?"))
     assert ours.count(tokenizer.bos_id) == 3
     assert ours[0] == tokenizer.bos_id != ours[1]
 
@@ -492,13 +496,13 @@ def test_llama_2s_layout_and_spaces_have_the_ids_of_transformers(template, schem
     tokenizer = Tokenizer(backend)
     for game in GAMES:
         for system in (game.system, ""):
-            user, answer = game.prompt()[1], game.answers.format(int(game.values[-1]))
+            user, answer = game.user, game.answers.written[-1]
             told = [{"role": "system", "content": system}] if system else []
             said = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
             rendered = backend.apply_chat_template(told + said, tokenize=False)
             starts = rendered.startswith("<s>")
             whole = backend(rendered, add_special_tokens=not starts)["input_ids"]
-            ours = list(tokenizer.prompt(system, user) + tokenizer.answer(answer))
+            ours = list(tokenizer.prompt(asked(system, user)) + tokenizer.answer(answer))
             assert ours == whole[: len(ours)]
             assert ours[-1] == backend.eos_token_id
             assert tokenizer.decode(whole[len(ours) :]).strip() == ""
@@ -547,7 +551,7 @@ def test_a_template_that_answers_otherwise_after_a_system_message_is_refused():
     )
     tokenizer = Tokenizer(llama3(template=template)[0])
     with pytest.raises(TemplateError, match="otherwise after these messages"):
-        tokenizer.prompt("Rules.", "How much?")
+        tokenizer.prompt(asked("Rules.", "How much?"))
 
 
 def test_of_several_templates_the_default_one_is_taken():
@@ -561,16 +565,16 @@ def test_the_day_does_not_change_a_prompt():
     template = LLAMA31.replace("date_string + ", "strftime_now('%A %d %B %Y, %H:%M:%S') + ")
     assert template != LLAMA31
     tokenizer = Tokenizer(llama3(template=template)[0])
-    text = tokenizer.decode(tokenizer.prompt("", "How much?"))
+    text = tokenizer.decode(tokenizer.prompt(asked("", "How much?")))
     assert "Today: 26 Jul 2024\n" in text
 
 
 def test_a_tokenizer_file_that_cuts_and_pads_does_neither_here():
     backend, _ = llama3()
-    expected = Tokenizer(backend).prompt(*GAMES[0].prompt())
+    expected = Tokenizer(backend).prompt(GAMES[0].prompt())
     backend.backend_tokenizer.enable_truncation(max_length=5)
     backend.backend_tokenizer.enable_padding(length=9)
-    assert Tokenizer(backend).prompt(*GAMES[0].prompt()) == expected
+    assert Tokenizer(backend).prompt(GAMES[0].prompt()) == expected
 
 
 def test_the_hash_is_that_of_the_template_file_and_outlives_saving(tmp_path):
@@ -590,7 +594,7 @@ def test_loading_keeps_every_id_of_every_kind(kind, tmp_path):
     kind.tokenizer.save(tmp_path)
     back = Tokenizer.load(tmp_path)
     for text in (*ODD.values(), *TYPED):
-        assert back.prompt(text, text) == kind.tokenizer.prompt(text, text)
+        assert back.prompt(asked(text, text)) == kind.tokenizer.prompt(asked(text, text))
     assert back.stop_ids == kind.tokenizer.stop_ids
 
 
@@ -603,4 +607,101 @@ def test_numbers_of_the_tiny_tokenizer_stay_tokens_where_a_template_has_them(lea
     finally:
         tokenizer._backend.chat_template = before
     assert dated.answer("[26] of 2024")[:-1] == tuple(plain.encode("[26] of 2024"))
-    assert np.isin(plain.encode("26 Jul 2024"), dated.prompt("", "x")).all()
+    assert np.isin(plain.encode("26 Jul 2024"), dated.prompt(asked("", "x"))).all()
+
+
+def conversation(turns, odd=()):
+    """Questions and answers of many turns, some texts of them odd ones."""
+    messages = [Message("system", "Answer in brackets.")]
+    for turn in range(turns):
+        messages.append(Message("user", f"Question {turn}: how much of {10 * turn}?"))
+        messages.append(Message("assistant", f"[{turn % 7}]"))
+    for place, text in odd:
+        messages[place] = messages[place]._replace(text=text)
+    return tuple(messages)
+
+
+def learnt_answers(messages):
+    """The spans of all answers, whole."""
+    return tuple(
+        (place, 0, len(message.text))
+        for place, message in enumerate(messages)
+        if message.role == "assistant"
+    )
+
+
+def theirs(tokenizer, messages):
+    """transformers' ids of a whole conversation."""
+    return tokenizer._backend.apply_chat_template(
+        [{"role": role, "content": text} for role, text in messages],
+        chat_template=tokenizer._rendered,  # the day fixed
+        enable_thinking=False,
+    )["input_ids"]
+
+
+@pytest.mark.parametrize("turns", [1, 2, 50])
+def test_a_conversation_of_any_number_of_turns_has_the_ids_of_transformers(kind, turns):
+    tokenizer, messages = kind.tokenizer, conversation(turns)
+    ids, spans = tokenizer.encode(messages, learnt_answers(messages))
+    assert list(ids) == theirs(tokenizer, messages)
+    assert len(spans) == turns
+    for turn, (start, stop) in enumerate(spans):
+        assert tokenizer.decode(ids[start:stop]).strip() == f"[{turn % 7}]"
+        # The end of each turn is learnt with its answer.
+        assert ids[stop - 1] == tokenizer.end_of_turn
+        assert ids[start:stop] == tokenizer.answer(f"[{turn % 7}]")
+
+
+def test_without_spans_the_last_message_is_learnt_as_prompt_and_answer_cut_it(kind):
+    messages = conversation(3)
+    ids, ((start, stop),) = kind.tokenizer.encode(messages)
+    assert ids[:start] == kind.tokenizer.prompt(messages[:-1])
+    assert ids[start:] == kind.tokenizer.answer(messages[-1].text)
+    assert stop == len(ids)
+    assert (
+        kind.tokenizer.encode(messages)[0]
+        == kind.tokenizer.encode(messages, learnt_answers(messages)[-1:])[0][: len(ids)]
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["a<<B>>c", "<<33>>33", "x<<Yes>>", "<< no >>.", "<<\u00e9\u4e2d>>"]
+)
+def test_a_span_within_a_text_begins_and_ends_with_a_token(kind, text):
+    """A marker that merges with its neighbour would be learnt in part, or not at all."""
+    tokenizer = kind.tokenizer
+    start, stop = text.index("<<") + 2, text.index(">>")
+    messages = (Message("user", f"You choose {text} now."),)
+    at = len("You choose ")
+    ids, ((first, last),) = tokenizer.encode(messages, ((0, at + start, at + stop),))
+    assert tokenizer.decode(ids[first:last]).strip() == text[start:stop].strip()
+    whole = tokenizer.decode(ids, special=False)
+    assert text in whole
+    # Spans at the very start and end of a message.
+    for span in ((0, 0, 3), (0, len(messages[0].text) - 4, len(messages[0].text))):
+        ids, ((first, last),) = tokenizer.encode(messages, (span,))
+        assert (
+            tokenizer.decode(ids[first:last]).strip()
+            == messages[0].text[span[1] :][: span[2] - span[1]].strip()
+        )
+
+
+def test_special_tokens_typed_in_many_turns_stay_text(kind):
+    tokenizer = kind.tokenizer
+    typed = [(number, f"{mark} and [1]") for number, mark in zip((1, 2, 5, 6), TYPED, strict=False)]
+    messages = conversation(4, typed)
+    ids, spans = tokenizer.encode(messages, learnt_answers(messages))
+    plain, _ = tokenizer.encode(conversation(4), learnt_answers(conversation(4)))
+    control = set(tokenizer._special.values())
+    assert [one for one in ids if one in control] == [one for one in plain if one in control]
+    assert len(spans) == 4
+
+
+def test_a_conversation_in_one_pass_reads_every_answer_in_its_own_history(kind):
+    """What is before a span is what a prompt of those turns would be."""
+    tokenizer, messages = kind.tokenizer, conversation(5)
+    ids, spans = tokenizer.encode(messages, learnt_answers(messages))
+    if "<think>" in str(tokenizer._template):
+        pytest.skip("Qwen3 writes an earlier answer otherwise than the last")
+    for turn, (start, _) in enumerate(spans):
+        assert ids[:start] == tokenizer.prompt(messages[: 2 * turn + 2])

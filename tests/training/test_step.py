@@ -10,34 +10,42 @@ import optax
 import pytest
 
 from befm_jax.adapters import lora
-from befm_jax.data.pipeline import ForestBatches
+from befm_jax.data.pipeline import lay_out
 from befm_jax.llama import tiny
 from befm_jax.llama.attention import ForestAttention
 from befm_jax.llama.model import Llama
 from befm_jax.training import optimizer as optimizers
 from befm_jax.training import step as steps
-from tests.helpers.small import SMALL, game_tokenizer, random_paths, real_paths, small_model
+from tests.helpers.small import (
+    SMALL,
+    game_tokenizer,
+    random_conversations,
+    random_paths,
+    real_paths,
+    small_model,
+)
 
 
 def padded_loss(model, params, paths):
-    """The answer-token mean over one padded sequence an observation: what others compute.
+    """The learnt tokens' mean over one padded sequence an observation: what others compute.
 
     Written from the definition, sharing no code with the forest: every observation is a row of
-    its own, with causal attention, next-token cross-entropy and a mask on the answer.
+    its own, with causal attention, next-token cross-entropy and a mask on what is learnt.
     """
-    rows = [path for path in paths for _ in range(int(path.weight))]
-    length = max(len(path.prompt) + len(path.answer) for path in rows)
+    rows = [path for path in paths for _ in range(int(path.observations))]
+    length = max(len(path.ids) for path in rows)
     tokens = np.zeros((len(rows), length), np.int32)
     learnt = np.zeros((len(rows), length), np.float32)
+    scale = np.array([[path.scale] for path in rows], np.float32)
     for row, path in enumerate(rows):
-        sequence = path.prompt + path.answer
-        tokens[row, : len(sequence)] = sequence
-        learnt[row, len(path.prompt) : len(sequence)] = 1
+        tokens[row, : len(path.ids)] = path.ids
+        for start, stop in path.learnt:
+            learnt[row, start:stop] = 1
     positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
     causal = ForestAttention(jnp.full(tokens.shape, length - 1))
     logits = model.apply({"params": params}, tokens, positions, causal)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:])
-    return jnp.sum(losses * learnt[:, 1:]) / jnp.sum(learnt)
+    return jnp.sum(losses * learnt[:, 1:] * scale) / jnp.sum(learnt)
 
 
 def assert_trees_close(ours, theirs, relative):
@@ -62,6 +70,9 @@ CASES = {
     "random tries 1": lambda: random_paths(1),
     "random tries 2": lambda: random_paths(2),
     "random tries 3": lambda: random_paths(3),
+    "many spans 1": lambda: random_conversations(1),
+    "many spans 2": lambda: random_conversations(2),
+    "many spans 3": lambda: random_conversations(3),
 }
 
 
@@ -69,9 +80,9 @@ def case(name):
     paths = CASES[name]()
     vocabulary = game_tokenizer().vocab_size if "real" in name else SMALL.vocab_size
     model, params = small_model(vocab_size=vocabulary)
-    longest = max(len(path.prompt) + len(path.answer) for path in paths)
-    batches = ForestBatches(paths, slots=longest + 9, rows=2, epochs=1)
-    return model, params, paths, batches[0][0]
+    longest = max(len(path.ids) for path in paths)
+    batch, _ = lay_out(paths, slots=longest + 9, parts=2, seed=0)
+    return model, params, paths, batch
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -90,7 +101,7 @@ def test_adapter_loss_and_gradient_equal_padded_sequences(name):
     assert_trees_close(ours[1], theirs[1], 1e-5)
 
 
-@pytest.mark.parametrize("name", ["real game prompts", "random tries 1"])
+@pytest.mark.parametrize("name", ["real game prompts", "random tries 1", "many spans 1"])
 def test_gradient_of_all_parameters_equals_padded_sequences(name):
     model, params, paths, batch = case(name)
     ours = jax.jit(
@@ -128,8 +139,8 @@ def test_accumulation_does_not_change_loss_or_gradient():
     model, params = small_model()
     run = jax.jit(partial(steps.value_and_gradient, model, steps.train_all, None))
     found = [
-        run(params, ForestBatches(paths, slots=40, rows=rows, epochs=1)[0][0], jax.random.key(0))
-        for rows in (1, 4)
+        run(params, lay_out(paths, slots=slots, parts=1, seed=0)[0], jax.random.key(0))
+        for slots in (40, 160)
     ]
     assert float(found[0][0]) == pytest.approx(float(found[1][0]), rel=1e-6)
     assert_trees_close(found[0][1], found[1][1], 1e-5)

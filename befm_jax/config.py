@@ -69,11 +69,13 @@ class Data:
 
     games: str = "all"  # ids, "all", or .py files that declare games; separated by commas
     humans: str = ""  # CSV of people's choices; empty: the embedded reference
+    tasks: str = ""  # tasks of your own, FILE.py=TABLE, separated by commas
     examples: str = ""  # further examples: Alpaca .json or chat .jsonl, separated by commas
     split_seed: int = 0  # which people are for training and which for the test
-    slots: int = 2048  # tokens a row of a forest
-    rows: int = 8  # rows computed together at most, rounded up to what devices share evenly
-    observations_per_step: int = 64  # 0: all observations in every step
+    slots: int = 4096  # computed at once on a device: the longest row of a forest
+    # People or texts; choices where it is not known whose they are; 0: all of them in every step.
+    rows_per_step: int = 64
+    one_by_one: bool = False  # deal single observations: nothing that a person's share is saved
 
 
 @dataclass
@@ -160,8 +162,7 @@ _RULES: dict[str, tuple[str, Any]] = {
     "mesh.fsdp": _NOT_NEGATIVE,
     "mesh.tensor": _NOT_NEGATIVE,
     "data.slots": ("at least 8", lambda value: value >= 8),
-    "data.rows": _AT_LEAST_ONE,
-    "data.observations_per_step": _NOT_NEGATIVE,
+    "data.rows_per_step": _NOT_NEGATIVE,
     "data.split_seed": _NOT_NEGATIVE,
     "seed": _NOT_NEGATIVE,
     "lora.rank": _AT_LEAST_ONE,
@@ -218,13 +219,15 @@ def validate(config: Config) -> None:
             f"model.quantize is {config.model.quantize!r}; with trained 'all' it must be no: "
             "rounded weights can't be trained"
         )
-    if not (config.data.games or config.data.examples):
-        raise ConfigError("data.games and data.examples are both empty: there is nothing to learn")
+    if not (config.data.games or config.data.tasks or config.data.examples):
+        raise ConfigError(
+            "data.games, data.tasks and data.examples are all empty: there is nothing to learn"
+        )
     if config.checkpoints.use == "best":
-        if not config.data.games:
+        if not (config.data.games or config.data.tasks):
             raise ConfigError(
-                "checkpoints.use is 'best', and data.games is empty: what is best is told by games "
-                "of people in the validation split"
+                "checkpoints.use is 'best', and data.games and data.tasks are empty: what is best "
+                "is measured on people of the validation split"
             )
         if config.evaluation.split == "validation":
             raise ConfigError(

@@ -18,7 +18,7 @@ def get_config() -> Config:
         workdir="runs/405b",
         mesh=Mesh(data=2, fsdp=64, topology="v5p:4x4x8"),
         model=Model(path="meta-llama/Llama-3.1-405B-Instruct", dtype="bfloat16"),
-        data=Data(slots=2048, rows=128, observations_per_step=1024),
+        data=Data(slots=2048, rows_per_step=1024),
         lora=Lora(rank=8, alpha=16.0),
         optimizer=Optimizer(epochs=3, learning_rate=1e-4, warmup_fraction=0.1),
     )

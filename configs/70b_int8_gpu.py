@@ -19,7 +19,7 @@ def get_config() -> Config:
         workdir="runs/70b_int8",
         mesh=Mesh(fsdp=1, tensor=2, topology="h100:2"),
         model=Model(path="meta-llama/Llama-3.1-70B-Instruct", dtype="bfloat16", quantize="int8"),
-        data=Data(slots=2048, rows=2, observations_per_step=64),
+        data=Data(slots=4096, rows_per_step=64),
         lora=Lora(rank=8, alpha=16.0),
         optimizer=Optimizer(epochs=3, learning_rate=1e-4, warmup_fraction=0.1),
     )

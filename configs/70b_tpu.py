@@ -19,7 +19,7 @@ def get_config() -> Config:
         workdir="runs/70b",
         mesh=Mesh(data=4, fsdp=16, topology="v5p:4x4x4"),
         model=Model(path="meta-llama/Llama-3.1-70B-Instruct", dtype="bfloat16"),
-        data=Data(slots=2048, rows=64, observations_per_step=512),
+        data=Data(slots=2048, rows_per_step=512),
         lora=Lora(rank=8, alpha=16.0),
         optimizer=Optimizer(epochs=3, learning_rate=1e-4, warmup_fraction=0.1),
     )

@@ -18,7 +18,7 @@ def get_config() -> Config:
         workdir="runs/70b_v5e",
         mesh=Mesh(data=4, fsdp=64, topology="v5e:16x16"),
         model=Model(path="meta-llama/Llama-3.1-70B-Instruct", dtype="bfloat16"),
-        data=Data(slots=2048, rows=256, observations_per_step=2048),
+        data=Data(slots=2048, rows_per_step=2048),
         lora=Lora(rank=8, alpha=16.0),
         optimizer=Optimizer(epochs=3, learning_rate=1e-4, warmup_fraction=0.1),
     )

@@ -19,7 +19,7 @@ def get_config() -> Config:
         workdir="runs/8b",
         mesh=Mesh(topology="h100:1"),
         model=Model(path="meta-llama/Llama-3.1-8B-Instruct", dtype="bfloat16", remat=False),
-        data=Data(slots=2048, rows=2, observations_per_step=64),
+        data=Data(slots=4096, rows_per_step=64),
         lora=Lora(rank=8, alpha=16.0),
         optimizer=Optimizer(epochs=3, learning_rate=1e-4, warmup_fraction=0.1),
     )

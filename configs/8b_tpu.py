@@ -18,7 +18,7 @@ def get_config() -> Config:
         workdir="runs/8b_tpu",
         mesh=Mesh(data=4, fsdp=4, topology="v5e:4x4"),
         model=Model(path="meta-llama/Llama-3.1-8B-Instruct", dtype="bfloat16"),
-        data=Data(slots=2048, rows=32, observations_per_step=256),
+        data=Data(slots=4096, rows_per_step=256),
         lora=Lora(rank=8, alpha=16.0),
         optimizer=Optimizer(epochs=3, learning_rate=1e-4, warmup_fraction=0.1),
     )

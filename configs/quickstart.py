@@ -16,7 +16,7 @@ def get_config() -> Config:
     return Config(
         workdir="runs/quickstart",
         model=Model(dtype="float32", remat=False),
-        data=Data(slots=640, rows=2, observations_per_step=0),
+        data=Data(slots=3072, rows_per_step=0),
         lora=Lora(rank=16, alpha=32.0),
         optimizer=Optimizer(epochs=120, learning_rate=4e-3),
         checkpoints=Checkpoints(every=60),

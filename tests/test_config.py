@@ -33,7 +33,7 @@ def test_every_rule_is_about_a_field_that_exists():
         ("model.dtype", "float16"),
         ("model.quantize", "int4"),
         ("data.slots", 1),
-        ("data.observations_per_step", -1),
+        ("data.rows_per_step", -1),
         ("lora.rank", 0),
         ("lora.dropout", 1.0),
         ("lora.targets", "q_proj,k_prj"),

@@ -44,7 +44,7 @@ def model(tmp_path_factory):
 def config_of(model, **others):
     return Config(
         model=Model(path=str(model), **others),
-        data=Data(slots=512, rows=16, observations_per_step=64),
+        data=Data(slots=2048, rows_per_step=64),
         lora=Lora(rank=4),
     )
 
@@ -63,7 +63,7 @@ def run(tmp_path, model, *arguments, quantize="no"):
         "from befm_jax.config import Config, Data, Lora, Model\n"
         "def get_config():\n"
         f"    return Config(model=Model(path={str(model)!r}, quantize={quantize!r}),\n"
-        "        data=Data(slots=512, rows=16, observations_per_step=64), lora=Lora(rank=4))\n"
+        "        data=Data(slots=2048, rows_per_step=64), lora=Lora(rank=4))\n"
     )
     written = tmp_path / "plan.json"
     done = subprocess.run(
@@ -232,8 +232,9 @@ def test_a_tpu_plan_that_does_not_fit_says_by_how_much(tmp_path, model):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("compiling for TPU needs libtpu (pip install '.[tpu]'), absent here")
     done, found = run(
-        tmp_path, model, "--topology=v5e:2x2", "--mesh=data=2,fsdp=2", "--config.data.rows=4096",
-        "--config.data.observations_per_step=0", "--observations=16384",
+        tmp_path, model, "--topology=v5e:2x2", "--mesh=data=2,fsdp=2",
+        "--config.data.slots=2097152",
+        "--config.data.rows_per_step=0", "--observations=16384",
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert not found["fits"]

@@ -86,7 +86,7 @@ def compile_step(given: Setup, work: Workload) -> Compiled:
     place = meshes.batch_sharding(given.mesh)
     whole: Any = jax.ShapeDtypeStruct(size, jnp.int32, sharding=place)
     weight: Any = jax.ShapeDtypeStruct(size, jnp.float32, sharding=place)
-    batch = Batch(Forest(whole, whole, whole, whole, weight), Reads(whole, whole))
+    batch = Batch(Forest(whole, whole, whole, whole), Reads(whole, whole, whole, weight, weight))
     return _compile(lambda: given.step().lower(given.state, given.base, batch))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +13,15 @@ import numpy as np
 
 from befm_jax import config
 from befm_jax.config import Config, ConfigError
-from befm_jax.data import choices as human
 from befm_jax.data import examples as example_files
-from befm_jax.data import games
-from befm_jax.data.pipeline import Encoder, ForestBatches, encode, rows_together
+from befm_jax.data.forest import rung
+from befm_jax.data.items import Message
+from befm_jax.data.mixture import Mixture
+from befm_jax.data.pipeline import Encoder
 from befm_jax.llama import config as llama_config
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.published import PUBLISHED
+from befm_jax.tasks import sources
 
 # Roughly what Llama 3's tokenizer makes one token of: a word with the space before it, up to three
 # digits, a run of other signs.
@@ -55,16 +58,26 @@ class Workload:
 class Pieces:
     """A stand-in for a tokenizer that is not here: about as many tokens, of no meaning."""
 
-    def prompt(self, system: str, user: str) -> tuple[int, ...]:
-        """One id a piece, in the order of a chat template."""
-        opening = tuple(range(_AROUND))
-        messages = [text for text in (system, user) if text]
-        body = tuple(piece for text in messages for piece in (*opening, *_pieces(text)))
-        return body + opening
-
-    def answer(self, text: str) -> tuple[int, ...]:
-        """One id a piece, and one for the end of the turn."""
-        return (*_pieces(text), _AROUND)
+    def encode(
+        self, messages: Sequence[Message], spans: Sequence[tuple[int, int, int]] = ()
+    ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+        """One id a piece, in the order of a chat template; see `Tokenizer.encode`."""
+        last = len(messages) - 1
+        wanted = spans or ((last, 0, len(messages[last].text)),)
+        ids: list[int] = []
+        learnt: list[tuple[int, int]] = []
+        for number, message in enumerate(messages):
+            ids += range(_AROUND)
+            done = 0
+            for _, start, stop in (span for span in wanted if span[0] == number):
+                ids += _pieces(message.text[done:start])
+                begun, done = len(ids), stop
+                ids += _pieces(message.text[start:stop])
+                # The end of the turn is one more piece.
+                ids += [_AROUND] if stop == len(message.text) else []
+                learnt.append((begun, len(ids)))
+            ids += _pieces(message.text[done:])
+        return tuple(ids), tuple(learnt)
 
 
 def from_data(settings: Config, parts: int, shape: LlamaConfig) -> Workload:
@@ -75,56 +88,53 @@ def from_data(settings: Config, parts: int, shape: LlamaConfig) -> Workload:
     Raises UserError for data that can't be read; see `befm_jax.train`.
     """
     data, encoder, tokenizer = settings.data, *_encoder(settings, shape)
-    chosen = games.select(data.games) if data.games else []
-    found = []
-    if chosen:
-        learnt = human.load(data.humans, chosen, "train", data.split_seed)
-        found += human.examples(learnt, [game for game in chosen if learnt.n(game.id)])
-    for path in config.names(data.examples):
-        found += example_files.read(path)
-    batches = ForestBatches(
-        encode(found, encoder),
+    everybody = sources.configured(data.games, data.humans, data.tasks)
+    learnt = [source.part("train", data.split_seed) for source in everybody]
+    mixture = Mixture(
+        [
+            *sources.families(learnt, data.rows_per_step, data.one_by_one),
+            *map(example_files.family, config.names(data.examples)),
+        ],
+        encoder,
         slots=data.slots,
-        rows=data.rows,
         epochs=settings.optimizer.epochs,
-        observations_per_step=data.observations_per_step,
+        rows_per_step=data.rows_per_step,
         seed=settings.seed,
         parts=parts,
     )
     # Steps are dealt out evenly: a few tell of all.
-    looked_at = [batches[step] for step in range(min(4, batches.steps))]
+    looked_at = [mixture[step] for step in range(min(4, mixture.steps))]
     largest = max((batch for batch, _ in looked_at), key=lambda batch: batch.forest.tokens.size)
     micro_batches, rows, slots = largest.forest.tokens.shape
     used = [source.report.slots_used for _, source in looked_at]
     pairs = [batch.pairs(source.report.slots_used) for batch, source in looked_at]
     return Workload(
-        steps=batches.steps,
+        steps=mixture.steps,
         micro_batches=micro_batches,
         rows=rows,
         slots=slots,
         used=float(np.mean(used)),
         pairs=float(np.mean(pairs)),
         reads=float(np.mean([batch.projected() for batch, _ in looked_at])),
-        observations=batches.report.observations / batches.steps_per_epoch,
-        source=f"{batches.report.observations:,.0f} observations of the config's data, {tokenizer}",
+        observations=float(np.mean([one.report.observations for _, one in looked_at])),
+        source=f"{mixture.rows:,} rows of the config's data, {tokenizer}",
     )
 
 
 def from_figures(
     settings: Config, parts: int, observations: float, slots_per_observation: float
 ) -> Workload:
-    """Of so many observations that take so many slots each; every slot is taken to be learnt."""
+    """Of so many rows of data that take so many slots each; every slot is taken to be learnt."""
     data = settings.data
-    rows = rows_together(data.rows, parts)
-    per_step = min(data.observations_per_step or observations, observations)
+    per_step = min(data.rows_per_step or observations, observations)
     used = per_step * slots_per_observation
-    micro_batches = math.ceil(used / (rows * data.slots))
+    micro_batches = math.ceil(used / (parts * data.slots))
     steps = settings.optimizer.epochs * math.ceil(observations / per_step)
     return Workload(
         steps=steps,
-        micro_batches=1 << (micro_batches - 1).bit_length(),
-        rows=rows,
-        slots=data.slots,
+        micro_batches=micro_batches,
+        rows=parts,
+        slots=min(data.slots, rung(math.ceil(used / micro_batches / parts))),
         used=used,
         pairs=used * (min(slots_per_observation, data.slots) + 1) / 2,
         reads=used,

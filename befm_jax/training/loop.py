@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from befm_jax import files
 from befm_jax.config import Config, ConfigError
-from befm_jax.data.pipeline import Batch, ForestBatches
+from befm_jax.data.mixture import Mixture
+from befm_jax.data.pipeline import Batch
 from befm_jax.distributed import mesh as meshes
 from befm_jax.distributed import processes, transfer
 from befm_jax.training import step as steps
@@ -28,17 +29,15 @@ class Phase(NamedTuple):
 
     name: str
     setup: Setup
-    batches: ForestBatches
-    validation: ForestBatches | None
+    mixture: Mixture
+    validation: Mixture | None
     step: StepAhead
 
 
-def ahead(
-    name: str, setup: Setup, batches: ForestBatches, validation: ForestBatches | None = None
-) -> Phase:
+def ahead(name: str, setup: Setup, mixture: Mixture, validation: Mixture | None = None) -> Phase:
     """Begins to compile a phase's step."""
-    step = StepAhead(setup.step(), setup.state, setup.base, placed(setup, batches[0][0]))
-    return Phase(name, setup, batches, validation, step)
+    step = StepAhead(setup.step(), setup.state, setup.base, placed(setup, mixture[0][0]))
+    return Phase(name, setup, mixture, validation, step)
 
 
 def placed(setup: Setup, batch: Batch) -> Batch:
@@ -65,10 +64,10 @@ def run(
         NonFiniteLossError: see `Log.step`.
         PreemptedError: the run was asked to stop, and its state is saved.
     """
-    workdir, setup, batches = Path(settings.workdir), phase.setup, phase.batches
+    workdir, setup, mixture = Path(settings.workdir), phase.setup, phase.mixture
     best = phase.validation is not None and settings.checkpoints.use == "best"
     saved = Checkpoints(workdir / "checkpoints" / phase.name, settings.checkpoints.keep, best)
-    inputs = {"observations": batches.fingerprint, **inputs}
+    inputs = {"data": mixture.fingerprint, **inputs}
     check_same_inputs(workdir, phase.name, inputs, go_on=saved.last is not None)
     state = saved.restore(setup.state)
     if state is None:
@@ -76,21 +75,22 @@ def run(
     start = int(state.step)
     if start:
         print(f"{phase.name}: going on from the checkpoint of step {start}")
-    if start < batches.steps:
-        print(f"{phase.name}: {phase.step.wait(placed(setup, batches[start][0]))}")
+    if start < mixture.steps:
+        print(f"{phase.name}: {phase.step.wait(placed(setup, mixture[start][0]))}")
     validate = _validation(phase, base)
-    log = Log(workdir, phase.name, batches.steps, start, setup, watch)
+    log = Log(workdir, phase.name, mixture.steps, start, setup, watch)
     try:
         with processes.stopping_at_steps():
-            for number in range(start + 1, batches.steps + 1):
+            batches = mixture.ahead(start, mixture.steps)
+            for number in range(start + 1, mixture.steps + 1):
                 with log.timed("data"):
-                    batch, source = batches[number - 1]
+                    batch, source = next(batches)
                     on_devices = placed(setup, batch)
                 with log.profiled(number), log.timed("device"):
                     state, metrics = phase.step(state, base, on_devices)
                 log.step(number, metrics, source, batch)
                 stop = processes.asked_to_stop()
-                due = number % settings.checkpoints.every == 0 or number == batches.steps
+                due = number % settings.checkpoints.every == 0 or number == mixture.steps
                 if stop or due:
                     log.settle()
                     # Where a run is stopped must not move which step is best: nothing is measured

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from befm_jax import files
 from befm_jax.adapters.lora import Adapter
 from befm_jax.config import Config
-from befm_jax.data.pipeline import Batch, Source
+from befm_jax.data.mixture import Source
+from befm_jax.data.pipeline import Batch
 from befm_jax.distributed import hardware, processes
 from befm_jax.errors import UserError
 from befm_jax.llama import flops
@@ -227,7 +228,7 @@ def _needed(setup: Setup, batch: Batch, used: int) -> float:
         setup.model.config,
         slots=used,
         pairs=batch.pairs(used),
-        reads=batch.parents(),
+        reads=batch.slots_read(),
         rank=adapter.spec.rank if adapter else 0,
         targets=[path.rsplit("/", 1)[-1] for path in adapter.weights] if adapter else (),
     ).needed

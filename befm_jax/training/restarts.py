@@ -1,7 +1,7 @@
 """How often a run was begun without getting further.
 
-Launchers start again what was lost, without limit.  What ends a run anew each time, such as a
-model that is too large for a host, would be paid for without end.
+Launchers run a command again after any end but success and a mistake.  What ends a run each time,
+such as a model that is too large for a host, would be paid for again and again.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ SHAPE = LlamaConfig(
 )
 CONFIG = Config(
     model=Model(path="not/read", dtype="float32"),
-    data=Data(slots=64, rows=8, observations_per_step=8),
+    data=Data(slots=512, rows_per_step=8),
     lora=Lora(rank=2),
 )
 

@@ -5,9 +5,10 @@ import pytest
 
 from befm_jax import train
 from befm_jax.config import Config, ConfigError, Data, Model
-from befm_jax.data import games
+from befm_jax.data.items import Message
 from befm_jax.llama.published import PUBLISHED
 from befm_jax.planning import workload
+from befm_jax.tasks import sources
 
 NAME = "meta-llama/Llama-3.1-8B-Instruct"
 SHAPE = PUBLISHED[NAME]
@@ -27,12 +28,11 @@ def brute_pairs(forest):
 
 @pytest.mark.parametrize("per_step", [0, 300])
 def test_a_step_is_that_of_the_batches(per_step):
-    settings = config_of(slots=256, rows=4, observations_per_step=per_step)
+    settings = config_of(slots=512, rows_per_step=per_step)
     found = workload.from_data(settings, 2, SHAPE)
-    chosen = games.select("all")
-    learnt, _ = train.people_of(settings, chosen)
-    paths = train.paths_of(settings, learnt, chosen, workload.Pieces())
-    batches = train.forests_of(settings, paths, 2)
+    learnt = [source.part("train") for source in sources.configured("all", "", "")]
+    families = sources.families(learnt, per_step, by_observation=False)
+    batches = train.mixture_of(settings, families, workload.Pieces(), 2)
     assert found.steps == batches.steps
     first = [batches[step] for step in range(min(4, batches.steps))]
     assert found.used == np.mean([source.report.slots_used for _, source in first])
@@ -40,26 +40,24 @@ def test_a_step_is_that_of_the_batches(per_step):
     assert found.computed == max(batch.forest.tokens.size for batch, _ in first)
     # As training reads them: each micro-batch as far as its fullest row.
     reads = [
-        sum(len(rows) * max(len(np.unique(row.parent[row.weight > 0])) for row in rows) for rows in
-            [[type(batch.forest)(*(array[m, r] for array in batch.forest)) for r in range(rows)]
-             for m in range(micro)])
+        sum(len(rows) * max(len(set(row[row >= 0].tolist())) for row in rows)
+            for rows in batch.reads.column)
         for batch, _ in first
-        for micro, rows, _ in [batch.forest.tokens.shape]
     ]  # fmt: skip
     assert found.reads == np.mean(reads)
 
 
 def test_told_figures_fill_rows():
-    settings = config_of(slots=1024, rows=16, observations_per_step=512)
+    settings = config_of(slots=2048, rows_per_step=512)
     found = workload.from_figures(settings, 8, 10_000, 128)
-    assert (found.micro_batches, found.rows, found.slots) == (4, 16, 1024)
+    assert (found.micro_batches, found.rows, found.slots) == (4, 8, 2048)
     assert found.steps == 3 * 20
     assert found.pairs == 512 * 128 * 129 / 2
 
 
 def test_rows_are_as_many_as_devices_share_evenly():
-    assert workload.from_data(config_of(slots=256, rows=6), 4, SHAPE).rows % 4 == 0
-    assert workload.from_figures(config_of(slots=1024, rows=6), 4, 10_000, 128).rows == 8
+    assert workload.from_data(config_of(slots=512), 4, SHAPE).rows == 4
+    assert workload.from_figures(config_of(slots=1024), 4, 10_000, 128).rows == 4
 
 
 def test_a_model_that_is_not_known_is_an_error_that_names_those_that_are():
@@ -71,4 +69,7 @@ def test_a_model_that_is_not_known_is_an_error_that_names_those_that_are():
 def test_pieces_are_about_as_many_as_tokens():
     """Words that are one token each, cut as Llama 3's tokenizer cuts text: 17 pieces."""
     text = "The quick brown fox jumps over the lazy dog, and 1234 people watched."
-    assert abs(len(workload.Pieces().answer(text)) - 1 - 17) <= 1
+    messages = (Message("user", text), Message("assistant", text))
+    ids, ((start, stop),) = workload.Pieces().encode(messages)
+    assert stop == len(ids)
+    assert abs(stop - start - 1 - 17) <= 1

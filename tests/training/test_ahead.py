@@ -11,7 +11,7 @@ import pytest
 from befm_jax import train as training
 from befm_jax.adapters import lora
 from befm_jax.config import Config, Data, Evaluation, Lora, Mesh, Model, Optimizer, Scratch
-from befm_jax.data.pipeline import ForestBatches
+from befm_jax.data.pipeline import lay_out
 from befm_jax.llama import hf, int8
 from befm_jax.training import optimizer as optimizers
 from befm_jax.training import step as steps
@@ -52,8 +52,8 @@ def test_steps_compiled_ahead_are_those_of_jit_and_are_compiled_once_a_shape():
     adapter = lora.init(jax.random.key(0), params, rank=2)
     start = partial(steps.init_state, optimizer=optimizer, seed=0)
     batches = [
-        ForestBatches(random_paths(seed), slots=slots, rows=2, epochs=1)[0][0]
-        for seed, slots in ((0, 40), (1, 40), (2, 56), (0, 40))
+        lay_out(random_paths(seed), slots=slots, parts=2, seed=0)[0]
+        for seed, slots in ((0, 40), (1, 80), (0, 40))
     ]
     shapes = {batch.forest.tokens.shape + batch.reads.slots.shape for batch in batches}
     assert 1 < len(shapes) < len(batches)
@@ -87,7 +87,7 @@ def test_a_run_compiles_a_step_for_each_phase_and_shape_and_no_more(tmp_path, tr
         trained=trained,
         mesh=Mesh(data=1),
         model=Model(dtype="float32", remat=False, scratch=scratch),
-        data=Data(games="public_goods", slots=512, rows=2, observations_per_step=0),
+        data=Data(games="public_goods", slots=512, rows_per_step=0),
         lora=Lora(rank=2),
         optimizer=Optimizer(epochs=3),
         evaluation=Evaluation(participants=600, resamples=100),

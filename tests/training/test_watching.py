@@ -7,14 +7,13 @@ from types import SimpleNamespace
 import pytest
 
 from befm_jax.config import Config, Model, Optimizer
-from befm_jax.data.pipeline import ForestBatches
 from befm_jax.distributed import hardware
 from befm_jax.distributed import mesh as meshes
 from befm_jax.errors import UserError
 from befm_jax.llama import flops
 from befm_jax.training import loop, metrics, setup
 from befm_jax.training.metrics import PARTS, Watch
-from tests.helpers.small import random_paths, small_model
+from tests.helpers.small import mixture_of, random_paths, small_model
 
 
 class Board:
@@ -33,7 +32,7 @@ def ran(folder, watch):
     settings = Config(workdir=str(folder), trained="all", model=Model(dtype="float32", remat=False),
                       optimizer=Optimizer(learning_rate=1e-3))  # fmt: skip
     mesh = meshes.make_mesh(devices=meshes.jax.devices()[:1])
-    batches = ForestBatches(random_paths(0), slots=40, rows=2, epochs=6)
+    batches = mixture_of(random_paths(0), slots=128, epochs=6)
     made = setup.of(settings, model.config, params, mesh, batches.steps)
     loop.run(
         settings, loop.ahead("tune", made, batches), None,
@@ -65,7 +64,7 @@ def test_utilisation_is_what_is_needed_over_what_the_chip_could_do(tmp_path, mon
     batch, source = batches[0]
     used = source.report.slots_used
     needed = flops.training(
-        model.config, slots=used, pairs=batch.pairs(used), reads=batch.parents()
+        model.config, slots=used, pairs=batch.pairs(used), reads=batch.slots_read()
     ).needed
     for line in lines:
         could = line["seconds"] * hardware.CHIPS["v5e"].operations

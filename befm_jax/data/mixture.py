@@ -1,0 +1,237 @@
+"""The batches of a run: rows of several families of data, dealt out by seed and step.
+
+A family's rows are persons, papers or single observations.  Whole rows are dealt to a step, so that
+what a row's examples share is computed once.  Which rows a step has follows from the seed and its
+number alone: nothing else has to be kept to go on where a run stopped, and only a step's own rows
+are ever read and encoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, cast
+
+import numpy as np
+
+from befm_jax.data.forest import Encoded, Report
+from befm_jax.data.items import Example
+from befm_jax.data.pipeline import Batch, Encoder, encode, lay_out
+from befm_jax.errors import DataError
+
+# Conversations that are rendered once while they come again: whole families of games fit.
+_RENDERED = 1 << 14
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of data in a mixture.
+
+    Attributes:
+        name: what messages call it.
+        rows: one a person, paper or observation; random access is all that is asked.
+        examples: the examples of one row; what is drawn comes from the generator alone.
+        fingerprint: tells other rows apart, for runs that go on.
+        weight: its share of the loss beside the other families'; None: every learnt token counts
+            alike.  All families have one, or none has.
+        visits: how often a row comes in one epoch of the run.
+    """
+
+    name: str
+    rows: Sequence[Any]
+    examples: Callable[[Any, np.random.Generator], Iterable[Example]]
+    fingerprint: str
+    weight: float | None = None
+    visits: float = 1.0
+
+
+def one_by_one(family: Family) -> Family:
+    """The same family dealt by observations: every one of an example's weight is a row of its own.
+
+    An example of whole weight `n` is `n` rows; one of a fractional weight is one row, with it.
+    All examples are held in memory, and examples of one row no longer share their beginning.
+    """
+    examples = [
+        example
+        for number, row in enumerate(family.rows)
+        for example in family.examples(row, np.random.default_rng((0, number)))
+    ]
+    whole = [float(example.weight).is_integer() for example in examples]
+    counts = [
+        int(one.weight) if all_of_it else 1 for one, all_of_it in zip(examples, whole, strict=True)
+    ]
+    owner = np.repeat(np.arange(len(examples)), counts)
+
+    def observation(number: int, rng: np.random.Generator) -> Iterator[Example]:
+        example = examples[number]
+        yield replace(example, weight=1.0) if whole[number] else example
+
+    return replace(family, rows=cast(Sequence[Any], owner), examples=observation)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a batch was made of, for reports and error messages."""
+
+    step: int
+    epoch: float
+    rows: int
+    report: Report
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch:.2f}, {self.rows:,} rows"
+
+
+class Mixture:
+    """The batches of a training run, by step.
+
+    A run goes `epochs` times through every family's rows (times its `visits`), shuffled anew each
+    time, in as few steps as have at most `rows_per_step` rows, dealt evenly.  With `rows_per_step`
+    at 0 an epoch is one step.
+
+    `slots` is the longest row of a forest; `parts` how many devices share the rows.
+
+    Each family's weights are scaled in every step so that its share of the loss is its `weight`,
+    whatever the length of its answers.
+
+    Raises:
+        DataError: no rows, or weights that can't be.
+    """
+
+    def __init__(
+        self,
+        families: Sequence[Family],
+        encoder: Encoder,
+        *,
+        slots: int,
+        epochs: int,
+        rows_per_step: int = 0,
+        seed: int = 0,
+        parts: int = 1,
+    ) -> None:
+        self.families = [family for family in families if len(family.rows)]
+        if not self.families:
+            raise DataError("nothing to learn from: no rows in any family of data")
+        _check_weights(self.families)
+        self._slots, self._parts, self._seed, self._epochs = slots, parts, seed, epochs
+        # Rows of each family that come in the whole run.
+        self._visits = [
+            max(1, round(epochs * family.visits * len(family.rows))) for family in self.families
+        ]
+        per_epoch = sum(self._visits) / epochs
+        self.steps_per_epoch = math.ceil(per_epoch / rows_per_step) if rows_per_step else 1
+        self.steps = epochs * self.steps_per_epoch
+        self._encode = lru_cache(maxsize=_RENDERED)(encoder.encode)
+        self._shuffled = lru_cache(maxsize=2 * len(self.families))(self._permutation)
+        self._last: tuple[tuple[Any, ...], tuple[Batch, Report]] | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are, of all families."""
+        return sum(len(family.rows) for family in self.families)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what is learnt and how it is dealt."""
+        parts = [
+            (one.name, one.fingerprint, len(one.rows), one.weight, one.visits)
+            for one in self.families
+        ]
+        return hashlib.sha256(repr((parts, self.steps_per_epoch)).encode()).hexdigest()
+
+    def dealt(self, step: int) -> list[list[int]]:
+        """The numbers of each family's rows in a step."""
+        return [
+            [row for _, row in self._laps(number, step)] for number in range(len(self.families))
+        ]
+
+    def _laps(self, family: int, step: int) -> Iterator[tuple[int, int]]:
+        """A family's rows in a step, each with how often the family was gone through before."""
+        size, visits = len(self.families[family].rows), self._visits[family]
+        first, last = (visits * at // self.steps for at in (step, step + 1))
+        for visit in range(first, last):
+            lap, place = divmod(visit, size)
+            yield lap, int(self._shuffled(family, lap)[place])
+
+    def __getitem__(self, step: int) -> tuple[Batch, Source]:
+        """The batch of an optimiser step, counted from 0 over all epochs.
+
+        Raises:
+            DataError: nothing of the step's rows can be learnt from at this row length; says why.
+        """
+        conversations: list[list[Encoded]] = []
+        rows = 0
+        for number, family in enumerate(self.families):
+            made: list[Encoded] = []
+            for lap, row in self._laps(number, step):
+                # Draws are a row's own in its lap, whatever else is in the step.
+                rng = np.random.default_rng((self._seed, number, lap, row))
+                made += encode(family.examples(family.rows[row], rng), self)
+                rows += 1
+            conversations.append(made)
+        scaled = self._scaled(conversations)
+        # Where every row is in every step and nothing is drawn, batches are one and the same.
+        key = tuple(sorted(scaled)) if self.steps_per_epoch == 1 else None
+        if key is not None and self._last is not None and self._last[0] == key:
+            batch, report = self._last[1]
+        else:
+            seed = self._seed + (step if key is None else 0)
+            batch, report = lay_out(scaled, slots=self._slots, parts=self._parts, seed=seed)
+            self._last = None if key is None else (key, (batch, report))
+        if not report.observations:
+            reasons = report.reasons() or "no examples"
+            raise DataError(f"nothing to learn from at {self._slots} slots a row: {reasons}")
+        epoch = (step + 1) * self._epochs / self.steps
+        return batch, Source(step, epoch, rows, report)
+
+    def encode(self, messages: Any, spans: Any = ()) -> Any:
+        """The encoder's, kept for conversations that come again."""
+        return self._encode(messages, spans)
+
+    def ahead(self, start: int, stop: int) -> Iterator[tuple[Batch, Source]]:
+        """The batches from one step to another; each is made while the one before is in use."""
+        with ThreadPoolExecutor(1, "data") as pool:
+            coming = pool.submit(self.__getitem__, start) if start < stop else None
+            for step in range(start, stop):
+                assert coming is not None
+                batch = coming.result()
+                coming = pool.submit(self.__getitem__, step + 1) if step + 1 < stop else None
+                yield batch
+
+    def _permutation(self, family: int, lap: int) -> np.ndarray:
+        rng = np.random.default_rng((self._seed, family, lap))
+        return rng.permutation(len(self.families[family].rows))
+
+    def _scaled(self, conversations: Sequence[Sequence[Encoded]]) -> list[Encoded]:
+        """All families' conversations, scaled so that each has its share of the loss.
+
+        The loss is a mean over all learnt tokens, of which a family has `own` of `total`.  A
+        family that is not in every step has as much more where it is.
+        """
+        own = [sum(one.reads * one.observations for one in made) for made in conversations]
+        total, scaled = sum(own), []
+        for family, visits, made, tokens in zip(
+            self.families, self._visits, conversations, own, strict=True
+        ):
+            scale = 1.0
+            if family.weight is not None and tokens:
+                share = family.weight / sum(one.weight or 0.0 for one in self.families)
+                scale = share / min(1.0, visits / self.steps) * total / tokens
+            scaled += [one._replace(scale=one.scale * scale) for one in made]
+        return scaled
+
+
+def _check_weights(families: Sequence[Family]) -> None:
+    given = [family for family in families if family.weight is not None]
+    if given and len(given) < len(families):
+        missing = next(family.name for family in families if family.weight is None)
+        raise DataError(f"{missing}: weight is missing; all families have one, or none has")
+    for family in families:
+        if family.weight is not None and not (math.isfinite(family.weight) and family.weight > 0):
+            raise DataError(f"{family.name}: weight is {family.weight!r}; it must be above 0")
+        if not (math.isfinite(family.visits) and family.visits > 0):
+            raise DataError(f"{family.name}: visits is {family.visits!r}; it must be above 0")

@@ -1,6 +1,6 @@
 """The bootstrap of the seven games' figures: befm_jax against loops over resamples with scipy.
 
-befm_jax gives every figure of `game_behavior` with its interval, floor and ceiling, from
+befm_jax gives every figure of the task "games" with its interval, floor and ceiling, from
 `--resamples` resamples of all 65,596 choices of the embedded reference, against a model whose
 distributions are random.  Beside it stand three loops, from what is written first to what is
 written when that is too slow:
@@ -32,8 +32,10 @@ from scipy.spatial.distance import jensenshannon
 
 from befm_jax.data import choices
 from befm_jax.data.games import Game
-from befm_jax.evals.answers import Answers
-from befm_jax.evals.tasks import game_behavior
+from befm_jax.data.responses import Response
+from befm_jax.evals.evaluate import evaluate
+from befm_jax.evals.results import Evaluation
+from befm_jax.tasks.games import GAMES, item_of
 
 GOAL, SECONDS, EQUAL = 100.0, 1.0, 1e-9
 
@@ -47,26 +49,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Bench:
     """Lets befm_jax and the loops take turns, and compares."""
-    humans = choices.reference(bench_data.seven_games())
+    seven = bench_data.seven_games()
+    counts = choices.histograms(choices.read("", seven), seven)
+    items = [item_of(game, counts[game.id]) for game in seven]
     random = np.random.default_rng(0)
-    answers = {
-        game.id: Answers.from_distribution(random.dirichlet(np.ones(len(game.values))))
-        for game in bench_data.seven_games()
+    responses = {
+        game.id: Response.from_mass(game.id, random.dirichlet(np.ones(len(game.values))))
+        for game in seven
     }
-    games = [
-        (game, answers[game.id].weights, humans.counts[game.id])
-        for game in bench_data.seven_games()
-    ]
+    games = [(game, responses[game.id].shares, counts[game.id]) for game in seven]
+
+    def ours(resamples: int) -> Evaluation:
+        return evaluate(GAMES, items, responses, respondent="random", resamples=resamples)
+
     loops: dict[str, Callable[[np.random.Generator], Any]] = {
         "people": lambda random: [_of_people(random, *one) for one in games],
         "figures": lambda random: [_of_figures(random, *one) for one in games],
         "histograms": lambda random: [_of_histograms(random, *one) for one in games],
     }
-    game_behavior.evaluate(answers, humans, resamples=100)  # what is imported and cached once
+    ours(100)  # what is imported and cached once
     runs: dict[str, list[dict[str, Any]]] = {"ours": [], **{name: [] for name in loops}}
     for _ in range(arguments.rounds):
         since = time.perf_counter()
-        found = game_behavior.evaluate(answers, humans, resamples=arguments.resamples)
+        found = ours(arguments.resamples)
         seconds = time.perf_counter() - since
         runs["ours"].append(
             {"resamples": arguments.resamples, "seconds": seconds, "whole": seconds}
@@ -78,13 +83,15 @@ def run(arguments: argparse.Namespace) -> Bench:
             seconds = time.perf_counter() - since
             whole = seconds * arguments.resamples / arguments.loop
             runs[name].append({"resamples": arguments.loop, "seconds": seconds, "whole": whole})
-    ours = [one["whole"] for one in runs["ours"]]
-    ratio = {name: Ratio.of(ours, [one["whole"] for one in runs[name]]) for name in loops}
+    seconds_of_ours = [one["whole"] for one in runs["ours"]]
+    ratio = {
+        name: Ratio.of(seconds_of_ours, [one["whole"] for one in runs[name]]) for name in loops
+    }
     difference = max(_differences(found, games))
     return Bench(
         "metrics: the bootstrap of seven games against loops with scipy",
         {
-            "choices": f"{sum(int(counts.sum()) for _, _, counts in games):,}",
+            "choices": f"{sum(int(people.sum()) for _, _, people in games):,}",
             "resamples": f"{arguments.resamples:,}",
             "rounds": arguments.rounds,
         },
@@ -98,7 +105,7 @@ def run(arguments: argparse.Namespace) -> Bench:
                 "times",
                 at_least=True,
             ),
-            Goal("seconds", statistics.median(ours), SECONDS, "s"),
+            Goal("seconds", statistics.median(seconds_of_ours), SECONDS, "s"),
             Goal("largest difference of a point estimate", difference, EQUAL, ""),
         ],
         [
@@ -142,7 +149,7 @@ def _of_figures(
 def figures(
     game: Game, model: NDArray, counts: NDArray, draws: int | None = None
 ) -> dict[str, float]:
-    """Every figure of `game_behavior`, by scipy where it has it and by definition where not.
+    """Every figure of the task "games", by scipy where it has it and by definition where not.
 
     `model` are shares, exact ones or those of so many `draws`.
     """
@@ -172,11 +179,10 @@ def figures(
     }
 
 
-def _differences(
-    found: dict[str, Any], games: list[tuple[Game, NDArray, NDArray]]
-) -> Iterator[float]:
+def _differences(found: Evaluation, games: list[tuple[Game, NDArray, NDArray]]) -> Iterator[float]:
     """How far befm_jax's point estimates are from those by scipy, game by game."""
+    ours = {(one.where.get("game"), one.measure): one.value for one in found.figures}
     for game, model, counts in games:
-        ours = found["groups"][game.id]["metrics"]
         for name, figure in figures(game, model, counts).items():
-            yield abs(ours[name]["value"] - float(figure))
+            value = ours[game.id, name]
+            yield abs((np.nan if value is None else value) - float(figure))

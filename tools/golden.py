@@ -31,8 +31,12 @@ import numpy as np
 from absl import app, flags
 
 from befm_jax.data import choices, games
-from befm_jax.evals.answers import Answers
-from befm_jax.evals.tasks import game_behavior
+from befm_jax.data.responses import Exact, Response
+from befm_jax.evals import results
+from befm_jax.evals.evaluate import evaluate
+from befm_jax.evals.results import Evaluation, Figure
+from befm_jax.respondents import baselines
+from befm_jax.tasks.games import GAMES, item_of
 
 FLAGS = flags.FLAGS
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,20 +57,90 @@ MEANS = {
 def figures() -> dict[str, Any]:
     """Every figure of two made-up respondents compared with the embedded test people."""
     chosen = [game for game in (games.get(name) for name in games.ids()) if game.reference]
-    reference = choices.reference(chosen)
-    learnt, held_out = (reference.draw_split(split, 0) for split in ("train", "test"))
+    reference = choices.read("", chosen)
+    learnt, held_out = (
+        choices.histograms(choices.part(reference, split), chosen) for split in ("train", "test")
+    )
+    items = [item_of(game, held_out[game.id]) for game in chosen]
+    # Fitted on the very people who are compared with, as when the figures were stored.
+    beside = {
+        name: {one.item: one for one in baselines.fit(name, items, "game").respond(items, Exact())}
+        for name in ("uniform", "median", "equilibrium", "pooled")
+    }
     rng = np.random.default_rng(0)
     exact, sampled = {}, {}
     for game in chosen:
-        shares = (learnt.counts[game.id] + 1.0) / (learnt.counts[game.id] + 1.0).sum()
-        exact[game.id] = Answers.from_distribution(0.98 * shares)
-        sampled[game.id] = Answers.from_counts(rng.multinomial(300, shares), 4, 3, 0.9)
+        shares = (learnt[game.id] + 1.0) / (learnt[game.id] + 1.0).sum()
+        exact[game.id] = Response.from_mass(game.id, 0.98 * shares)
+        counts = rng.multinomial(300, shares)
+        sampled[game.id] = Response.from_counts(game.id, counts, 4, 3, ends_after_answer=0.9)
     found = {}
-    for name, answers in (("exact", exact), ("sampled", sampled)):
-        results = game_behavior.evaluate(answers, held_out, resamples=1000, seed=0)
-        kept = ("metrics", "outside_mass", "ends_after_answer", "groups")
-        found[name] = {part: results[part] for part in kept}
+    for name, responses in (("exact", exact), ("sampled", sampled)):
+        evaluation = evaluate(
+            GAMES, items, responses, respondent=name, beside=beside, resamples=1000, seed=0
+        )
+        found[name] = _as_stored(evaluation)
     return found
+
+
+def _as_stored(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation in the layout of `figures.json`: by measure, and by game and measure."""
+
+    def stored(figure: Figure) -> dict[str, Any]:
+        kept = {
+            "value": figure.value,
+            "ci95": list(figure.ci95) if figure.ci95 else None,
+            "floor": figure.floor,
+            "ceiling": figure.ceiling,
+            "skill": figure.skill,
+            "baselines": dict(figure.beside),
+            "unit": figure.unit,
+        }
+        undefined = figure.value is None or figure.ci95 is None
+        return kept | ({"note": figure.note.split("; people are")[0]} if undefined else {})
+
+    def measured(where: dict[str, str]) -> dict[str, Figure]:
+        return {one.measure: one for one in evaluation.figures if one.where == where}
+
+    groups: dict[str, dict[str, Any]] = {}
+    for drawn in evaluation.distributions:
+        own = measured(dict(drawn.where))
+        figure = own["wasserstein"]
+        groups[drawn.where["game"]] = {
+            "title": drawn.title,
+            "unit": drawn.unit,
+            "people": figure.people,
+            "model": {
+                "exact": not figure.draws,
+                "answers": figure.draws or None,
+                "unparsed": figure.unread,
+                "out_of_set": round(figure.outside * figure.draws) - figure.unread,
+                "outside_mass": figure.outside,
+                "ends_after_answer": figure.ends_after_answer,
+            },
+            "metrics": {name: stored(one) for name, one in own.items()},
+            "distribution": {
+                "values": list(drawn.values or ()),
+                "people": list(drawn.people),
+                "model": list(drawn.model),
+            },
+        }
+    of_task = measured({})
+    whole = of_task["wasserstein"]
+    models = [group["model"] for group in groups.values()]
+    ends = [one["ends_after_answer"] for one in models if one["ends_after_answer"] is not None]
+    return {
+        "metrics": {name: stored(one) for name, one in of_task.items()},
+        "outside_mass": {
+            "value": whole.outside,
+            "max": max(one["outside_mass"] for one in models),
+        },
+        "ends_after_answer": {
+            "value": whole.ends_after_answer,
+            "min": min(ends) if ends else None,
+        },
+        "groups": groups,
+    }
 
 
 def quickstart(workdir: Path) -> dict[str, Any]:
@@ -81,14 +155,10 @@ def quickstart(workdir: Path) -> dict[str, Any]:
         record = json.loads(line)
         if "loss" in record:
             losses.setdefault(record["phase"], []).append(record["loss"])
-    results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
-    groups = {
-        which: results[which]["tasks"]["game_behavior"]["groups"] for which in ("base", "tuned")
-    }
-    distributions = {
-        which: {name: group["distribution"]["model"] for name, group in groups[which].items()}
-        for which in groups
-    }
+    distributions: dict[str, dict[str, list[float]]] = {"base": {}, "tuned": {}}
+    for one in results.read(workdir / "results.json").distributions:
+        if one.respondent in distributions:
+            distributions[one.respondent][one.where["game"]] = list(one.model)
     return {"losses": losses, "distributions": distributions}
 
 

@@ -15,18 +15,23 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
 
+from befm_jax.evals.results import Distribution
+
 PEOPLE_COLOUR = "#b4c5d9"
 MODEL_COLOUR = "#c2410c"
 BASE_COLOUR = "#475569"
 _MOST_BINS = 31
+_MOST_NAMES = 8
+_LONGEST_NAME = 14
 
 
 @dataclass(frozen=True, eq=False)
 class Bins:
-    """`n` bins of equal width, each centred on a round value, over a game's `A` values.
+    """`n` bins, each centred on a round value, over `A` values; `edges` `[n+1]`, `index` `[A]`.
 
     The width is a power of five times the smallest gap: odd, so that no value falls on an edge,
-    and such that 0, 50 and 100, where people crowd, stand in the middle of a bin.
+    and such that 0, 50 and 100, where people crowd, are in the middle of a bin.  The first and
+    the last bin end half a gap beyond the values: they may hold fewer values and be narrower.
     """
 
     edges: NDArray[np.float64]
@@ -36,28 +41,59 @@ class Bins:
     def of(cls, values: ArrayLike) -> Bins:
         """The finest bins, no more than 31, over the `[A]` ascending values."""
         numbers = np.asarray(values, np.float64)
-        width = float(np.diff(numbers).min())
+        gap = width = float(np.diff(numbers).min())
         while math.floor((numbers[-1] - numbers[0]) / width + 0.5) + 1 > _MOST_BINS:
             width *= 5.0
         index = np.floor((numbers - numbers[0]) / width + 0.5).astype(np.int64)
         edges = numbers[0] + (np.arange(index[-1] + 2) - 0.5) * width
+        edges[0], edges[-1] = numbers[0] - gap / 2.0, numbers[-1] + gap / 2.0
         return cls(edges, index)
 
     def percent(self, weights: ArrayLike) -> NDArray[np.float64]:
-        """`[n]` per cent of the weights in each bin."""
+        """`[n]` per cent of the weights for each value of a bin, so that areas are shares.
+
+        A bin at the end that holds three values is as high as its neighbour of five where people
+        are spread evenly over both.
+        """
         array = np.asarray(weights, np.float64)
-        return np.bincount(self.index, weights=array, minlength=len(self.edges) - 1) * (
-            100.0 / array.sum()
+        length = len(self.edges) - 1
+        held = np.maximum(np.bincount(self.index, minlength=length), 1)
+        return np.bincount(self.index, weights=array, minlength=length) * (
+            100.0 / array.sum() / held
         )
 
-    def label(self, position: int, values: Sequence[int]) -> str:
-        """The values in a bin, as text."""
+    def label(self, position: int, answers: Sequence[str]) -> str:
+        """The answers in a bin, as text."""
         inside = [
-            value for value, index in zip(values, self.index, strict=True) if index == position
+            name for name, index in zip(answers, self.index, strict=True) if index == position
         ]
         if not inside:
             return "none"
-        return f"{inside[0]}" if len(inside) == 1 else f"{inside[0]}–{inside[-1]}"
+        return inside[0] if len(inside) == 1 else f"{inside[0]}–{inside[-1]}"
+
+    @property
+    def several(self) -> bool:
+        """Whether a bin holds several values."""
+        return len(self.edges) - 1 < len(self.index)
+
+
+def places(distribution: Distribution) -> list[float]:
+    """Where answers are drawn: at their values, or side by side."""
+    values = distribution.values
+    return list(map(float, range(len(distribution.answers)) if values is None else values))
+
+
+def ticks(distribution: Distribution) -> list[tuple[float, str]]:
+    """Places and texts of ticks: every answer where they are few, else round numbers."""
+    at = places(distribution)
+    if len(at) <= _MOST_NAMES or distribution.values is None:
+        step = math.ceil(len(at) / _MOST_BINS)
+        shown = [
+            name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+            for name in distribution.answers
+        ]
+        return list(zip(at, shown, strict=True))[::step]
+    return [(tick, f"{tick:g}") for tick in nice_ticks(at[0], at[-1], 5)]
 
 
 def nice_ticks(low: float, high: float, most: int) -> list[float]:
@@ -74,7 +110,7 @@ def nice_ticks(low: float, high: float, most: int) -> list[float]:
 
 @dataclass(frozen=True)
 class Panel:
-    """One game's chart on the page, in the coordinates of its SVG (`width` x `height`)."""
+    """One chart on the page, in the coordinates of its SVG (`width` x `height`)."""
 
     width: int
     height: int
@@ -86,34 +122,32 @@ class Panel:
     y_ticks: list[tuple[float, str]]
 
 
-def panel(
-    distribution: Mapping[str, Any], others: Mapping[str, Sequence[float]], unit: str
-) -> Panel:
-    """The geometry of a chart: people as bars, each of `others` (name to shares) as an outline."""
+def panel(distribution: Distribution, outlines: Mapping[str, Sequence[float]]) -> Panel:
+    """The geometry of a chart: people as bars, each of `outlines` (name to shares) over them."""
     width, height, left, top, baseline = 460, 204, 42.0, 10.0, 164.0
-    values = distribution["values"]
-    bins = Bins.of(values)
-    people = bins.percent(distribution["people"])
-    outlines = {name: bins.percent(shares) for name, shares in others.items()}
-    highest = max(float(heights.max()) for heights in (people, *outlines.values()))
+    bins = Bins.of(places(distribution))
+    people = bins.percent(distribution.people)
+    heights = {name: bins.percent(shares) for name, shares in outlines.items()}
+    highest = max(float(one.max()) for one in (people, *heights.values()))
     y_ticks = nice_ticks(0.0, highest * 1.08, 4)
     x_scale = (width - left - 8.0) / (bins.edges[-1] - bins.edges[0])
     y_scale = (baseline - top) / (highest * 1.08)
     x = [left + (edge - bins.edges[0]) * x_scale for edge in bins.edges]
+    each = " an answer" if bins.several else ""
     bars = []
     for position, share in enumerate(people):
-        shares = [f"people {share:.1f} %"]
-        shares += [f"{name} {heights[position]:.1f} %" for name, heights in outlines.items()]
+        shares = [f"people {share:.1f} %{each}"]
+        shares += [f"{name} {own[position]:.1f} %" for name, own in heights.items()]
+        named = f"{bins.label(position, distribution.answers)} {distribution.unit}".rstrip()
         bars.append(
             {
                 "x": round(x[position] + 0.6, 2),
                 "width": round(x[position + 1] - x[position] - 1.2, 2),
                 "y": round(baseline - share * y_scale, 2),
                 "height": round(share * y_scale, 2),
-                "title": f"{bins.label(position, values)} {unit}: {', '.join(shares)}",
+                "title": f"{named}: {', '.join(shares)}",
             }
         )
-    ticks = nice_ticks(float(values[0]), float(values[-1]), 5)
     return Panel(
         width=width,
         height=height,
@@ -121,11 +155,12 @@ def panel(
         left=left,
         bars=bars,
         lines={
-            name: _outline(x, [baseline - share * y_scale for share in heights], baseline)
-            for name, heights in outlines.items()
+            name: _outline(x, [baseline - share * y_scale for share in own], baseline)
+            for name, own in heights.items()
         },
         x_ticks=[
-            (round(left + (tick - bins.edges[0]) * x_scale, 2), f"{tick:g}") for tick in ticks
+            (round(left + (tick - bins.edges[0]) * x_scale, 2), text)
+            for tick, text in ticks(distribution)
         ],
         y_ticks=[(round(baseline - tick * y_scale, 2), f"{tick:g} %") for tick in y_ticks],
     )
@@ -138,58 +173,61 @@ def _outline(x: list[float], y: list[float], baseline: float) -> str:
     return "".join(path) + f"V{baseline:.2f}"
 
 
-def games_figure(
-    game_behavior: Mapping[str, Any], base: Mapping[str, Any] | None, label: str
-) -> Figure:
-    """A slide of 1600 x 800 pixels: a panel a game, people against the model and its base.
+@dataclass(frozen=True)
+class Cell:
+    """One panel of the slide: people and the main respondent, another's shares, a line of text."""
+
+    distribution: Distribution
+    base: Sequence[float] | None
+    caption: str
+
+
+def slide(cells: Sequence[Cell], main: str, base: str, lines: Sequence[str]) -> Figure:
+    """A slide of 1600 x 800 pixels: a panel a distribution, people against the main respondent.
 
     Args:
-        game_behavior: the model's `tasks.game_behavior`, as in results.json.
-        base: the same of the model before tuning, or None.
-        label: what to call the model, e.g. "tuned model".
+        cells: the panels.
+        main: what to call the main respondent.
+        base: what to call the other one; "" for none.
+        lines: what is written under the legend.
     """
-    groups = game_behavior["groups"]
-    columns = math.ceil((len(groups) + 1) / 2)
+    columns = math.ceil((len(cells) + 1) / 2)
     layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15)
     figure = Figure(figsize=(16, 8), dpi=100, layout=layout)
-    cells = list(figure.subplots(2, columns, squeeze=False).flat)
-    for axes, (name, group) in zip(cells, groups.items(), strict=False):
-        before = base["groups"].get(name) if base else None
-        _draw_game(axes, group, before)
-    for axes in cells[len(groups) :]:
-        axes.set_axis_off()
-    _draw_legend(cells[len(groups)], game_behavior, base, label)
+    axes = list(figure.subplots(2, columns, squeeze=False).flat)
+    for own, cell in zip(axes, cells, strict=False):
+        _draw(own, cell)
+    for own in axes[len(cells) :]:
+        own.set_axis_off()
+    _draw_legend(axes[len(cells)], main, base, lines)
     return figure
 
 
-def _draw_game(axes: Axes, group: Mapping[str, Any], before: Mapping[str, Any] | None) -> None:
-    distribution = group["distribution"]
-    bins = Bins.of(distribution["values"])
+def _draw(axes: Axes, cell: Cell) -> None:
+    distribution = cell.distribution
+    bins = Bins.of(places(distribution))
     axes.bar(
         (bins.edges[:-1] + bins.edges[1:]) / 2,
-        bins.percent(distribution["people"]),
+        bins.percent(distribution.people),
         width=np.diff(bins.edges) * 0.92,
         color=PEOPLE_COLOUR,
     )
-    if before:
-        shares = bins.percent(before["distribution"]["model"])
+    if cell.base is not None:
+        shares = bins.percent(cell.base)
         axes.stairs(shares, bins.edges, color=BASE_COLOUR, linewidth=1.3, linestyle=(0, (4, 2)))
-    axes.stairs(bins.percent(distribution["model"]), bins.edges, color=MODEL_COLOUR, linewidth=2.4)
-    figure = group["metrics"]["wasserstein"]
-    change = f"{before['metrics']['wasserstein']['value']:.1f} → " if before else ""
-    # Titles and units come from whoever declared the game: no mathematics in them.
-    axes.set_title(group["title"], loc="left", fontsize=15, weight="bold", pad=26, parse_math=False)
-    axes.text(
-        0.0,
-        1.03,
-        f"distance {change}{figure['value']:.1f}, other people {figure['ceiling']:.1f}",
-        transform=axes.transAxes,
-        fontsize=12,
-        color="#334155",
+    axes.stairs(bins.percent(distribution.model), bins.edges, color=MODEL_COLOUR, linewidth=2.4)
+    # Titles and units come from whoever declared the task: no mathematics in them.
+    axes.set_title(
+        distribution.title, loc="left", fontsize=15, weight="bold", pad=26, parse_math=False
     )
-    axes.set_xlabel(group["unit"], fontsize=12, parse_math=False)
-    values = distribution["values"]
-    axes.set_xticks(nice_ticks(float(values[0]), float(values[-1]), 5))
+    axes.text(
+        0.0, 1.03, cell.caption, transform=axes.transAxes, fontsize=12, color="#334155",
+        parse_math=False,
+    )  # fmt: skip
+    axes.set_xlabel(distribution.unit, fontsize=12, parse_math=False)
+    marks = ticks(distribution)
+    axes.set_xticks([at for at, _ in marks])
+    axes.set_xticklabels([text for _, text in marks], parse_math=False)
     axes.yaxis.set_major_formatter("{x:g} %")
     axes.locator_params(axis="y", nbins=4)
     axes.tick_params(labelsize=11, color="#94a3b8", labelcolor="#334155")
@@ -197,36 +235,26 @@ def _draw_game(axes: Axes, group: Mapping[str, Any], before: Mapping[str, Any] |
     axes.margins(x=0.01)
 
 
-def _draw_legend(
-    axes: Axes, game_behavior: Mapping[str, Any], base: Mapping[str, Any] | None, label: str
-) -> None:
+def _draw_legend(axes: Axes, main: str, base: str, lines: Sequence[str]) -> None:
     handles: list[Patch | Line2D] = [
         Patch(color=PEOPLE_COLOUR, label="people"),
-        Line2D([], [], color=MODEL_COLOUR, linewidth=2.4, label=label),
-    ]
-    figure = game_behavior["metrics"]["wasserstein"]
-    low, high = figure["ci95"]
-    lines = [
-        "Mean distance to people",
-        f"{label}: {figure['value']:.1f} ({low:.1f} to {high:.1f})",
-        f"other people: {figure['ceiling']:.1f}",
-        f"uniform: {figure['baselines']['uniform']:.1f}",
+        Line2D([], [], color=MODEL_COLOUR, linewidth=2.4, label=main),
     ]
     if base:
+        dashed = (0, (4, 2))
         handles.append(
-            Line2D(
-                [], [], color=BASE_COLOUR, linewidth=1.3, linestyle=(0, (4, 2)), label="base model"
-            )
+            Line2D([], [], color=BASE_COLOUR, linewidth=1.3, linestyle=dashed, label=base)
         )
-        lines.insert(2, f"base model: {base['metrics']['wasserstein']['value']:.1f}")
-    axes.legend(handles=handles, loc="upper left", fontsize=13, frameon=False, borderaxespad=0)
+    legend = axes.legend(handles=handles, loc="upper left", fontsize=13, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     axes.text(
         0.02,
         0.02,
-        "\n".join([*lines, "(Wasserstein; game's range = 100)"]),
+        "\n".join([*lines, "height: per cent an answer"]),
         transform=axes.transAxes,
-        fontsize=12,
-        linespacing=1.5,
+        fontsize=11,
+        linespacing=1.4,
         color="#0f172a",
         va="bottom",
         parse_math=False,

@@ -1,9 +1,18 @@
-"""Distances between a model's answers and people's on one game's ordered values.
+"""Measures: how near a model's answers come to people's, as declarations.
 
-Every metric is a function of a `Pair` and is vectorised over leading axes, so that ten thousand
-resamples are one array operation.  Letters: `A` values of the game, `...` any leading axes.
+A measure is computed of an `Answered`: items with one answer set, joined with responses.  Most
+start from a `Pair`, a model's answers beside people's on one answer set, vectorised over leading
+axes.  The adaptors say what happens to many items:
 
-Distances along the scale are rescaled so that the game's range is 100 points: figures of games
+- `per_item(f)`: `f` item by item, then the mean over people;
+- `pooled(f)`: all items become one histogram of the model and one of people, then `f`;
+- a function of all items at once: whatever weighted sums of columns determine (Spearman, F1).
+
+Each gives `Sums`: columns to be summed over items under weights, and what is made of the sums.  So
+`R` resamples are one matrix product, and nothing of shape `[R, I, A]` exists.  Letters: `I` items,
+`A` answers, `R` resamples, `K` columns, `...` any leading axes.
+
+Distances along the scale are rescaled so that the range of an answer set is 100 points: figures
 with different units can be averaged.  With `F` and `G` the two cumulative distributions and `w`
 the gaps between neighbouring values, all of them are sums over the gaps:
 
@@ -16,11 +25,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float64
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
+
+from befm_jax.data.items import Item
+from befm_jax.errors import unknown
+from befm_jax.evals import text_measures
 
 Floats = NDArray[np.float64]
+_ROUNDING = 1e-12
 
 
 class Side:
@@ -92,6 +109,18 @@ class Side:
     def entropy(self) -> Floats:
         """`[...]` in bits."""
         return _entropy(self.shares)
+
+    @cached_property
+    def likeliest(self) -> Floats:
+        """`[..., A]` 1 at the likeliest answer, shared where several are as likely."""
+        top = self.shares >= self.shares.max(-1, keepdims=True) - _ROUNDING
+        return top / top.sum(-1, keepdims=True)
+
+    @cached_property
+    def agreement(self) -> Floats:
+        """`[...]` the probability that two answers are the same, unbiased: the sum of p^2."""
+        same = np.square(self.shares).sum(-1)
+        return same if self._exact else 1.0 - (1.0 - same) * self._correction
 
     @property
     def _correction(self) -> Floats:
@@ -257,83 +286,457 @@ def variance_ratio(pair: Pair) -> Floats:
     return np.divide(model, people, where=varied, out=np.full(people.shape, np.nan))
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A metric with what a reader and the bootstrap must know of it.
+def expected_error(pair: Pair) -> Floats:
+    """`[...]` E|X - y|: the absolute error of one draw of the model, mean over people, in points.
 
-    `lower` and `upper` are the ends of the estimate's own range, where its interval is cut;
-    `has_skill` says that less is better, so that a skill makes sense.
+    Not proper: "always the median" scores lower than the true distribution.
+    """
+    return pair.squared_cdf_distance + pair.model.plain_spread + pair.people.plain_spread
+
+
+def median_error(pair: Pair) -> Floats:
+    """`[...]` |m - y| for the model's median m, the least value with F >= 1/2, in points."""
+    position = (pair.model.cdf < 0.5 - _ROUNDING).sum(-1)
+    return _error_of(pair, pair.model.points[position])
+
+
+def mean_error(pair: Pair) -> Floats:
+    """`[...]` |E X - y|, mean over people, in points."""
+    return _error_of(pair, pair.model.mean)
+
+
+def _error_of(pair: Pair, guess: Floats) -> Floats:
+    apart = np.abs(pair.model.points - np.asarray(guess)[..., None])
+    return np.einsum("...a,...a->...", apart, pair.people.shares)
+
+
+def accuracy(pair: Pair) -> Floats:
+    """`[...]` share of people whose answer is the model's likeliest; ties share the hit."""
+    model, people = np.broadcast_arrays(pair.model.likeliest, pair.people.shares)
+    return np.einsum("...a,...a->...", model, people)
+
+
+def expected_accuracy(pair: Pair) -> Floats:
+    """`[...]` p(y), the probability of a person's answer, mean over people."""
+    return np.einsum("...a,...a->...", pair.model.shares, pair.people.shares)
+
+
+def brier(pair: Pair) -> Floats:
+    """`[...]` sum of (p - 1[y])^2 over the answers, mean over people: 0 to 2.
+
+    Of draws, the sum of p^2 is over different draws, so that the score estimates that of the
+    distribution behind them; NaN for one draw.  Brier (1950), Monthly Weather Review 78.
+    """
+    return pair.model.agreement - 2.0 * expected_accuracy(pair) + 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """Items with one answer set, joined with a respondent's answers.
+
+    Attributes:
+        values: `[A]` places of the answers on their scale, ascending; None where they have none.
+        model: `[I, A]` shares (`exact`) or counts of draws.
+        target: `[I, A]` observations.
+        exact: whether `model` holds whole distributions.
+        items: the items, for measures that need their labels or notes (payoffs, equilibrium).
+        texts: of free text, what was written, for each item; then there are no `A`.
+        references: of free text, the texts to compare with, for each item.
     """
 
-    compute: Callable[[Pair], Floats]
-    unit: str
+    values: Float64[np.ndarray, " A"] | None
+    model: Float64[np.ndarray, "I A"]
+    target: Float64[np.ndarray, "I A"]
+    exact: bool = True
+    items: tuple[Item, ...] = ()
+    texts: tuple[tuple[str, ...], ...] = ()
+    references: tuple[tuple[str, ...], ...] = ()
+
+    @cached_property
+    def people(self) -> Floats:
+        """`[I]` observations of each item; 1 for free text."""
+        return np.ones(len(self.texts)) if self.texts else self.target.sum(1)
+
+    @cached_property
+    def pair(self) -> Pair:
+        """Both sides, `[I, A]`; answers without an order are 0, 1, 2, ..."""
+        places = np.arange(self.model.shape[1]) if self.values is None else self.values
+        return Pair.of(places, self.model, self.target, exact=self.exact)
+
+    @cached_property
+    def histograms(self) -> Floats:
+        """`[I, 2A]` columns that sum to the pooled model's people and to the pooled people."""
+        return np.concatenate([self.pair.model.shares * self.people[:, None], self.target], 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """A measure as weighted sums over items.
+
+    Attributes:
+        columns: `[I, K]`.
+        finish: from the sums `[..., K]` and the summed people `[...]` to the figure `[...]`.
+    """
+
+    columns: Floats
+    finish: Callable[[Floats, Floats], Floats]
+
+
+Summed = Callable[[Answered], Sums]
+
+
+def scored(score: Callable[[Answered], Floats]) -> Summed:
+    """The mean over people of a score `[I]`."""
+
+    def sums(answered: Answered) -> Sums:
+        return Sums((score(answered) * answered.people)[:, None], lambda s, n: _ratio(s[..., 0], n))
+
+    return sums
+
+
+def per_item(kernel: Callable[[Pair], Floats]) -> Summed:
+    """A function of a pair, item by item; mean over people."""
+    return scored(lambda answered: kernel(answered.pair))
+
+
+def pooled(kernel: Callable[[Pair], Floats]) -> Summed:
+    """A function of a pair, of all items' people as one histogram and all their models as one.
+
+    An item's model counts as often as there are people in it.
+    """
+
+    def sums(answered: Answered) -> Sums:
+        values = answered.pair.model.values
+
+        def finish(histograms: Floats, people: Floats) -> Floats:
+            # A resample may hold nobody of a small group; single precision leaves -1e-7 for 0.
+            somebody = people > 0.5
+            usable = np.where(somebody[..., None], np.maximum(histograms, 0.0), 1.0)
+            pair = Pair.of(values, usable[..., : len(values)], usable[..., len(values) :])
+            return np.where(somebody, kernel(pair), np.nan)
+
+        return Sums(answered.histograms, finish)
+
+    return sums
+
+
+def _mixture_energy(answered: Answered) -> Sums:
+    """The energy distance of a mixture of items' distributions from their people, unbiased.
+
+    With d_i = F_i - 1[y_i <= v], `2n/(n-1) (integral of mean(d)^2 - mean CRPS / n)`: pairs of
+    different people only, in all three terms, since the same people stand on both sides.  It equals
+    `energy` where all items have one distribution.
+    """
+    pair, people = answered.pair, answered.people
+    crps_of_item = pair.squared_cdf_distance + pair.people.plain_spread
+    columns = np.concatenate([pair.cdf_difference, crps_of_item[:, None]], 1) * people[:, None]
+
+    def finish(sums: Floats, number: Floats) -> Floats:
+        means = _ratio(sums, number[..., None])
+        squared = np.square(means[..., :-1]) @ pair.gaps
+        several = np.where(number > 1.5, number, np.nan)
+        return 2.0 * several / (several - 1.0) * (squared - means[..., -1] / several)
+
+    return Sums(columns, finish)
+
+
+def _spearman(answered: Answered) -> Sums:
+    """Spearman's rho of the predicted mean with the answer, and its influence function.
+
+    Ranks are not made again in a resample: Fisher's z moves by the mean influence of who is in it.
+    """
+    predicted, observed = answered.pair.model.mean, answered.pair.people.mean
+    number = len(predicted)
+    first, second = (_midrank(side) for side in (predicted, observed))
+    xy, xx, yy = (
+        (one * other).mean() - 0.25
+        for one, other in ((first, second), (first, first), (second, second))
+    )
+    if min(xx, yy) < _ROUNDING:
+        return Sums(np.full((number, 1), np.nan), lambda s, _: s[..., 0])
+    pulls = (
+        first * second + _later(predicted, second) + _later(observed, first),
+        first * first + 2.0 * _later(predicted, first),
+        second * second + 2.0 * _later(observed, second),
+    )
+    dxy, dxx, dyy = (pull - pull.mean() for pull in pulls)
+    rho = float(np.clip(xy / np.sqrt(xx * yy), _ROUNDING - 1.0, 1.0 - _ROUNDING))
+    influence = dxy / np.sqrt(xx * yy) - rho / 2.0 * (dxx / xx + dyy / yy)
+    scale = answered.people.sum() / number / (1.0 - rho**2)
+
+    def finish(sums: Floats, people: Floats) -> Floats:
+        return np.tanh(np.arctanh(rho) + _ratio(sums[..., 0], people) * scale)
+
+    return Sums(influence[:, None], finish)
+
+
+def _midrank(numbers: Floats) -> Floats:
+    """`[I]` in (0, 1): ranks, ties in the middle of theirs."""
+    return (rankdata(numbers) - 0.5) / len(numbers)
+
+
+def _later(numbers: Floats, columns: Floats) -> Floats:
+    """`[I]` the mean over j of (1[x_i < x_j] + 1[x_i = x_j]/2) g_j, for every i."""
+    order = np.argsort(numbers, kind="stable")
+    cumulated = np.concatenate([[0.0], np.cumsum(columns[order])])
+    low, high = (np.searchsorted(numbers[order], numbers, side) for side in ("left", "right"))
+    return (cumulated[-1] - 0.5 * (cumulated[low] + cumulated[high])) / len(numbers)
+
+
+def _macro_f1(answered: Answered) -> Sums:
+    """F1 of the likeliest answer, mean over the answers that are predicted or observed."""
+    likeliest = answered.pair.model.likeliest
+    columns = (likeliest * answered.target, likeliest * answered.people[:, None], answered.target)
+
+    def finish(sums: Floats, _: Floats) -> Floats:
+        hits, predicted, observed = np.split(sums, 3, -1)
+        there = predicted + observed > 1e-3
+        f1 = np.divide(2.0 * hits, predicted + observed, where=there, out=np.zeros(there.shape))
+        return _ratio(f1.sum(-1), there.sum(-1))
+
+    return Sums(np.concatenate(columns, 1), finish)
+
+
+def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """A quotient that is NaN where there is nothing below."""
+    there = np.asarray(denominator) > _ROUNDING
+    return np.where(there, numerator / np.where(there, denominator, 1.0), np.nan)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a reader and the bootstrap must know of a measure.
+
+    Attributes:
+        name: what tasks call it.
+        definition: one sentence, with the formula.
+        unit: "points" (the range of an answer set is 100), "nats", "bits", "share", "ratio".
+        level: "individual": of each person's answer; "distribution": of a population's.
+        sums: the measure of many items.
+        kernel: the measure of one histogram; None where persons must be known.
+        low: the end of the figure's own range below, where its interval is cut.
+        high: the end above.
+        better: "low", "high", "0" or "1": which figures are good.
+        skill: whether a skill makes sense: less is better, and the true distribution is best.
+        ordered: whether answers must have places on a scale.
+        perfect: what a perfect model scores, where that is known without simulating it.
+    """
+
+    name: str
     definition: str
-    lower: float = 0.0
-    upper: float = np.inf
-    has_skill: bool = True
+    unit: str
+    level: Literal["individual", "distribution"]
+    sums: Summed
+    kernel: Callable[[Pair], Floats] | None = None
+    low: float = 0.0
+    high: float = np.inf
+    better: Literal["low", "high", "0", "1"] = "low"
+    skill: bool = False
+    ordered: bool = True
+    perfect: float | None = None
+
+    def compute(self, answered: Answered, weights: Float64[np.ndarray, "R I"]) -> Floats:
+        """`[R]` the measure under each row of weights of the items."""
+        sums = self.sums(answered)
+        return sums.finish(weights @ sums.columns, weights @ answered.people)
 
 
-METRICS: Mapping[str, Metric] = MappingProxyType(
-    {
-        "wasserstein": Metric(
-            wasserstein,
-            "points",
-            "Wasserstein-1 distance: how far, on average, an answer must be moved to turn the "
-            "model's population into the people's, with the game's range rescaled to 100.",
-            upper=100.0,
-        ),
-        "energy": Metric(
-            energy,
-            "points",
-            "Unbiased energy distance, 2E|X-Y| - E|X-X'| - E|Y-Y'|, U-statistics for samples: "
-            "expected value 0 for a perfect model however few the people; can be below 0.",
-            lower=-np.inf,
-            upper=200.0,
-        ),
-        "crps": Metric(
-            crps,
-            "points",
-            "Continuous ranked probability score of the model's distribution against each "
-            "person's choice, mean over people; proper: the true distribution scores lowest.",
-            upper=100.0,
-        ),
-        "log_score": Metric(
-            log_score,
-            "nats",
-            "Mean of -ln(probability that the model gives to a person's choice); undefined "
-            "where a choice that a person made has no probability.",
-        ),
-        "total_variation": Metric(
-            total_variation,
-            "share",
-            "Total variation: the share of answers that must change for the two to be equal.",
-            upper=1.0,
-        ),
-        "jensen_shannon": Metric(
-            jensen_shannon,
-            "bits",
-            "Jensen-Shannon divergence (not its square root), 0 to 1.",
-            upper=1.0,
-        ),
-        "ks": Metric(
-            ks,
-            "share",
-            "Kolmogorov-Smirnov: the largest difference of the two cumulative distributions.",
-            upper=1.0,
-        ),
-        "mean_difference": Metric(
-            mean_difference,
-            "points",
-            "The model's mean less the people's; 0 is right.",
-            lower=-100.0,
-            upper=100.0,
-            has_skill=False,
-        ),
-        "variance_ratio": Metric(
-            variance_ratio,
-            "ratio",
-            "The model's variance over the people's; 1 is right, less is a narrower population.",
-            has_skill=False,
-        ),
-    }
+def _distance(kernel: Callable[[Pair], Floats], unit: str, definition: str, **more: Any) -> Measure:
+    return Measure(
+        kernel.__name__, definition, unit, "distribution", pooled(kernel), kernel, **more
+    )
+
+
+def _individual(
+    kernel: Callable[[Pair], Floats], unit: str, definition: str, **more: Any
+) -> Measure:
+    return Measure(
+        kernel.__name__, definition, unit, "individual", per_item(kernel), kernel, **more
+    )
+
+
+def _text(name: str, unit: str, high: float, definition: str) -> Measure:
+    def score(answered: Answered) -> Floats:
+        return text_measures.scores(name, answered.texts, answered.references)
+
+    return Measure(
+        name, definition, unit, "individual", scored(score),
+        high=high, better="high", ordered=False,
+    )  # fmt: skip
+
+
+_DECLARED = (
+    _distance(
+        wasserstein,
+        "points",
+        "Wasserstein-1 distance: how far, on average, an answer must be moved to turn the "
+        "model's population into the people's, with the game's range rescaled to 100.",
+        high=100.0,
+        skill=True,
+    ),
+    Measure(
+        "energy",
+        "Unbiased energy distance, 2E|X-Y| - E|X-X'| - E|Y-Y'|, U-statistics for samples: "
+        "expected value 0 for a perfect model however few the people; can be below 0.",
+        "points",
+        "distribution",
+        _mixture_energy,
+        energy,
+        low=-np.inf,
+        high=200.0,
+        skill=True,
+        perfect=0.0,
+    ),
+    _individual(
+        crps,
+        "points",
+        "Continuous ranked probability score of the model's distribution against each "
+        "person's choice, mean over people; proper: the true distribution scores lowest.",
+        high=100.0,
+        skill=True,
+    ),
+    _individual(
+        log_score,
+        "nats",
+        "Mean of -ln(probability that the model gives to a person's choice); undefined "
+        "where a choice that a person made has no probability.",
+        skill=True,
+        ordered=False,
+    ),
+    _distance(
+        total_variation,
+        "share",
+        "Total variation: the share of answers that must change for the two to be equal.",
+        high=1.0,
+        skill=True,
+        ordered=False,
+    ),
+    _distance(
+        jensen_shannon,
+        "bits",
+        "Jensen-Shannon divergence (not its square root), 0 to 1.",
+        high=1.0,
+        skill=True,
+        ordered=False,
+    ),
+    _distance(
+        ks,
+        "share",
+        "Kolmogorov-Smirnov: the largest difference of the two cumulative distributions.",
+        high=1.0,
+        skill=True,
+    ),
+    _distance(
+        mean_difference,
+        "points",
+        "The model's mean less the people's; 0 is right.",
+        low=-100.0,
+        high=100.0,
+        better="0",
+    ),
+    _distance(
+        variance_ratio,
+        "ratio",
+        "The model's variance over the people's; 1 is right, less is a narrower population.",
+        better="1",
+    ),
+    _individual(
+        expected_error,
+        "points",
+        "E|X - y|, the absolute error of one draw of the model, mean over people; not proper: "
+        '"always the median" scores lower than the true distribution.',
+        high=100.0,
+    ),
+    _individual(
+        median_error,
+        "points",
+        "|m - y|, the absolute error of the model's median m, mean over people.",
+        high=100.0,
+    ),
+    _individual(
+        mean_error,
+        "points",
+        "|E X - y|, the absolute error of the model's mean, mean over people.",
+        high=100.0,
+    ),
+    _individual(
+        accuracy,
+        "share",
+        "Share of people whose answer is the model's likeliest one; ties share the hit.",
+        high=1.0,
+        better="high",
+        ordered=False,
+    ),
+    _individual(
+        expected_accuracy,
+        "share",
+        "p(y), the probability that one draw of the model is the person's answer, mean over "
+        "people.",
+        high=1.0,
+        better="high",
+        ordered=False,
+    ),
+    _individual(
+        brier,
+        "score",
+        "Brier score, the sum over answers of (p - 1[y])^2, mean over people; proper, 0 to 2.",
+        low=-np.inf,  # fair to draws, it can be below 0
+        high=2.0,
+        skill=True,
+        ordered=False,
+    ),
+    Measure(
+        "spearman",
+        "Spearman's rank correlation of the model's mean with the person's answer, ties at their "
+        "middle rank, over the people of one question.",
+        "correlation",
+        "individual",
+        _spearman,
+        low=-1.0,
+        high=1.0,
+        better="high",
+    ),
+    Measure(
+        "macro_f1",
+        "F1 = 2 hits / (predicted + observed) of the model's likeliest answer, mean over the "
+        "answers that are predicted or observed; ties share the prediction.",
+        "share",
+        "individual",
+        _macro_f1,
+        high=1.0,
+        better="high",
+        ordered=False,
+    ),
+    _text(
+        "rouge1",
+        "share",
+        1.0,
+        "ROUGE-1 F: shared words, stemmed, against the nearest reference; mean over the texts.",
+    ),
+    _text(
+        "rougeL",
+        "share",
+        1.0,
+        "ROUGE-L F: the longest common subsequence of stemmed words, against the nearest "
+        "reference; mean over the texts.",
+    ),
+    _text(
+        "chrf",
+        "points",
+        100.0,
+        "chrF2: F of character n-grams of up to 6, recall weighing double, against the references; "
+        "0 to 100, mean over the texts.",
+    ),
 )
+MEASURES: Mapping[str, Measure] = MappingProxyType({one.name: one for one in _DECLARED})
+
+
+def get(name: str) -> Measure:
+    """The measure of this name.
+
+    Raises:
+        DataError: there is none; names the near ones.
+    """
+    if name not in MEASURES:
+        raise unknown("measure", name, MEASURES)
+    return MEASURES[name]

@@ -1,51 +1,13 @@
-"""Evaluations on paper: results.json, a page for readers, a figure for a slide, a table in text.
+"""Results for readers: a page by sections, a picture for a slide, a table for the terminal.
 
-results.json holds one evaluation, or a train run's:
-
-    schema          "befm_jax.results/1"
-    ── a train run ──
-    base            evaluation: the model before tuning
-    tuned           evaluation: after it, read exactly
-    tuned_sampled   evaluation, optional: after it, by draws; where none of them is an answer,
-                    `not_compared` says so in place of tasks
-    train           anything about the training
-    ── an evaluation (at the top level, or under the names above) ──
-    model           what was evaluated: any fields, among them
-      first_prompt  game, ids (tokens), text (special tokens written out)
-      chat_template  sha256; adapter: whether an adapter was trained with this template
-      ignored_generation_config  {setting: value} of the model's own file, not followed
-    answers         mode "exact" or "sampled"; temperature, top_k, top_p, seed, ...
-    people          source, split, fingerprint, excluded {reason: rows}
-    tasks.game_behavior
-      metrics.M     of the mean over games; M is wasserstein, energy, crps, log_score,
-                    total_variation, jensen_shannon, ks, mean_difference, variance_ratio
-        value       the figure; null where undefined
-        ci95        [low, high], or null
-        floor       a perfect model against as many people
-        ceiling     other people in the model's place
-        skill       (uniform - model) / (uniform - floor); null where it means nothing
-        baselines   {uniform, median, equilibrium, pooled}
-        unit        "points" (the range of a game is 100), "nats", "bits", "share", "ratio"
-        note        why a figure or its interval is null; absent otherwise
-      outside_mass  value (mean over games), max: mass outside the answer set
-      ends_after_answer  value (mean over the games where it is known), min; or null: how often
-                    the turn ends right after an answer of the set
-      groups.GAME   title, unit, people (number)
-        model       exact, answers (number drawn, or null), unparsed, out_of_set, outside_mass,
-                    ends_after_answer (or null)
-        metrics.M   as above, for this game
-        distribution  values, people (counts), model (shares within the set)
-      skipped       {game: reason}
-      resamples, seed
-      definitions   {term: one line}
-
-Other fields are kept, and listed on the page.
+Everything is drawn from `Results`: any tasks, any respondents.  Names, prompts and answers are
+untrusted text of models and data files; the page escapes all of them and loads nothing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from io import BytesIO
@@ -56,105 +18,136 @@ import jinja2
 
 from befm_jax import files
 from befm_jax.evals import charts
+from befm_jax.evals.evaluate import UNIFORM
+from befm_jax.evals.results import Distribution, Figure, Results
 
-_LABELS = {"base": "base model", "tuned": "tuned model", "tuned_sampled": "tuned model, sampled"}
-_DIGITS = {"points": 2, "nats": 2}
+# Share of a respondent's answers outside the answer sets from which its figure carries a warning,
+# and from which it is withheld where figures are compared at a glance.
+WARN_OUTSIDE = 0.05
+WITHHOLD_OUTSIDE = 0.5
+_MOST_PICTURES = 24
+_MOST_ON_SLIDE = 13
+_MOST_ROWS_IN_TERMINAL = 24
 _LONGEST_LIST = 8
+_DIGITS = {"points": 2, "nats": 2}
+
+DEFINITIONS: Mapping[str, str] = {
+    "interval": "95 % bootstrap interval. Where persons are known, they are drawn again with all "
+    "that they answered; where only a histogram is, its people are drawn again within it, and so "
+    "are a sampled respondent's answers. Percentiles are moved by the bootstrap's own bias, since "
+    "resamples are noisier than the sample, and cut at the figure's own range. It is the interval "
+    "of the figure against so many people, not of the distance to everybody.",
+    "floor": "What a perfect model is expected to score against as many people. Of a histogram: "
+    "its own distribution against people drawn from it (a sampled respondent is imitated by as "
+    "many draws); too low for log score, total variation and Jensen-Shannon below some 2,000 "
+    "people, since an answer that nobody gave is none that nobody would give. Where persons are "
+    "known: the respondent against answers drawn from what it says of each of them.",
+    "other people": "Other people in the respondent's place: two samples of as many people each, "
+    "drawn from the people's histogram; mean.",
+    "skill": "(uniform - figure) / (uniform - floor): 0 no better than answering at random, 1 as "
+    "good as a perfect model; above 1 is noise.",
+    "outside": "Probability, or share of drawn answers, outside the answer set; figures compare "
+    f"what is inside. From {WARN_OUTSIDE:.0%} on a warning stands beside a figure, from "
+    f"{WITHHOLD_OUTSIDE:.0%} it is left out of headlines and ladders.",
+    "ends after its answer": "How often a turn ends right there, once an answer of the set is "
+    "written. Where it goes on instead, what it says may be no answer of the set.",
+}
 
 
 @dataclass(frozen=True)
-class Run:
-    """One evaluation of the results, under the name that readers see."""
+class Row:
+    """One line of a table: a part of a task, or a measure, and the figures of each respondent."""
 
-    key: str
     label: str
-    evaluation: Mapping[str, Any]
-
-    @property
-    def games(self) -> Mapping[str, Any]:
-        """What stands at `tasks.game_behavior`."""
-        return self.evaluation["tasks"]["game_behavior"]
+    main: Figure
+    by_respondent: Mapping[str, Figure]
 
 
-def runs(results: Mapping[str, Any]) -> list[Run]:
-    """The evaluations in the results: base before tuned, or the only one.
+@dataclass(frozen=True)
+class Picture:
+    """One chart with its figures."""
 
-    Those that are `not_compared` are left out.
+    distribution: Distribution
+    panel: charts.Panel
+    row: Row
+    others: Mapping[str, Figure]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A task on the page.
+
+    Attributes:
+        name: of the task.
+        task: its entry in the results.
+        main: the respondent that it is about.
+        headline: the first measure, of the whole task.
+        measures: every measure of the whole task.
+        values: the first measure of each value that is averaged over.
+        groups: the first measure of each group, by label.
+        details: every measure of each value, by the value's title.
+        ladder: everybody, best first.
+        pictures: one a value, with people over each other.
+        hidden_pictures: how many more there would be.
+    """
+
+    name: str
+    task: Mapping[str, Any]
+    main: str
+    headline: Row
+    measures: list[Row]
+    values: list[Row]
+    groups: Mapping[str, list[Row]]
+    details: Mapping[str, list[Row]]
+    ladder: list[dict[str, Any]]
+    pictures: list[Picture]
+    hidden_pictures: int
+
+
+def write(results: Results, folder: Path | str) -> None:
+    """Writes results.json, figures.csv, report.html and, of closed answers, populations.png.
+
+    Each file is written atomically, the folder is made if it is not there.
 
     Raises:
-        ValueError: the results hold no evaluation of game behaviour.
+        ValueError: as `Results.write`; no figures.
     """
-    found = [
-        Run(key, label, results[key])
-        for key, label in _LABELS.items()
-        if key in results and "not_compared" not in results[key]
-    ]
-    found = found or [Run("model", "model", results)]
-    for run in found:
-        if "game_behavior" not in run.evaluation.get("tasks", {}):
-            raise ValueError(f"results: {run.label} has no tasks.game_behavior")
-    return found
+    page, picture = html(results), slide(results)
+    results.write(folder)
+    files.write(Path(folder) / "report.html", page.encode())
+    if picture is not None:
+        content = BytesIO()
+        picture.savefig(content)
+        files.write(Path(folder) / "populations.png", content.getvalue())
 
 
-def not_compared(results: Mapping[str, Any]) -> dict[str, str]:
-    """Why an evaluation of a train run has no figures, under the name that readers see."""
-    return {
-        label: results[key]["not_compared"]
-        for key, label in _LABELS.items()
-        if key in results and "not_compared" in results[key]
-    }
-
-
-def write(results: Mapping[str, Any], out_dir: Path | str) -> None:
-    """Write results.json, report.html and games.png into `out_dir`, made if it is not there.
-
-    Each file is written atomically: an old one is never left half overwritten.
+def html(results: Results) -> str:
+    """The page: the main table, a section a task, what was left out, how it was made.
 
     Raises:
-        ValueError: the results hold no evaluation of game behaviour, or a NaN or an infinity.
+        ValueError: no figures.
     """
-    picture = BytesIO()
-    main, base = _main_and_base(runs(results))
-    charts.games_figure(main.games, base.games if base else None, main.label).savefig(picture)
-    pages = {
-        "results.json": json.dumps(results, indent=1, allow_nan=False).encode(),
-        "report.html": page(results).encode(),
-        "games.png": picture.getvalue(),
-    }
-    for name, content in pages.items():
-        files.write(Path(out_dir) / name, content)
-
-
-def page(results: Mapping[str, Any]) -> str:
-    """The report as one HTML page without outside resources; all text in it is escaped."""
-    found = runs(results)
-    main, base = _main_and_base(found)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=number, span=span, percent=percent)
-    template = resources.files("befm_jax.evals").joinpath("report_template.html").read_text("utf-8")
-    return environment.from_string(template).render(
-        runs=found,
-        main=main,
-        base=base,
-        ladder=_ladder(found, main),
-        panels={name: _panel(name, main, base) for name in main.games["groups"]},
-        mean_metrics={run.key: run.games["metrics"] for run in found},
-        group_metrics={
-            name: {
-                run.key: run.games["groups"][name]["metrics"]
-                for run in found
-                if name in run.games["groups"]
-            }
-            for name in main.games["groups"]
-        },
-        digits={
-            name: _DIGITS.get(figure["unit"], 3) for name, figure in main.games["metrics"].items()
-        },
-        first_prompt=_prompt(main.evaluation.get("model", {}).get("first_prompt")),
-        not_compared=not_compared(results),
-        settings=list(_settings(results, found)),
+    environment.filters |= {
+        "number": number, "span": span, "percent": percent, "digits": digits, "own": own_unit,
+    }  # fmt: skip
+    source = resources.files("befm_jax.evals").joinpath("report_template.html")
+    found = sections(results)
+    if not found:
+        raise ValueError("results: no figures to report")
+    return environment.from_string(source.read_text(encoding="utf-8")).render(
+        results=results,
+        sections=found,
+        main=results.main,
+        others=[name for name in results.respondents if name != results.main],
+        uniform=UNIFORM,
+        definitions=DEFINITIONS,
+        prompts=list(_prompts(results)),
+        settings=list(_settings(results)),
+        warn=WARN_OUTSIDE,
+        withhold=WITHHOLD_OUTSIDE,
         colours={
             "people": charts.PEOPLE_COLOUR,
             "model": charts.MODEL_COLOUR,
@@ -163,83 +156,112 @@ def page(results: Mapping[str, Any]) -> str:
     )
 
 
-def summary(results: Mapping[str, Any]) -> str:
-    """The table that an entry point prints at its end: a row a game, then their mean."""
-    main, base = _main_and_base(runs(results))
-    heads = ["game", "people", *(["base"] if base else []), main.label.split()[0]]
-    table = [[*heads, "95 % interval", "other people"]]
-    rows = [
-        (group["title"], f"{group['people']}", name, group["metrics"]["wasserstein"])
-        for name, group in main.games["groups"].items()
+def sections(results: Results) -> list[Section]:
+    """The tasks that have figures, in their order."""
+    return [_section(results, name) for name in results.tasks if results.select(task=name)]
+
+
+def _section(results: Results, name: str) -> Section:
+    answered = dict.fromkeys(figure.respondent for figure in results.select(task=name))
+    main = results.main if results.main in answered else next(iter(answered))
+    task = results.tasks[name]
+    average, known = task["average"], list(task["measures"])
+    drawn = {
+        (one.respondent, *one.where.items()): one for one in results.distributions
+        if one.task == name
+    }  # fmt: skip
+    by_key = {
+        (one.measure, one.respondent, *one.where.items()): one for one in results.select(name)
+    }
+    wheres = list({tuple(one.where.items()): None for one in results.select(name, "", main)})
+
+    def row(label: str, measure: str, where: tuple[tuple[str, str], ...]) -> Row:
+        everybody = {who: by_key.get((measure, who, *where)) for who in answered}
+        there = {who: figure for who, figure in everybody.items() if figure is not None}
+        return Row(label, there[main], there)
+
+    def title(where: tuple[tuple[str, str], ...]) -> str:
+        one = drawn.get((main, *where))
+        return one.title if one else where[0][1]
+
+    values = [
+        where for where in wheres
+        if where and where[0][0] == (average or "item") and where[0][0] not in task["groups"]
+    ]  # fmt: skip
+    groups: dict[str, list[Row]] = {label: [] for label in task["groups"]}
+    for where in wheres:
+        if where and where[0][0] in groups:
+            groups[where[0][0]].append(row(where[0][1], known[0], where))
+    pictured = [where for where in values or [()] if (main, *where) in drawn]
+    base = _base(results, answered, main)
+    headline = row("mean" if values else name, known[0], ())
+    return Section(
+        name=name,
+        task=task,
+        main=main,
+        headline=headline,
+        measures=[row(measure, measure, ()) for measure in known],
+        values=[row(title(where), known[0], where) for where in values],
+        groups={label: rows for label, rows in groups.items() if rows},
+        details={
+            title(where): [row(measure, measure, where) for measure in known] for where in values
+        },
+        ladder=_ladder(headline, task["measures"][known[0]]["better"], main),
+        pictures=[
+            Picture(
+                drawn[(main, *where)],
+                charts.panel(
+                    drawn[(main, *where)],
+                    {
+                        who: drawn[(who, *where)].model
+                        for who in (base, main)
+                        if (who, *where) in drawn
+                    },
+                ),
+                row(title(where), known[0], where),
+                {measure: row(measure, measure, where).main for measure in known},
+            )
+            for where in pictured[:_MOST_PICTURES]
+        ],
+        hidden_pictures=max(0, len(pictured) - _MOST_PICTURES),
+    )
+
+
+def _base(results: Results, answered: Mapping[str, Any], main: str) -> str:
+    """The respondent whose outline stands beside the main one's; "" for none."""
+    return next((name for name in results.respondents if name in answered and name != main), "")
+
+
+def _ladder(row: Row, better: str, main: str) -> list[dict[str, Any]]:
+    """Everybody whose figure can be compared, the best first, with a bar's width in per cent."""
+    if better not in ("low", "high"):
+        return []
+    figure = row.main
+    steps: list[dict[str, Any]] = [
+        {"label": "a perfect model (floor)", "value": figure.floor, "kind": "reference"},
+        {"label": "other people (ceiling)", "value": figure.ceiling, "kind": "people"},
     ]
-    rows.append(("mean", "", "", main.games["metrics"]["wasserstein"]))
-    for title, people, name, figure in rows:
-        before = []
-        if base and name:
-            group = base.games["groups"].get(name)
-            before = [number(group["metrics"]["wasserstein"]["value"] if group else None)]
-        elif base:
-            before = [number(base.games["metrics"]["wasserstein"]["value"])]
-        value, ceiling = number(figure["value"]), number(figure["ceiling"])
-        table.append([title, people, *before, value, span(figure["ci95"]), ceiling])
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    lines = ["Wasserstein distance to people, each game's range = 100 (smaller is nearer)"]
-    for row in table:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    lines += [f"{label}: {reason}" for label, reason in not_compared(results).items()]
-    return "\n".join(lines)
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """A figure as text: a dash where there is none, never a minus nought."""
-    if value is None:
-        return "–"
-    return f"{round(value, digits) + 0.0:.{digits}f}"
-
-
-def span(ends: list[float] | None, digits: int = 2) -> str:
-    """An interval as text."""
-    return "–" if ends is None else f"{number(ends[0], digits)} to {number(ends[1], digits)}"
-
-
-def percent(share: float | None) -> str:
-    """A share as text: small ones keep two digits that say something; a dash for none."""
-    if share is None:
-        return "–"
-    return f"{100 * share:.2g} %" if 0 < share < 0.1 else f"{100 * share:.1f} %"
-
-
-def _main_and_base(found: list[Run]) -> tuple[Run, Run | None]:
-    """The evaluation that the page is about, and the one before tuning if there is one."""
-    by_key = {run.key: run for run in found}
-    main = by_key.get("tuned") or by_key.get("model") or found[-1]
-    return main, by_key.get("base") if main.key != "base" else None
-
-
-def _ladder(found: list[Run], main: Run) -> list[dict[str, Any]]:
-    """Everybody who can be held against the people, nearest first, with a bar's width in %."""
-    figure = main.games["metrics"]["wasserstein"]
-    steps = [
-        {"label": "a perfect model (floor)", "value": figure["floor"], "kind": "reference"},
-        {"label": "other people (ceiling)", "value": figure["ceiling"], "kind": "people"},
-        {"label": "pooled: ignores the game", "value": figure["baselines"]["pooled"]},
-        {"label": "uniform: answers at random", "value": figure["baselines"]["uniform"]},
-        {"label": "always the median person", "value": figure["baselines"]["median"]},
-        {"label": "textbook equilibrium", "value": figure["baselines"]["equilibrium"]},
+    steps += [
+        {"label": name, "value": value, "kind": "reference"}
+        for name, value in figure.beside.items()
+        if name not in row.by_respondent
     ]
-    for run in found:
-        mean = run.games["metrics"]["wasserstein"]
-        kind = "base" if run.key == "base" else "model"
-        steps.append(
-            {"label": run.label, "value": mean["value"], "kind": kind, "ci95": mean["ci95"]}
-        )
-    steps = sorted((step for step in steps if step["value"] is not None), key=_value)
-    longest = max(_value(steps[-1]), 1e-9)
+    steps += [
+        {
+            "label": name,
+            "value": own.value,
+            "kind": "model" if name == main else "base",
+            "ci95": own.ci95,
+        }
+        for name, own in row.by_respondent.items()
+        if not withheld(own)
+    ]
+    known = [step for step in steps if step["value"] is not None]
+    known.sort(key=_value, reverse=better == "high")
+    longest = max((abs(_value(step)) for step in known), default=0.0) or 1.0
     return [
-        {"kind": "reference", "ci95": None, **step, "width": round(100 * _value(step) / longest, 2)}
-        for step in steps
+        {"ci95": None, **step, "width": round(100 * max(_value(step), 0.0) / longest, 2)}
+        for step in known
     ]
 
 
@@ -247,40 +269,167 @@ def _value(step: Mapping[str, Any]) -> float:
     return float(step["value"])
 
 
-def _panel(name: str, main: Run, base: Run | None) -> charts.Panel:
-    group = main.games["groups"][name]
-    outlines = {}
-    if base and name in base.games["groups"]:
-        outlines["base"] = base.games["groups"][name]["distribution"]["model"]
-    outlines["model"] = group["distribution"]["model"]
-    return charts.panel(group["distribution"], outlines, group["unit"])
+def slide(results: Results) -> charts.Figure | None:
+    """The picture for a slide, of the first task with closed answers; None: there is none."""
+    for section in sections(results):
+        if not section.pictures:
+            continue
+        base = _base(results, section.headline.by_respondent, section.main)
+        cells = []
+        for picture in section.pictures[:_MOST_ON_SLIDE]:
+            theirs = [
+                one.model for one in results.distributions
+                if (one.task, one.respondent, one.where)
+                == (section.name, base, picture.distribution.where)
+            ]  # fmt: skip
+            figure = picture.row.main
+            caption = f"{_named(figure.measure)} {number(figure.value, 1)}"
+            if figure.ceiling is not None:
+                caption += f", other people {number(figure.ceiling, 1)}"
+            caption = f"{caption}; {percent(figure.outside)} outside" if warned(figure) else caption
+            cells.append(charts.Cell(picture.distribution, theirs[0] if theirs else None, caption))
+        lines = [
+            f"{section.name}: {_named(section.headline.main.measure)}, {section.headline.label}"
+        ]
+        for step in section.ladder:
+            if step["kind"] == "reference" and step["label"] != UNIFORM:
+                continue
+            ends = f" ({span(step['ci95'], 1)})" if step["ci95"] else ""
+            lines.append(f"{step['label']}: {number(step['value'], 1)}{ends}")
+        return charts.slide(cells, section.main, base, lines)
+    return None
 
 
-def _prompt(value: Any) -> Mapping[str, Any] | None:
-    """A first prompt; None for what is none (the file beside answers may be anybody's)."""
-    known = isinstance(value, Mapping) and {"game", "ids", "text"} <= set(value)
-    return value if known and isinstance(value["ids"], list) else None
+def summary(results: Results) -> str:
+    """The tables that an entry point prints: of each task its first measure, value by value."""
+    return "\n\n".join(_table(results, section) for section in sections(results))
 
 
-def _settings(results: Mapping[str, Any], found: list[Run]) -> Iterator[tuple[str, str]]:
+def _table(results: Results, section: Section) -> str:
+    headline = section.headline.main
+    others = [name for name in section.headline.by_respondent if name != section.main]
+    heads = [
+        section.task["average"] or "", "people", *others, section.main, "95 % interval",
+        "other people", "outside",
+    ]  # fmt: skip
+    table = [heads]
+    for row in [*section.values[:_MOST_ROWS_IN_TERMINAL], section.headline]:
+        figure = row.main
+        cells = [
+            "–" if name not in row.by_respondent else number(row.by_respondent[name].value)
+            for name in others
+        ]
+        outside = percent(figure.outside) + ("  !" if warned(figure) else "")
+        table.append(
+            [
+                row.label,
+                f"{figure.people:g}",
+                *cells,
+                number(figure.value),
+                span(figure.ci95),
+                number(figure.ceiling),
+                outside,
+            ]
+        )
+    widths = [max(len(cells[column]) for cells in table) for column in range(len(heads))]
+    better = {"low": "smaller is better", "high": "larger is better"}.get(
+        section.task["measures"][headline.measure]["better"], ""
+    )
+    lines = [f"{section.name}: {_named(headline.measure)} in {headline.unit} ({better})"]
+    for cells in table:
+        shown = [cells[0].ljust(widths[0])]
+        shown += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        lines.append("  ".join(shown).rstrip())
+    hidden = len(section.values) - _MOST_ROWS_IN_TERMINAL
+    if hidden > 0:
+        lines.append(f"{hidden} more are in figures.csv")
+    if withheld(headline):
+        lines.append(
+            f"! {percent(headline.outside)} of what {section.main} answers is outside the answer "
+            "sets: these figures are of the rest, and say little"
+        )
+    for who, reasons in section.task["skipped"].items():
+        lines += [
+            f"{who}: {one['items']} items left out, {reason} ({', '.join(one['first'])})"
+            for reason, one in reasons.items()
+        ]
+    return "\n".join(lines)
+
+
+def warned(figure: Figure) -> bool:
+    """Whether so much is outside the answer sets that a warning belongs beside the figure."""
+    return figure.outside >= WARN_OUTSIDE
+
+
+def withheld(figure: Figure) -> bool:
+    """Whether so much is outside that the figure is not compared at a glance."""
+    return figure.outside >= WITHHOLD_OUTSIDE
+
+
+def number(value: float | None, places: int = 2) -> str:
+    """A figure as text: a dash where there is none, never a minus nought."""
+    if value is None:
+        return "–"
+    return f"{round(value, places) + 0.0:.{places}f}"
+
+
+def span(ends: Sequence[float] | None, places: int = 2) -> str:
+    """An interval as text."""
+    return "–" if ends is None else f"{number(ends[0], places)} to {number(ends[1], places)}"
+
+
+def percent(share: float | None) -> str:
+    """A share as text: small ones keep two digits that say something; a dash for none."""
+    if share is None:
+        return "–"
+    share = share if share > 1e-9 else 0.0  # what rounding leaves
+    return f"{100 * share:.2g} %" if 0 < share < 0.1 else f"{100 * share:.1f} %"
+
+
+def digits(figure: Figure) -> int:
+    """How many digits a figure is shown with."""
+    return _DIGITS.get(figure.unit, 3)
+
+
+def own_unit(figure: Figure) -> str:
+    """A figure in points, in the items' own unit; "" where they share none, or points are it."""
+    if figure.value is None or figure.per_point is None:
+        return ""
+    return f"{number(figure.value * figure.per_point)} {figure.own_unit or 'on the scale'}"
+
+
+def _named(measure: str) -> str:
+    return measure.replace("_", " ")
+
+
+def _prompts(results: Results) -> Iterator[tuple[str, str, str]]:
+    """Each respondent's first prompt: its name, what it is of, the text."""
+    for name, who in results.respondents.items():
+        prompt = who["description"].get("first_prompt")
+        # A file beside recorded answers may be anybody's.
+        if isinstance(prompt, Mapping) and "text" in prompt:
+            where = str(prompt.get("item", prompt.get("game", "")))
+            yield name, where, str(prompt["text"])
+
+
+def _settings(results: Results) -> Iterator[tuple[str, str]]:
     """Every field that the page shows nowhere else, as a dotted name and a text."""
-    keys = {run.key for run in found}
-    for name, value in results.items():
-        if name in keys:
-            for inner, content in value.items():
-                yield from _flat(f"{name}.{inner}", content)
-        else:
-            yield from _flat(name, value)
+    for name in ("created", "command", "versions"):
+        yield from _flat(name, results.head[name])
+    for name, who in results.respondents.items():
+        yield from _flat(name, who)
+    yield from _flat("people", results.people)
+    yield from _flat("", results.extra)
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
     last = name.split(".")[-1]
-    if last in ("tasks", "excluded") or (last == "first_prompt" and _prompt(value)):
+    if last in ("left_out", "warning") or (last == "first_prompt" and isinstance(value, Mapping)):
         return
     if isinstance(value, Mapping):
         for inner, content in value.items():
-            yield from _flat(f"{name}.{inner}", content)
-    elif isinstance(value, list) and len(value) > _LONGEST_LIST:
+            yield from _flat(f"{name}.{inner}".lstrip("."), content)
+    elif isinstance(value, list | tuple) and len(value) > _LONGEST_LIST:
         yield name, f"{len(value)} values, in results.json"
     else:
         yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,55 +1,21 @@
-"""Metrics, intervals, floors and ceilings against scipy, brute force and simulated truths."""
-
-import csv
-import subprocess
-import sys
+"""Measures against scipy, scikit-learn, brute force and cases worked out by hand."""
 
 import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
-from scipy.stats import binom, ks_2samp, wasserstein_distance
+from scipy.stats import ks_2samp, spearmanr, wasserstein_distance
+from sklearn.metrics import f1_score
 
-from befm_jax.evals import baselines, measures, resampling
-from befm_jax.evals.measures import METRICS, Pair, Side
+from befm_jax.errors import DataError
+from befm_jax.evals import measures, text_measures
+from befm_jax.evals.measures import MEASURES, Answered, Pair, Side
 
-SPANS = {
-    "dictator": 100,
-    "ultimatum_1": 100,
-    "ultimatum_2": 100,
-    "trust_1": 100,
-    "trust_3": 150,
-    "PG": 20,
-    "bomb": 100,
-}
 UNEVEN = np.array([-3, 0, 1, 4, 9, 10])
 
 
 def histograms(seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     return rng.integers(0, 9, 6) + (np.arange(6) == 2), rng.integers(0, 9, 6) + (np.arange(6) == 4)
-
-
-@pytest.fixture(scope="session")
-def real_counts(moblab_csv):
-    counts = {game: np.zeros(span + 1, np.int64) for game, span in SPANS.items()}
-    with moblab_csv.open() as file:
-        for row in csv.DictReader(file):
-            for game, span in SPANS.items():
-                choice = float(row[game] or "nan")
-                if choice.is_integer() and 0 <= choice <= span:
-                    counts[game][int(choice)] += 1
-    return counts
-
-
-def test_no_module_of_the_room_imports_jax():
-    code = (
-        "import sys, pkgutil, importlib, befm_jax.evals as room\n"
-        "for module in pkgutil.walk_packages(room.__path__, 'befm_jax.evals.'):\n"
-        "    importlib.import_module(module.name)\n"
-        "assert 'befm_jax.evals.tasks.game_behavior' in sys.modules\n"
-        "sys.exit('jax' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -125,8 +91,8 @@ def test_crps_puts_the_true_distribution_before_the_median(real_counts):
     for counts in real_counts.values():
         values = np.arange(len(counts))
         true.append(measures.crps(Pair.of(values, counts, counts)))
-        answer = baselines.median(values, counts).weights
-        median.append(measures.crps(Pair.of(values, answer, counts)))
+        at_median = np.arange(len(counts)) == np.searchsorted(2 * np.cumsum(counts), counts.sum())
+        median.append(measures.crps(Pair.of(values, at_median, counts)))
     # The figures of DESIGN.md section 8.
     assert np.mean(true) == pytest.approx(14.4, abs=0.05)
     assert np.mean(median) == pytest.approx(20.9, abs=0.05)
@@ -154,14 +120,14 @@ def test_a_sample_of_one_has_no_spread():
     assert np.isnan(measures.crps(pair))
 
 
-@pytest.mark.parametrize("name", METRICS)
-def test_metrics_of_many_resamples_equal_those_of_each(name):
+@pytest.mark.parametrize("name", [one.name for one in MEASURES.values() if one.kernel])
+def test_measures_of_many_resamples_equal_those_of_each(name):
     rng = np.random.default_rng(4)
     model = rng.integers(1, 9, (3, 6))
     people = rng.integers(1, 9, (3, 6))
-    together = METRICS[name].compute(Pair.of(UNEVEN, model, people, exact=False))
+    together = MEASURES[name].kernel(Pair.of(UNEVEN, model, people, exact=False))
     alone = [
-        METRICS[name].compute(Pair.of(UNEVEN, one, other, exact=False))
+        MEASURES[name].kernel(Pair.of(UNEVEN, one, other, exact=False))
         for one, other in zip(model, people, strict=True)
     ]
     np.testing.assert_allclose(together, alone, rtol=1e-12)
@@ -191,167 +157,161 @@ def test_sides_of_different_values_are_refused():
         Pair(one, other)
 
 
-@pytest.mark.parametrize("size", [10, 100, 1000, 10_000])
-def test_resamples_have_the_moments_of_a_multinomial(size):
-    """Of cells that are all drawn one by one, in part, and not at all."""
-    counts = np.array([0, 50, 0, 30, 18, 2])
-    rows = 20_000
-    drawn = resampling.resample(np.random.default_rng(0), counts, size, rows)
-    assert (drawn.sum(1) == size).all()
-    assert not drawn[:, [0, 2]].any()
-    p = counts / 100
-    np.testing.assert_allclose(drawn.mean(0), size * p, atol=4 * np.sqrt(size / 4 / rows))
-    covariance = size * (np.diag(p) - np.outer(p, p))
-    np.testing.assert_allclose(
-        np.cov(drawn.T), covariance, atol=size * 4 * 0.25 / np.sqrt(rows / 2)
-    )
-    # Rows know nothing of one another.
-    assert abs(np.corrcoef(drawn[1:, 1], drawn[:-1, 1])[0, 1]) < 4 / np.sqrt(rows)
+def by_person(number: int, seed: int = 0, exact: bool = True) -> Answered:
+    """People who answered one question each, and what a model says of each of them."""
+    rng = np.random.default_rng(seed)
+    shares = rng.dirichlet(np.ones(6), number)
+    model = shares if exact else rng.multinomial(40, shares)
+    positions = (rng.random((number, 1)) >= np.cumsum(shares, 1)[:, :-1]).sum(1)
+    return Answered(UNEVEN.astype(float), model, np.eye(6)[positions], exact)
 
 
+# Values 0, 10, 30; p = .5 .3 .2; the answer 10: E|X - y| = .5 x 10 + .2 x 20.
+@pytest.mark.parametrize(
+    ("name", "by_hand"),
+    [
+        ("expected_error", 9.0),
+        ("crps", 3.3),
+        ("median_error", 10.0),
+        ("mean_error", 1.0),
+        ("accuracy", 0.0),
+        ("expected_accuracy", 0.3),
+        ("log_score", -np.log(0.3)),
+        ("brier", 0.38 - 0.6 + 1.0),
+    ],
+)
+def test_one_answer_scores_what_was_worked_out_by_hand(name, by_hand):
+    pair = Pair.of([0, 10, 30], [0.5, 0.3, 0.2], [0, 1, 0])
+    scale = 0.3 if MEASURES[name].unit == "points" else 1.0
+    assert float(MEASURES[name].kernel(pair)) * scale == pytest.approx(by_hand, abs=1e-12)
+
+
+def test_ties_share_the_hit():
+    pair = Pair.of([0, 1, 2], [0.4, 0.4, 0.2], [0, 1, 0])
+    assert float(measures.accuracy(pair)) == 0.5
+
+
+@pytest.mark.parametrize("name", ["brier", "crps", "expected_accuracy", "expected_error"])
+def test_scores_of_draws_estimate_those_of_the_distribution_behind_them(name):
+    rng = np.random.default_rng(2)
+    p, people = np.array([0.4, 0.1, 0.1, 0.1, 0.1, 0.2]), histograms(2)[1]
+    kernel = MEASURES[name].kernel
+    drawn = kernel(Pair.of(UNEVEN, rng.multinomial(5, p, size=40_000), people, exact=False))
+    assert abs(drawn.mean() - kernel(Pair.of(UNEVEN, p, people))) < 4 * drawn.std() / 200
+
+
+# Ranks are not made again, and texts have no answer set: each has tests of its own.
+@pytest.mark.parametrize("name", sorted(set(MEASURES) - {"spearman", *text_measures.NAMES}))
 @pytest.mark.parametrize("exact", [True, False])
-def test_intervals_hold_the_truth_as_often_as_they_say(exact):
-    rng = np.random.default_rng(5)
-    values = np.arange(11)
-    truth = np.exp(-0.3 * np.abs(values - 3.0))
-    truth /= truth.sum()
-    model = np.full(11, 1 / 11)
-    chosen = {name: METRICS[name] for name in ("energy", "mean_difference", "wasserstein")}
-    right = {
-        name: metric.compute(Pair.of(values, model, truth * 1e7)) for name, metric in chosen.items()
-    }
-    held = dict.fromkeys(chosen, 0)
-    for people in rng.multinomial(150, truth, size=300):
-        answers = model if exact else rng.multinomial(200, model)
-        compared = resampling.compare(
-            values, answers, people, exact=exact, resamples=400, rng=rng, metrics=chosen
-        )
-        for name, metric in chosen.items():
-            low, high = resampling.interval(compared[name].value, compared[name].replicates, metric)
-            assert low <= compared[name].value <= high
-            held[name] += low <= right[name] <= high
-    assert all(0.90 <= count / 300 <= 0.98 for count in held.values()), held
+def test_weights_count_items_as_often_as_they_say(name, exact):
+    """Whole weights are items that are there several times: each measure by its own loop."""
+    answered = by_person(30, exact=exact)
+    weights = np.random.default_rng(1).integers(0, 3, (4, 30))
+    found = MEASURES[name].compute(answered, weights.astype(float))
+    if name == "log_score" and not exact:
+        assert np.isnan(found).all()  # somebody's answer was never drawn
+        return
+    for row, figure in zip(weights, found, strict=True):
+        again = np.repeat(np.arange(30), row)
+        listed = Answered(answered.values, answered.model[again], answered.target[again], exact)
+        alone = MEASURES[name].compute(listed, np.ones((1, len(again))))
+        np.testing.assert_allclose(figure, alone[0], rtol=1e-9, atol=1e-12)
 
 
-def test_an_interval_holds_its_estimate_where_resampling_is_biased_most():
-    # A perfect exact model: every resample is farther from it than the people themselves.
-    people = np.full(50, 4)
-    compared = resampling.compare(
-        np.arange(50),
-        people / 200,
-        people,
-        exact=True,
-        resamples=500,
-        rng=np.random.default_rng(0),
-    )["total_variation"]
-    assert compared.value == 0
-    assert compared.replicates.min() > 0
-    low, high = resampling.interval(0.0, compared.replicates, METRICS["total_variation"])
-    assert low == 0
-    assert 0 < high < compared.floor
+def test_spearman_varies_as_in_a_bootstrap_that_ranks_again():
+    answered = by_person(300)
+    predicted, observed = answered.model @ UNEVEN, answered.target @ UNEVEN
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, 300, (800, 300))
+    weights = np.array([np.bincount(row, minlength=300) for row in drawn], float)
+    ours = MEASURES["spearman"].compute(answered, weights)
+    loop = np.array([spearmanr(predicted[row], observed[row])[0] for row in drawn])
+    assert np.corrcoef(ours, loop)[0, 1] > 0.98
+    assert ours.std() == pytest.approx(loop.std(), rel=0.08)
 
 
-@pytest.mark.parametrize("unlike", [1.0, -1.0])
-def test_an_interval_holds_its_estimate_where_few_replicates_differ(unlike):
-    replicates = np.array([0.0] * 990 + [unlike] * 10)
-    low, high = resampling.interval(0.0, replicates, METRICS["mean_difference"])
-    assert low <= 0.0 <= high
+def test_pooled_measures_compare_the_mean_distribution_with_everybody():
+    answered = by_person(50)
+    weights = np.random.default_rng(1).random((1, 50))
+    model, people = weights[0] @ answered.model, weights[0] @ answered.target
+    expected = wasserstein_distance(UNEVEN, UNEVEN, model, people) * 100 / 13
+    found = MEASURES["wasserstein"].compute(answered, weights)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-def test_an_undefined_figure_has_no_interval():
-    metric = METRICS["log_score"]
-    assert resampling.interval(np.nan, np.ones(9), metric) is None
-    assert resampling.interval(1.0, np.array([1.0, np.nan]), metric) is None
+def test_the_energy_of_a_mixture_is_a_double_loop_over_different_people():
+    answered = by_person(12)
+    points = (UNEVEN + 3) * 100 / 13
+    apart = np.abs(points[:, None] - points)
+    total = 0.0
+    for one in range(12):
+        for other in set(range(12)) - {one}:
+            x, y = answered.model[one], answered.model[other]
+            own, theirs = answered.target[one], answered.target[other]
+            total += 2 * x @ apart @ theirs - x @ apart @ y - own @ apart @ theirs
+    found = MEASURES["energy"].compute(answered, np.ones((1, 12)))
+    np.testing.assert_allclose(found, total / (12 * 11), rtol=1e-12)
 
 
-def test_one_resample_is_refused():
-    with pytest.raises(ValueError, match="at least 2"):
-        resampling.compare(
-            np.arange(2),
-            np.array([1, 1]),
-            np.array([1, 1]),
-            exact=False,
-            resamples=1,
-            rng=np.random.default_rng(0),
-        )
-
-
-def test_the_energy_distance_has_no_floor_and_other_people_stand_above_a_perfect_model():
-    people = np.array([40, 10, 5, 5, 10, 30])
-    compared = resampling.compare(
-        UNEVEN,
-        np.full(6, 1 / 6),
-        people,
-        exact=True,
-        resamples=4000,
-        rng=np.random.default_rng(0),
+def test_one_distribution_for_all_has_the_energy_of_its_histogram():
+    target = np.eye(6)[np.random.default_rng(0).integers(0, 6, 40)]
+    shares = np.random.default_rng(1).dirichlet(np.ones(6))
+    answered = Answered(UNEVEN.astype(float), np.tile(shares, (40, 1)), target)
+    expected = measures.energy(Pair.of(UNEVEN, shares, target.sum(0)))
+    np.testing.assert_allclose(
+        MEASURES["energy"].compute(answered, np.ones((1, 40))), expected, rtol=1e-9
     )
-    assert abs(compared["energy"].floor) < 0.1 < compared["energy"].value
-    ratio = compared["wasserstein"].ceiling / compared["wasserstein"].floor
-    assert ratio == pytest.approx(np.sqrt(2), rel=0.05)  # two noisy samples instead of one
-    assert compared["variance_ratio"].floor == pytest.approx(1, abs=0.05)
 
 
-def test_the_floor_of_as_many_draws_as_people_is_the_ceiling_whatever_the_model():
-    people = np.array([40, 10, 5, 5, 10, 30])
-    compared = resampling.compare(
-        UNEVEN,
-        np.array([0, 0, 0, 0, 0, 100]),
-        people,
-        exact=False,
-        resamples=4000,
-        rng=np.random.default_rng(0),
-    )
-    for name in ("wasserstein", "total_variation", "ks", "crps"):
-        assert compared[name].floor == pytest.approx(compared[name].ceiling, rel=0.05)
+def test_a_perfect_model_of_persons_has_energy_nought():
+    found = [
+        MEASURES["energy"].compute(by_person(20, seed), np.ones((1, 20)))[0] for seed in range(800)
+    ]
+    assert abs(np.mean(found)) < 4 * np.std(found) / np.sqrt(800)
 
 
-def expected_floor(counts, number: int) -> float:
-    """The mean distance of `number` draws to what they are drawn from, without drawing.
-
-    Below each gap of the scale stand binomially many of them: the sum of their mean absolute
-    deviations.
-    """
-    below = np.cumsum(counts)[:-1] / counts.sum()
-    draws = np.arange(number + 1)[:, None]
-    deviation = (binom.pmf(draws, number, below) * np.abs(draws / number - below)).sum(0)
-    return deviation.sum() * 100 / (len(counts) - 1)
-
-
-# DESIGN.md section 8 says 4.1, 2.0 and 0.9: the first is 0.07 more than the mean itself.
-@pytest.mark.parametrize(("number", "figure"), [(50, 4.03), (200, 2.01), (1000, 0.90)])
-def test_floors_on_the_real_table_are_those_of_the_binomial(real_counts, number, figure):
-    """The true distribution read exactly, against so many people."""
-    floors, expected = [], []
-    for seed, counts in enumerate(real_counts.values()):
-        drawn = resampling.resample(np.random.default_rng(seed), counts, number, 4000)
-        floors.append(measures.wasserstein(Pair.of(np.arange(len(counts)), counts, drawn)).mean())
-        expected.append(expected_floor(counts, number))
-    assert np.mean(expected) == pytest.approx(figure, abs=0.005)
-    assert np.mean(floors) == pytest.approx(np.mean(expected), abs=0.03)
+def test_spearman_equals_scipy_with_ties():
+    answered = by_person(200)
+    predicted = answered.model @ UNEVEN
+    rho = spearmanr(np.round(predicted), answered.target @ UNEVEN)[0]
+    # Point masses, so that predictions tie, too.
+    nearest = np.abs(UNEVEN - np.round(predicted)[:, None]).argmin(1)
+    tied = Answered(answered.values, np.eye(6)[nearest], answered.target)
+    expected = spearmanr(UNEVEN[nearest], answered.target @ UNEVEN)[0]
+    ours = MEASURES["spearman"].compute(tied, np.ones((1, 200)))
+    np.testing.assert_allclose(ours, expected, rtol=1e-9)
+    assert abs(expected - rho) < 0.2
 
 
-def test_baselines_are_the_designs_figures_on_the_real_table(real_counts):
-    uniform, median, ceiling = [], [], []
-    for counts in real_counts.values():
-        values = np.arange(len(counts))
-        for found, answers in (
-            (uniform, baselines.uniform(values)),
-            (median, baselines.median(values, counts)),
-        ):
-            found.append(measures.wasserstein(Pair.of(values, answers.weights, counts)))
-        compared = resampling.compare(
-            values,
-            counts,
-            counts,
-            exact=False,
-            resamples=500,
-            rng=np.random.default_rng(0),
-            metrics={"wasserstein": METRICS["wasserstein"]},
-        )
-        ceiling.append(compared["wasserstein"].ceiling)
-    # Exactly uniform; the 12.3 of DESIGN.md is that of 1,000 uniform draws, biased upward.
-    assert np.mean(uniform) == pytest.approx(12.20, abs=0.01)
-    assert np.mean(median) == pytest.approx(20.9, abs=0.05)
-    # Two draws of as many people as the whole table has.
-    assert np.mean(ceiling) == pytest.approx(0.53, abs=0.03)
+def test_spearman_of_predictions_that_are_all_alike_is_undefined():
+    answered = by_person(9)
+    alike = Answered(answered.values, np.full((9, 6), 1 / 6), answered.target)
+    assert np.isnan(MEASURES["spearman"].compute(alike, np.ones((1, 9)))).all()
+
+
+def test_macro_f1_equals_scikit_learn():
+    answered = by_person(80)
+    likeliest, observed = answered.model.argmax(1), answered.target.argmax(1)
+    ours = MEASURES["macro_f1"].compute(answered, np.ones((1, 80)))
+    np.testing.assert_allclose(ours, f1_score(observed, likeliest, average="macro"), rtol=1e-12)
+
+
+def test_nobody_in_a_resample_leaves_it_undefined():
+    answered = by_person(5)
+    for one in MEASURES.values():
+        if one.kernel:
+            found = one.compute(answered, np.array([[0.0] * 5, [1.0] * 5]))
+            assert np.isnan(found[0]), one.name
+
+
+def test_every_measure_says_what_it_is():
+    for name, one in MEASURES.items():
+        assert name == one.name
+        assert one.definition.endswith((".", "people."))
+        assert one.level in ("individual", "distribution")
+        assert one.low < one.high
+
+
+def test_a_misspelt_measure_names_the_near():
+    with pytest.raises(DataError, match="wasserstein"):
+        measures.get("waserstein")

@@ -1,68 +1,29 @@
-"""The report: strict JSON, a page that trusts no text, a picture, a table."""
+"""The report: a page that trusts no text, a picture, a table; sections for any task."""
 
 import copy
+import dataclasses
 import html
 import json
 import re
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
 
-from befm_jax.data import games
-from befm_jax.data.choices import People
-from befm_jax.evals import charts, report
-from befm_jax.evals.answers import Answers
-from befm_jax.evals.tasks.game_behavior import evaluate
+from befm_jax.evals import report
+from tests.helpers import made_up_results
+from tests.helpers.made_up_results import EVIL, FIRST_PROMPT
 
-EVIL = "<script>alert('x')</script> & $\\frac{"
-FIRST_PROMPT = f"<|begin_of_text|>How much?\n\n{EVIL}<|eot_id|>"
 VOID = {"meta", "br"}
 
 
-def evaluation(seed: int, sampled: bool = False) -> dict:
-    rng = np.random.default_rng(seed)
-    counts, answers = {}, {}
-    for name in ("dictator", "trust_banker", "public_goods"):
-        length = len(games.get(name).values)
-        counts[name] = np.random.default_rng(9).multinomial(200, np.full(length, 1 / length))
-        shares = rng.dirichlet(np.ones(length))
-        answers[name] = (
-            Answers.from_counts(rng.multinomial(90, shares), 7, 3, ends_after_answer=0.625)
-            if sampled
-            else Answers.from_distribution(shares * 0.99)
-        )
-    answers["push_pull"] = Answers.from_distribution([0.5, 0.5])
-    found = evaluate(answers, People(source="made up", counts=counts), resamples=60)
-    found["groups"]["dictator"]["title"] = EVIL
-    found["groups"]["dictator"]["unit"] = EVIL
-    return {
-        "schema": "befm_jax.results/1",
-        "model": {
-            "name": EVIL,
-            "layers": 4,
-            "first_prompt": {"game": "dictator", "ids": list(range(100)), "text": FIRST_PROMPT},
-        },
-        "answers": {"mode": "sampled" if sampled else "exact", "temperature": 1.0},
-        "people": {
-            "source": f"a table, {EVIL}",
-            "split": "test",
-            "fingerprint": "f00d",
-            "excluded": {f"out of range {EVIL}": 31},
-        },
-        "tasks": {"game_behavior": found},
-    }
+@pytest.fixture(scope="module")
+def found():
+    return made_up_results.made_up()
 
 
 @pytest.fixture(scope="module")
-def trained():
-    return {
-        "schema": "befm_jax.results/1",
-        "base": evaluation(0),
-        "tuned": evaluation(1),
-        "tuned_sampled": evaluation(1, sampled=True),
-        "train": {"steps": 120, "loss": list(range(50)), EVIL: {"versions": {"numpy": "2"}}},
-    }
+def page(found):
+    return report.html(found)
 
 
 class Balance(HTMLParser):
@@ -85,127 +46,152 @@ class Balance(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_three_files_are_written_and_nothing_else(trained, tmp_path):
-    report.write(trained, tmp_path / "deep" / "down")
-    report.write(trained, tmp_path / "deep" / "down")
-    directory = tmp_path / "deep" / "down"
-    assert {path.name for path in directory.iterdir()} == {
-        "results.json",
-        "report.html",
-        "games.png",
-    }
-    assert json.loads((directory / "results.json").read_text()) == trained
-    png = (directory / "games.png").read_bytes()
+def changed(found, **fields):
+    """The results with every figure of the main respondent changed."""
+    figures = [
+        dataclasses.replace(one, **fields) if one.respondent == found.main else one
+        for one in found.figures
+    ]
+    return dataclasses.replace(found, figures=figures)
+
+
+def test_the_files_are_written_and_nothing_else(found, tmp_path):
+    folder = tmp_path / "deep" / "down"
+    report.write(found, folder)
+    report.write(found, folder)
+    assert {path.name for path in folder.iterdir()} == {
+        "results.json", "figures.csv", "report.html", "populations.png",
+    }  # fmt: skip
+    assert json.loads((folder / "results.json").read_text("utf-8"))["main"] == "tuned"
+    png = (folder / "populations.png").read_bytes()
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     assert [int.from_bytes(png[at : at + 4], "big") for at in (16, 20)] == [1600, 800]
 
 
-def test_draws_that_all_miss_are_told_of_and_what_was_read_exactly_stands(trained):
-    missed = trained | {
-        "tuned_sampled": {"answers": {"mode": "sampled"}, "not_compared": "no <b> answer"}
-    }
-    assert [run.key for run in report.runs(missed)] == ["base", "tuned"]
-    page = report.page(missed)
-    assert "No figures of the tuned model, sampled: no &lt;b&gt; answer." in page
-    assert "tuned model, sampled: no <b> answer" in report.summary(missed).splitlines()
-    assert report.summary(missed).startswith(report.summary(trained))
-
-
-def test_nan_is_refused_before_anything_is_written(trained, tmp_path):
-    broken = copy.deepcopy(trained)
-    broken["train"]["loss"] = float("nan")
+def test_nan_is_refused_before_anything_is_written(found, tmp_path):
+    broken = dataclasses.replace(found, extra={"loss": float("nan")})
     with pytest.raises(ValueError, match="JSON"):
         report.write(broken, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_untrusted_text_is_escaped_everywhere(trained):
-    for results in (trained, trained["tuned"]):
-        page = report.page(results)
-        assert "<script" not in page
-        assert "&lt;script&gt;" in page
+def test_untrusted_text_is_escaped_everywhere(page):
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") > 10
+    assert "<b>of</b>" not in page
 
 
-def test_the_page_is_well_formed_and_reaches_for_nothing_outside(trained):
-    for results in (trained, trained["tuned_sampled"]):
-        page = report.page(results)
-        parser = Balance()
-        parser.feed(page)
-        assert parser.open == []
-        tags = {tag for tag, _ in parser.tags}
-        assert not tags & {"script", "link", "img", "iframe", "object"}
-        assert not re.search(r"url\(|@import|src=|href=", page)
+def test_the_page_is_well_formed_and_reaches_for_nothing_outside(page):
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+    tags = {tag for tag, _ in parser.tags}
+    assert not tags & {"script", "link", "img", "iframe", "object"}
+    assert not re.search(r"url\(|@import|src=", page)
+    links = [one["href"] for tag, one in parser.tags if tag == "a"]
+    identities = {one.get("id") for _, one in parser.tags}
+    assert links
+    assert {link[1:] for link in links} <= identities
 
 
-def test_the_page_says_what_was_compared_left_out_and_how(trained):
-    page = report.page(trained)
-    mean = trained["tuned"]["tasks"]["game_behavior"]["metrics"]["wasserstein"]
-    assert f"<b>{mean['value']:.1f} points</b>" in page
-    assert page.count('<section class="game"') == 3
-    assert "of 100 answers: 7 unreadable, 3 not allowed" in page
-    assert "push_pull" in page
+def test_the_main_table_comes_first_with_a_row_a_task(found, page):
+    first = page[: page.index("</table>")]
+    assert first.count("<tr>") == 1 + 3
+    assert page.index("<table") < page.index("<h2")
+    value = found.figure("games", "wasserstein", "tuned").value
+    assert f"{value:.2f}" in first
+
+
+def test_every_task_has_a_section_with_what_it_has(found):
+    games, survey, papers = report.sections(found)
+    assert [row.label for row in games.values] == [EVIL, "banker", "goods"]
+    assert len(games.pictures) == 3
+    assert set(games.pictures[0].panel.lines) == {"base", "tuned"}
+    assert [row.label for row in survey.groups["sex"]] == ["f", "m"]
+    assert len(survey.pictures) == 1
+    assert (papers.pictures, papers.values) == ([], [])
+    assert [one.main.measure for one in games.measures] == list(made_up_results.GAMES.measures)
+
+
+def test_the_page_says_what_was_compared_left_out_and_how(found, page):
+    assert page.count('<section class="game"') == 4
+    assert "unplayed" in page
+    assert "no people to compare with" in page
     assert ">31<" in page
-    for setting in ("train.steps", "tuned.answers.temperature", "base.people.fingerprint"):
+    for setting in ("train.steps", "tuned.how.mode", "people.games.fingerprint", "command"):
         assert setting in page
     assert "50 values, in results.json" in page
-    for text in trained["tuned"]["tasks"]["game_behavior"]["definitions"]:
-        assert text.replace("_", " ") in page
+    assert html.escape("may have seen these people <script>") in page.replace("&#39;", "'")
+    assert "62.5 %" in page  # how often the sampled one ends after its answer
+    for term in report.DEFINITIONS:
+        assert f"<dt>{term}</dt>" in page
 
 
-def test_the_page_shows_the_first_prompt_as_text(trained):
-    for results in (trained, trained["tuned"]):
-        page = report.page(results)
-        shown = re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
-        assert [html.unescape(text) for text in shown] == [FIRST_PROMPT]
-        assert page.count("&lt;|begin_of_text|&gt;") == 1
-        assert "from its 100 tokens" in page
-    del (without := copy.deepcopy(trained["tuned"]))["model"]["first_prompt"]
-    assert "<pre>" not in report.page(without)
-    for other in ("what?", {"ids": 3, "game": "x", "text": "y"}, {"text": EVIL}):
-        without["model"]["first_prompt"] = other
-        page = report.page(without)
-        assert "<pre>" not in page
-        assert "model.first_prompt" in page  # among the settings
+def test_the_page_shows_the_first_prompt_as_text(found, page):
+    shown = re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
+    assert [html.unescape(text) for text in shown] == [FIRST_PROMPT]
+    other = copy.deepcopy(found)
+    for value in ("what?", {"ids": 3}, None):
+        other.respondents["tuned"]["description"]["first_prompt"] = value
+        assert "<pre>" not in report.html(other)
 
 
-def test_the_page_says_how_often_a_turn_ends_after_an_answer(trained):
-    assert "stops after an answer: 62.5 %" in report.page(trained)  # of tuned_sampled
-    alone = report.page(trained["tuned_sampled"])
-    assert alone.count("<dt>stops after its answer</dt><dd>62.5 %</dd>") == 3
-    unknown = report.page(trained["tuned"])
-    assert unknown.count("<dt>stops after its answer</dt><dd>–</dd>") == 3
+def test_much_outside_is_warned_of_and_most_outside_withheld(found):
+    (section, *_) = report.sections(found)
+    labels = [step["label"] for step in section.ladder]
+    assert "base" not in labels  # 60 % of its mass is outside
+    assert {"tuned", "tuned, sampled", "uniform", "other people (ceiling)"} <= set(labels)
+    fine, warned, withheld = (changed(found, outside=share) for share in (0.049, 0.05, 0.5))
+    assert "5 % outside" not in report.html(fine)
+    assert "5 % outside" in report.html(warned)
+    assert 'class="big"' in report.html(warned)
+    bare = report.html(withheld)
+    assert 'class="big"' not in bare
+    assert "50.0 % of what tuned answers is outside the answer sets." in bare
+    assert "tuned" not in [step["label"] for step in report.sections(withheld)[0].ladder]
+    assert " !" not in report.summary(changed(fine, outside=0.0)).split("survey")[0]
+    assert "5.0 %  !" in report.summary(warned) or "5 %  !" in report.summary(warned)
+    assert "say little" in report.summary(withheld)
 
 
-def test_one_evaluation_alone_has_a_page_without_a_base(trained):
-    page = report.page(trained["tuned_sampled"])
-    assert "base model" not in page
-    assert "before" not in page.split("<h2>")[0]
+def test_the_ladder_goes_from_good_to_bad(found):
+    games, survey, _ = report.sections(found)
+    values = [step["value"] for step in games.ladder]
+    assert values == sorted(values)
+    assert max(step["width"] for step in games.ladder) == 100
+    assert [step["label"] for step in survey.ladder] == ["tuned"]
 
 
-def test_games_that_one_run_lacks_and_undefined_figures_show_as_dashes(trained):
-    partial = copy.deepcopy(trained)
-    del partial["base"]["tasks"]["game_behavior"]["groups"]["public_goods"]
-    figure = partial["tuned"]["tasks"]["game_behavior"]["groups"]["dictator"]["metrics"]
-    assert figure["log_score"]["baselines"]["median"] is None
-    assert "–" in report.page(partial)
-    assert "–" in report.summary(partial)
+def test_the_summary_has_a_row_a_value_and_their_mean(found):
+    games, survey, papers = report.summary(found).split("\n\n")
+    lines = games.splitlines()
+    assert "smaller is better" in lines[0]
+    assert [line.split()[0] for line in lines[3:6]] == ["banker", "goods", "mean"]
+    mean = found.figure("games", "wasserstein", "tuned")
+    assert f"{mean.value:.2f}" in lines[5]
+    assert f"{mean.ceiling:.2f}" in lines[5]
+    assert "1 items left out, no people to compare with (unplayed)" in games
+    assert "larger is better" in survey
+    assert "0.67" in papers or "0.57" in papers or "papers" in papers
 
 
-def test_results_without_the_task_are_refused():
-    with pytest.raises(ValueError, match=r"no tasks\.game_behavior"):
-        report.page({"schema": "befm_jax.results/1", "tasks": {}})
+def test_what_a_respondent_lacks_shows_as_a_dash(found):
+    partial = dataclasses.replace(
+        found,
+        figures=[
+            one
+            for one in found.figures
+            if (one.respondent, dict(one.where)) != ("base", {"game": "goods"})
+        ],
+    )
+    row = next(line for line in report.summary(partial).splitlines() if line.startswith("goods"))
+    assert "–" in row
+    assert report.html(partial)
 
 
-def test_the_summary_has_a_row_a_game_and_their_mean_last(trained):
-    lines = report.summary(trained).splitlines()
-    assert len(lines) == 2 + 3 + 1
-    assert "base" in lines[1]
-    assert "tuned" in lines[1]
-    mean = trained["tuned"]["tasks"]["game_behavior"]["metrics"]["wasserstein"]
-    assert lines[-1].startswith("mean")
-    assert f"{mean['value']:.2f}" in lines[-1]
-    assert f"{mean['ceiling']:.2f}" in lines[-1]
-    assert "base" not in report.summary(trained["tuned"])
+def test_results_without_figures_are_refused(found):
+    with pytest.raises(ValueError, match="no figures"):
+        report.html(dataclasses.replace(found, figures=[]))
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, "–"), (-0.001, "0.00"), (1.005, "1.00")])
@@ -214,31 +200,13 @@ def test_numbers_are_written_without_minus_nought(value, text):
 
 
 @pytest.mark.parametrize(
-    ("values", "count", "width"),
-    [(range(101), 21, 5), (range(151), 31, 5), (range(21), 21, 1), (range(2), 2, 1)],
+    ("share", "text"), [(None, "–"), (1e-15, "0.0 %"), (0.0312, "3.1 %"), (0.5, "50.0 %")]
 )
-def test_bins_are_few_and_centred_on_round_values(values, count, width):
-    bins = charts.Bins.of(list(values))
-    assert len(bins.edges) == count + 1
-    centres = (bins.edges[1:] + bins.edges[:-1]) / 2
-    np.testing.assert_array_equal(centres, np.arange(count) * width)
-    np.testing.assert_array_equal(np.digitize(list(values), bins.edges) - 1, bins.index)
-    assert bins.percent(np.ones(len(values))).sum() == pytest.approx(100)
+def test_shares_are_written_in_per_cent(share, text):
+    assert report.percent(share) == text
 
 
-@pytest.mark.parametrize(
-    ("high", "ticks"),
-    [(100, [0, 25, 50, 75, 100]), (150, [0, 50, 100, 150]), (20, [0, 5, 10, 15, 20]), (1, [0, 1])],
-)
-def test_ticks_are_round(high, ticks):
-    assert charts.nice_ticks(0, high, 5) == ticks
-
-
-@pytest.mark.parametrize("count", [1, 2, 8, 9])
-def test_the_figure_takes_any_number_of_games(trained, count):
-    found = copy.deepcopy(trained["tuned"]["tasks"]["game_behavior"])
-    group = found["groups"]["public_goods"]
-    found["groups"] = {f"game{number}": group for number in range(count)}
-    figure = charts.games_figure(found, None, "model")
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles.count(group["title"]) == count
+def test_points_are_shown_in_the_items_own_unit(found):
+    own = found.figure("games", "mean_difference", "tuned", {"game": "goods"})
+    assert report.own_unit(own) == f"{own.value * 0.2:.2f} {EVIL}"
+    assert report.own_unit(found.figure("games", "mean_difference", "tuned")) == ""

@@ -1,0 +1,631 @@
+"""A respondent's responses to a task's items, compared with people: figures with intervals.
+
+Items come in two kinds, and one task may hold both:
+
+- items of persons: the label `task.cluster` says whose answer it is, or the item is one observation
+  and a cluster of its own (a question with its key).  Clusters are drawn again, the same draws for
+  every item, measure, group and respondent;
+- histograms of people whom nobody can tell apart: drawn again each within itself.
+
+Within a value of the label `task.average` every person counts alike; in the mean over its values
+every value does.  Without such a label each histogram is a value, and all persons are one.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+from numpy.typing import NDArray
+
+from befm_jax.data.items import AnswerSet, FreeText, Item
+from befm_jax.data.responses import Response
+from befm_jax.errors import DataError
+from befm_jax.evals import measures, resampling, text_measures
+from befm_jax.evals.measures import Answered, Floats, Measure, Sums
+from befm_jax.evals.resampling import ClusterSums, Resampled
+from befm_jax.evals.results import Distribution, Evaluation, Figure
+from befm_jax.tasks import Task
+
+UNIFORM = "uniform"
+# An interval is of the resamples that hold somebody, where they are at least this share.
+_ENOUGH = 0.95
+Responses = Mapping[str, Response]
+
+
+def evaluate(
+    task: Task,
+    items: Sequence[Item],
+    responses: Responses,
+    *,
+    respondent: str,
+    beside: Mapping[str, Responses] | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Evaluation:
+    """Compares a respondent with people on every item that both have answered.
+
+    Args:
+        task: what is measured, averaged, drawn again and reported apart.
+        items: the task's items.
+        responses: the respondent's, by item id.
+        respondent: its name.
+        beside: the responses of others, by name: their figures stand beside, without intervals.
+            The one named "uniform" is where skill begins.
+        resamples: of the bootstrap, at least 2.
+        seed: of the resamples.  A histogram's depend on its id alone, those of persons on the
+            task and the number of its clusters, so respondents meet the same resamples.
+
+    Returns:
+        Figures of the task, of each value of `task.average`, and of each value of each of
+        `task.groups`; undefined values are None, with a note.
+
+    Raises:
+        DataError: no item that can be compared; a response that does not fit its item; responses
+            of which some are exact and some drawn; an unknown measure.
+        ValueError: a negative seed, or fewer than two resamples.
+    """
+    if seed < 0:
+        raise ValueError(f"seed: {seed}; must not be negative")
+    if resamples < 2:
+        raise ValueError(f"resamples: {resamples}; an interval needs at least 2")
+    chosen = [measures.get(name) for name in task.measures]
+    skipped: dict[str, list[str]] = {}
+    answered = []
+    clusters = 0
+    for item, people, cluster in _with_clusters(task, items):
+        clusters = max(clusters, cluster + 1)
+        reason = _not_compared(item, people, responses.get(item.id))
+        if reason:
+            skipped.setdefault(reason, []).append(item.id)
+        if reason in ("", _NOTHING_INSIDE):
+            answered.append(_Joined(item, responses[item.id], people, cluster, not reason))
+    compared = [one for one in answered if one.inside]
+    if not compared:
+        reasons = "; ".join(f"{reason}: {len(ids)}" for reason, ids in skipped.items())
+        raise DataError(f"{task.name}: no item to compare {respondent} with people on ({reasons})")
+    if len({one.response.exact for one in compared}) > 1:
+        raise DataError(
+            f"{respondent}: some responses are exact and some drawn; evaluate each kind"
+        )
+    parts = [_Part({}, task.average, answered)]
+    for label in task.groups:
+        members: dict[str, list[_Joined]] = {}
+        for one in answered:
+            if label in one.item.labels:
+                members.setdefault(one.item.labels[label], []).append(one)
+        parts += [_Part({label: value}, task.average, own) for value, own in members.items()]
+    parts = [part for part in parts if part.leaves]
+    run = _Run(task, respondent, beside or {}, chosen, resamples, seed)
+    run.resample(parts, clusters)
+    figures = []
+    for part in parts:
+        figures += run.figures(part.where, part, part.leaves, part.replicates[:, part.present])
+        for leaf in part.leaves:
+            if leaf.replicates is not None:
+                figures += run.figures(leaf.where, part, [leaf], leaf.replicates[:, leaf.present])
+    distributions = list(run.distributions(parts[0].leaves))
+    return Evaluation(task, respondent, figures, distributions, skipped, resamples, seed)
+
+
+_NOTHING_INSIDE = "nothing answered is in the answer set"
+
+
+class _Joined(NamedTuple):
+    """An item with its response.
+
+    Attributes:
+        item: the item.
+        response: the respondent's.
+        people: how many observations the target holds.
+        cluster: the number of whoever answered; -1: a histogram of people nobody can tell apart.
+        inside: whether it can be compared: something answered is in the answer set.
+    """
+
+    item: Item
+    response: Response
+    people: float
+    cluster: int
+    inside: bool
+
+
+def _not_compared(item: Item, people: float, response: Response | None) -> str:
+    """Why an item is in no figure; "" where it is.
+
+    Raises:
+        DataError: a response of another number of answers.
+    """
+    if not people:
+        return "no people to compare with"
+    if response is None:
+        return "no response"
+    if isinstance(item.answers, FreeText):
+        return "" if response.texts else "no text"
+    if response.weights is None:
+        return "a text where an answer of a set is needed"
+    if len(response.weights) != len(item.answers):
+        raise DataError(
+            f"item {item.id}: has {len(item.answers)} answers, but its response "
+            f"{len(response.weights)} weights"
+        )
+    return "" if response.weights.any() else _NOTHING_INSIDE
+
+
+def _observations(item: Item) -> float:
+    """How many observations an item's target holds; 1 for reference texts."""
+    if isinstance(item.target, np.ndarray):
+        return float(item.target.sum())
+    return 1.0 if item.target else 0.0
+
+
+def _with_clusters(task: Task, items: Iterable[Item]) -> Iterator[tuple[Item, float, int]]:
+    """Each item with its observations and the number of its cluster; -1 for histograms.
+
+    All items count, whether or not they are answered: so respondents meet the same resamples.
+    """
+    numbers: dict[tuple[str, str], int] = {}
+    for item in items:
+        people = _observations(item)
+        if task.cluster in item.labels:
+            cluster = numbers.setdefault((task.cluster, item.labels[task.cluster]), len(numbers))
+        elif people <= 1.0:
+            cluster = numbers.setdefault(("", item.id), len(numbers))
+        else:
+            cluster = -1
+        yield item, people, cluster
+
+
+def _answered(joined: Sequence[_Joined]) -> Answered:
+    """Items of one answer set."""
+    items = tuple(one.item for one in joined)
+    exact, answers = joined[0].response.exact, items[0].answers
+    if isinstance(answers, FreeText):
+        nothing = np.zeros((len(items), 0))
+        texts = tuple(one.response.texts for one in joined)
+        references = tuple(tuple(map(str, item.target or ())) for item in items)
+        return Answered(None, nothing, nothing, exact, items, texts, references)
+    model = np.concatenate([np.asarray(one.response.weights) for one in joined])
+    target = np.concatenate([np.asarray(item.target) for item in items])
+    shape = len(items), len(answers)
+    values = None if answers.values is None else np.array(answers.values)
+    return Answered(values, model.reshape(shape), target.reshape(shape), exact, items)
+
+
+def _why_not(measure: Measure, joined: Sequence[_Joined], persons: bool) -> str:
+    """Why a measure makes no sense of some items; "" where it does."""
+    answers = joined[0].item.answers
+    answers_are_closed = isinstance(answers, AnswerSet)
+    if answers_are_closed == (measure.name in text_measures.NAMES):
+        return f"it is a measure of {'texts' if answers_are_closed else 'closed answers'}"
+    if measure.ordered and isinstance(answers, AnswerSet) and answers.values is None:
+        return "the answers have no order"
+    return "" if persons or measure.kernel else "it needs answers person by person"
+
+
+class _Leaf:
+    """The items of one value of the label that is averaged over.
+
+    Attributes:
+        where: the value, as in `Figure`; {} where nothing is averaged over.
+        answered: every item with a target and a response.
+        compared: those that can be compared.
+        people: their observations.
+        tables: items of persons, one list an answer set.
+        histograms: items whose people nobody can tell apart.
+        sums: each table's, of the respondent.
+        points: `[M]` of every respondent, by name.
+        references: `[M, 2]` floors and ceilings.
+        replicates: `[M, R]`, where the leaf is reported by itself.
+        present: `[R]` resamples in which there is somebody.
+    """
+
+    present: NDArray[np.bool_]
+    sums: list[_TableSums]
+    points: dict[str, Floats]
+    references: Floats
+    replicates: Floats | None = None
+
+    def __init__(self, where: Mapping[str, str], answered: Sequence[_Joined]) -> None:
+        self.where, self.answered = where, answered
+        self.compared = [one for one in answered if one.inside]
+        self.people = sum(one.people for one in self.compared)
+        self.histograms = [one for one in self.compared if one.cluster < 0]
+        tables: dict[AnswerSet | FreeText, list[_Joined]] = {}
+        for one in self.compared:
+            if one.cluster >= 0:
+                # Texts of different lengths are one kind of answer.
+                answers = one.item.answers
+                key = FreeText() if isinstance(answers, FreeText) else answers
+                tables.setdefault(key, []).append(one)
+        self.tables = list(tables.values())
+
+    @cached_property
+    def outside(self) -> float:
+        """Share of answers outside the answer sets."""
+        return _weighted([(one.people, one.response.outside) for one in self.answered])
+
+    @cached_property
+    def ends_after_answer(self) -> float | None:
+        """How often a turn ends right after its answer, where that is known."""
+        known = [
+            (one.people, one.response.ends_after_answer)
+            for one in self.answered
+            if one.response.ends_after_answer is not None
+        ]
+        return _weighted(known) if known else None
+
+
+class _Part:
+    """A task's items, or those of one group, by the values that are averaged over.
+
+    Attributes:
+        where: the group; {}: all items.
+        all_leaves: the values, also those of which no item can be compared.
+        leaves: those of which one can.
+        replicates: `[M, R]` of the mean over leaves.
+        present: `[R]` resamples in which there is somebody.
+    """
+
+    replicates: Floats
+    present: NDArray[np.bool_]
+
+    def __init__(self, where: Mapping[str, str], average: str, answered: Sequence[_Joined]) -> None:
+        self.where = where
+        found: dict[tuple[str, str], list[_Joined]] = {}
+        for one in answered:
+            key = ("", "")
+            if average:
+                key = (average, one.item.labels.get(average, ""))
+            elif one.cluster < 0:
+                key = ("item", one.item.id)
+            found.setdefault(key, []).append(one)
+        self.all_leaves = [
+            _Leaf({label: value} if label else {}, own) for (label, value), own in found.items()
+        ]
+        self.leaves = [leaf for leaf in self.all_leaves if leaf.compared]
+
+
+@dataclass(eq=False)
+class _Run:
+    """One evaluation while it is computed: `M` measures, `R` resamples."""
+
+    task: Task
+    respondent: str
+    beside: Mapping[str, Responses]
+    measures: list[Measure]
+    resamples: int
+    seed: int
+    histograms: dict[str, dict[str, Resampled]] = field(default_factory=dict)
+
+    def rng(self, name: str) -> np.random.Generator:
+        """A stream of the seed and a name."""
+        return np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+
+    def resample(self, parts: Sequence[_Part], clusters: int) -> None:
+        """Fills in every part's replicates, and those of the leaves of the first part."""
+        self._resample_histograms([item for leaf in parts[0].leaves for item in leaf.histograms])
+        shape = (len(self.measures), self.resamples)
+        for leaf in (leaf for part in parts for leaf in part.leaves):
+            leaf.sums = [self._sums(table) for table in leaf.tables]
+            leaf.references = self._references(leaf)
+            leaf.points = {self.respondent: self._points(leaf)}
+            for name, responses in self.beside.items():
+                leaf.points[name] = self._beside(leaf, responses)
+        tables = [[table for leaf in part.leaves for table in leaf.sums] for part in parts]
+        sums = [
+            ClusterSums(
+                [
+                    np.array([one.cluster for one in table])
+                    for leaf in part.leaves
+                    for table in leaf.tables
+                ],
+                [one.columns for one in of_part],
+            )
+            for part, of_part in zip(parts, tables, strict=True)
+        ]
+        for part in parts:
+            part.replicates, part.present = np.empty(shape), np.empty(self.resamples, bool)
+            for leaf in part.leaves:
+                if leaf.where and not part.where:
+                    leaf.replicates, leaf.present = np.empty(shape), np.empty(self.resamples, bool)
+        everything = iter([(slice(0, self.resamples), np.empty((self.resamples, 0), np.float32))])
+        blocks = (
+            resampling.draw_clusters(self.rng(self.task.name), clusters, self.resamples)
+            if clusters
+            else everything
+        )
+        for rows, weights in blocks:
+            for part, own in zip(parts, sums, strict=True):
+                of_tables = iter(own.under(weights))
+                total = np.zeros((shape[0], rows.stop - rows.start))
+                leaves = np.zeros(rows.stop - rows.start)
+                for leaf in part.leaves:
+                    figures, present = self._of_leaf(leaf, of_tables, rows)
+                    # Where a resample holds nobody of a value, the mean is over the others.
+                    total += np.where(present, figures, 0.0)
+                    leaves += present
+                    if leaf.replicates is not None:
+                        leaf.replicates[:, rows], leaf.present[rows] = figures, present
+                part.present[rows] = leaves > 0
+                part.replicates[:, rows] = total / np.maximum(leaves, 1.0)
+
+    def _resample_histograms(self, histograms: Sequence[_Joined]) -> None:
+        def compared(one: _Joined) -> dict[str, Resampled]:
+            answered = _answered([one])
+            return resampling.compare(
+                answered.pair.model.values,
+                answered.model[0],
+                answered.target[0],
+                exact=answered.exact,
+                resamples=self.resamples,
+                rng=self.rng(one.item.id),
+                measures=[known for known in self.measures if not _why_not(known, [one], False)],
+            )
+
+        # Side by side: NumPy draws and computes without holding Python's lock.  Those with many
+        # answers first, so that the last to be begun is not waited for alone.
+        longest_first = sorted(
+            histograms, key=lambda one: -np.count_nonzero(np.asarray(one.item.target))
+        )
+        with ThreadPoolExecutor(os.cpu_count(), "bootstrap") as threads:
+            found = list(threads.map(compared, longest_first))
+        ids = [one.item.id for one in longest_first]
+        self.histograms = dict(zip(ids, found, strict=True))
+
+    def _of_leaf(
+        self, leaf: _Leaf, of_tables: Iterator[list[Floats]], rows: slice
+    ) -> tuple[Floats, NDArray[np.bool_]]:
+        """`[M, rows]` a leaf's measures in these resamples, and `[rows]` which hold anybody."""
+        figures = np.zeros((len(self.measures), rows.stop - rows.start))
+        people = np.zeros(rows.stop - rows.start)
+        for table in leaf.sums:
+            sums = next(of_tables)
+            number = sums[0][:, 0]
+            # A set of answers may be absent from a resample that others of the value are in.
+            figures += np.where(number > 0.5, number * table.finished(sums, number), 0.0)
+            people += number
+        for one in leaf.histograms:
+            of_item = self.histograms[one.item.id]
+            for place, measure in enumerate(self.measures):
+                known = of_item.get(measure.name)
+                figures[place] += np.nan if known is None else one.people * known.replicates[rows]
+            people += one.people
+        present = people > 0.5
+        return figures / np.where(present, people, 1.0), present
+
+    def _sums(self, table: Sequence[_Joined]) -> _TableSums:
+        answered = _answered(table)
+        return _TableSums(
+            answered,
+            [None if _why_not(one, table, True) else one.sums(answered) for one in self.measures],
+        )
+
+    def _beside(self, leaf: _Leaf, responses: Responses) -> Floats:
+        """`[M]` a leaf's measures of somebody else; NaN where one response is missing."""
+        own = []
+        for one in leaf.compared:
+            response = responses.get(one.item.id)
+            if response is None or _not_compared(one.item, one.people, response):
+                return np.full(len(self.measures), np.nan)
+            own.append(one._replace(response=response))
+        theirs = _Leaf(leaf.where, own)
+        theirs.sums = [self._sums(table) for table in theirs.tables]
+        return self._points(theirs)
+
+    def _points(self, leaf: _Leaf) -> Floats:
+        """`[M]` a leaf's measures."""
+        total = np.zeros(len(self.measures))
+        for table in leaf.sums:
+            number = table.answered.people.sum()
+            total += number * table.finished([block.sum(0) for block in table.columns], number)
+        for one in leaf.histograms:
+            pair = _answered([one]).pair
+            for place, measure in enumerate(self.measures):
+                kernel = None if _why_not(measure, [one], False) else measure.kernel
+                total[place] += one.people * kernel(pair)[0] if kernel else np.nan
+        return total / leaf.people
+
+    def _references(self, leaf: _Leaf) -> Float64[np.ndarray, "M 2"]:
+        """Each measure's floor and ceiling; NaN: unknown."""
+        total = np.zeros((len(self.measures), 2))
+        nothing = (np.nan, np.nan)
+        for table, sums in zip(leaf.tables, leaf.sums, strict=True):
+            known = [one for one in self.measures if not _why_not(one, table, True)]
+            rng = self.rng(f"{self.task.name}/{table[0].item.id}/{len(table)}")
+            found = resampling.reference_points(rng, sums.answered, known)
+            for place, measure in enumerate(self.measures):
+                ends = found.get(measure.name, nothing)
+                total[place] += sums.answered.people.sum() * np.array(ends)
+        for one in leaf.histograms:
+            of_item = self.histograms[one.item.id]
+            for place, measure in enumerate(self.measures):
+                own = of_item.get(measure.name)
+                ends = (own.floor, own.ceiling) if own else nothing
+                total[place] += one.people * np.array(ends)
+        return total / leaf.people
+
+    def figures(
+        self,
+        where: Mapping[str, str],
+        part: _Part,
+        leaves: Sequence[_Leaf],
+        replicates: Float64[np.ndarray, "M R"],
+    ) -> list[Figure]:
+        """The figures of some leaves of a part: each measure's mean over them.
+
+        `replicates` are those of the resamples in which there is somebody.
+        """
+        values = np.mean([leaf.points[self.respondent] for leaf in leaves], 0)
+        references = np.mean([leaf.references for leaf in leaves], 0)
+        beside = {name: np.mean([leaf.points[name] for leaf in leaves], 0) for name in self.beside}
+        compared = [one for leaf in leaves for one in leaf.compared]
+        histograms = sum(len(leaf.histograms) for leaf in leaves)
+        every = part.all_leaves if where == part.where else leaves
+        counted = _counted(every)
+        own_unit, span = _own_unit(compared)
+        few = replicates.shape[1] < _ENOUGH * self.resamples
+        one_cluster = len({one.cluster for one in compared}) == 1 and not histograms
+        remarks = []
+        if histograms > 1:
+            remarks.append(
+                "people are drawn again item by item, as if nobody were in two of them: histograms "
+                "don't tell"
+            )
+        answered = sum(len(leaf.answered) for leaf in every)
+        if answered > len(compared):
+            remarks.append(
+                f"{answered - len(compared)} of {answered} items are not in it: {_NOTHING_INSIDE}"
+            )
+        found = []
+        for place, measure in enumerate(self.measures):
+            value = float(values[place])
+            floor, ceiling = (float(end) for end in references[place])
+            ends = (
+                None
+                if one_cluster or few
+                else resampling.interval(value, replicates[place], measure)
+            )
+            reasons = [_why_not(measure, own, True) for leaf in leaves for own in leaf.tables]
+            reasons += [
+                _why_not(measure, [one], False) for leaf in leaves for one in leaf.histograms
+            ]
+            why = "; ".join(sorted(set(reasons) - {""}))
+            note = _undefined(measure, value, ends, why, one_cluster, few)
+            others = {name: _finite(own[place]) for name, own in beside.items()}
+            found.append(
+                Figure(
+                    task=self.task.name,
+                    measure=measure.name,
+                    level=measure.level,
+                    respondent=self.respondent,
+                    where=dict(where),
+                    value=_finite(value),
+                    ci95=ends,
+                    floor=_finite(floor),
+                    ceiling=_finite(ceiling),
+                    skill=_skill(measure, value, floor, others.get(UNIFORM)),
+                    items=len(compared),
+                    people=sum(leaf.people for leaf in leaves),
+                    note="; ".join([*note, *remarks]),
+                    unit=measure.unit,
+                    own_unit=own_unit if measure.ordered and measure.unit == "points" else "",
+                    per_point=span / 100.0
+                    if span and measure.ordered and measure.unit == "points"
+                    else None,
+                    beside=others,
+                    **counted,
+                )
+            )
+        return found
+
+    def distributions(self, leaves: Sequence[_Leaf]) -> Iterator[Distribution]:
+        """What to draw of each leaf with one answer set."""
+        for leaf in leaves:
+            answers = {one.item.answers for one in leaf.compared}
+            first = leaf.compared[0].item.answers
+            if len(answers) > 1 or isinstance(first, FreeText):
+                continue
+            model, people = np.split(_answered(leaf.compared).histograms.sum(0), 2)
+            titles = {str(one.item.notes.get("title", "")) for one in leaf.compared}
+            named = next(iter(leaf.where.values()), self.task.name)
+            yield Distribution(
+                self.task.name,
+                self.respondent,
+                dict(leaf.where),
+                (titles.pop() if len(titles) == 1 else "") or named,
+                first.unit,
+                list(first.names),
+                None if first.values is None else list(first.values),
+                people.tolist(),
+                (model / model.sum()).tolist(),
+            )
+
+
+class _TableSums:
+    """Every measure's sums of one table, with columns that several share kept once.
+
+    Attributes:
+        answered: the table.
+        columns: blocks `[I, K]`, the first of them its people.
+    """
+
+    def __init__(self, answered: Answered, sums: Sequence[Sums | None]) -> None:
+        self.answered = answered
+        self._sums = sums
+        self.columns: list[Floats] = [answered.people[:, None]]
+        self._block: dict[int, int] = {}
+        for one in sums:
+            if one is not None and id(one.columns) not in self._block:
+                self._block[id(one.columns)] = len(self.columns)
+                self.columns.append(one.columns)
+
+    def finished(self, sums: Sequence[Floats], people: Floats) -> Floats:
+        """`[M, ...]` the measures of the summed columns."""
+        undefined = np.full(np.shape(people), np.nan)
+        return np.array(
+            [
+                undefined if one is None else one.finish(sums[self._block[id(one.columns)]], people)
+                for one in self._sums
+            ]
+        )
+
+
+def _weighted(pairs: Sequence[tuple[float, float]]) -> float:
+    """The mean of the second numbers, weighted by the first."""
+    return sum(n * share for n, share in pairs) / sum(n for n, _ in pairs)
+
+
+def _counted(leaves: Sequence[_Leaf]) -> dict[str, Any]:
+    """What was answered beside the answer sets, as fields of a figure: every value counts alike."""
+    ends = [leaf.ends_after_answer for leaf in leaves if leaf.ends_after_answer is not None]
+    every = [one.response for leaf in leaves for one in leaf.answered]
+    return {
+        "outside": float(np.mean([leaf.outside for leaf in leaves])),
+        "unread": sum(one.unread for one in every),
+        "draws": sum(one.draws for one in every),
+        "ends_after_answer": float(np.mean(ends)) if ends else None,
+    }
+
+
+def _own_unit(joined: Sequence[_Joined]) -> tuple[str, float]:
+    """The unit and the range that all items share; "" and 0 where they don't."""
+    sets = {one.item.answers for one in joined}
+    units = {
+        (one.unit, one.values[-1] - one.values[0])
+        for one in sets
+        if isinstance(one, AnswerSet) and one.values is not None
+    }
+    return units.pop() if len(units) == 1 and len(sets) == 1 else ("", 0.0)
+
+
+def _undefined(
+    measure: Measure, value: float, ends: object, why: str, one_cluster: bool, few: bool
+) -> list[str]:
+    """Why a figure or its interval is None."""
+    if not np.isfinite(value):
+        return [f"undefined for these answers: {why or measure.definition}"]
+    if ends is not None:
+        return []
+    if one_cluster:
+        return ["all of it is one person's, so it has no interval"]
+    if few:
+        return ["so few people that many resamples hold none of them, so it has no interval"]
+    return ["the figure is undefined in some resamples, so it has no interval"]
+
+
+def _skill(measure: Measure, value: float, floor: float, uniform: float | None) -> float | None:
+    """(uniform - value) / (uniform - floor); None where the floor is no better than uniform."""
+    if not measure.skill or uniform is None or not uniform - floor > 1e-9:
+        return None
+    return _finite((uniform - value) / (uniform - floor))
+
+
+def _finite(number: float) -> float | None:
+    return float(number) if np.isfinite(number) else None

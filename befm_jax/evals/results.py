@@ -1,0 +1,343 @@
+"""Results: figures with where they come from, as `results.json` and `figures.csv`.
+
+`results.schema.json` beside this module is the layout; `docs/results.md` says what fields mean.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import inspect
+import io
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from befm_jax import files
+from befm_jax.data.responses import How, how_as_dict
+from befm_jax.errors import DataError, UserError
+from befm_jax.evals import measures
+from befm_jax.tasks import Task
+
+SCHEMA = "befm_jax.results/2"
+_PACKAGES = ("befm_jax", "jax", "flax", "numpy", "scipy", "transformers")
+_IDS_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measure of one respondent: of a task, or of a part of it.
+
+    Attributes:
+        task: the task's name.
+        measure: the measure's name.
+        level: "individual" or "distribution".
+        respondent: who answered.
+        where: {}: the whole task; {"game": "bomb"}, {"sex": "female"}: a part.
+        value: the figure; None where undefined.
+        ci95: its 95 % interval; None where there is none.
+        floor: what a perfect model scores against so many people; None where nobody knows.
+        ceiling: other people in the model's place; None where nobody knows.
+        skill: (uniform - value) / (uniform - floor); None where it means nothing.
+        items: how many items it is made of.
+        people: how many observations.
+        outside: share of answers outside the answer sets, of every item that was answered.
+        unread: draws in which no answer could be read.
+        note: why something is None, or what else a reader must know.
+        unit: of the figure: "points" (an answer set's range is 100), "share", "nats", ...
+        own_unit: what the items' answers count: "dollars".
+        per_point: so many of `own_unit` are one point; None where items differ, or nothing is.
+        draws: answers drawn; 0 if the respondent was read exactly.
+        ends_after_answer: how often a turn ends right after its answer; None where nobody knows.
+        beside: the same figure of other respondents, by name.
+    """
+
+    task: str
+    measure: str
+    level: str
+    respondent: str
+    where: Mapping[str, str]
+    value: float | None
+    ci95: tuple[float, float] | None
+    floor: float | None
+    ceiling: float | None
+    skill: float | None
+    items: int
+    people: float
+    outside: float
+    unread: int
+    note: str = ""
+    unit: str = ""
+    own_unit: str = ""
+    per_point: float | None = None
+    draws: int = 0
+    ends_after_answer: float | None = None
+    beside: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A histogram of people and a respondent's shares over the same answers, for a picture.
+
+    Attributes:
+        task: the task's name.
+        respondent: who answered.
+        where: which part of the task, as in `Figure`.
+        title: what a reader calls it.
+        unit: what the answers count.
+        answers: `A` answers as they are named.
+        values: `A` places on a scale; None where answers have no order.
+        people: `A` observations.
+        model: `A` shares.
+    """
+
+    task: str
+    respondent: str
+    where: Mapping[str, str]
+    title: str
+    unit: str
+    answers: Sequence[str]
+    values: Sequence[float] | None
+    people: Sequence[float]
+    model: Sequence[float]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What `befm_jax.evals.evaluate.evaluate` finds of one task and one respondent.
+
+    Attributes:
+        task: the task.
+        respondent: who answered.
+        figures: of the task first, then of its parts.
+        distributions: for pictures, one a value of the label that is averaged over.
+        skipped: the ids of items that are in no figure, by reason.
+        resamples: of the bootstrap.
+        seed: of the resamples.
+    """
+
+    task: Task
+    respondent: str
+    figures: list[Figure]
+    distributions: list[Distribution]
+    skipped: Mapping[str, list[str]]
+    resamples: int
+    seed: int
+
+
+@dataclass
+class Results:
+    """Everything that `results.json` holds.
+
+    Attributes:
+        people: by task, who was compared with: source, split, fingerprint, left_out.
+        main: the respondent that the report is about; "" for the first one added.
+        beside: what the other respondents of `Figure.beside` are, by name.
+        extra: whatever else belongs to the run; listed at the end of the report.
+        respondents: by name: description, how, warning, first_prompt.
+        tasks: by name: definition, measures, average, cluster, groups, skipped, resamples, seed.
+        figures: one row a figure.
+        distributions: for pictures.
+        head: created, command, versions.
+    """
+
+    people: dict[str, Any] = field(default_factory=dict)
+    main: str = ""
+    beside: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    respondents: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    figures: list[Figure] = field(default_factory=list)
+    distributions: list[Distribution] = field(default_factory=list)
+    head: dict[str, Any] = field(default_factory=lambda: _head())
+
+    def add(
+        self,
+        evaluation: Evaluation,
+        description: Mapping[str, Any],
+        how: How,
+        warning: str = "",
+    ) -> None:
+        """Adds what was found of a task and a respondent.
+
+        Args:
+            evaluation: of the task and the respondent.
+            description: `Respondent.describe()`; its `first_prompt`, where there is one, is shown.
+            how: how it was asked.
+            warning: what a reader must know before its figures: may it have seen these people?
+
+        Raises:
+            UserError: this task and respondent are there already.
+        """
+        name, task = evaluation.respondent, evaluation.task
+        known = self.tasks.setdefault(task.name, _task(task, evaluation))
+        if name in known["skipped"]:
+            raise UserError(f"results: {name} was evaluated on {task.name} already")
+        known["skipped"][name] = {
+            reason: {"items": len(ids), "first": ids[:_IDS_NAMED]}
+            for reason, ids in evaluation.skipped.items()
+        }
+        self.main = self.main or name
+        self.respondents[name] = {
+            "description": dict(description),
+            "how": how_as_dict(how),
+            "warning": warning,
+        }
+        self.figures += evaluation.figures
+        self.distributions += evaluation.distributions
+
+    def select(
+        self,
+        task: str = "",
+        measure: str = "",
+        respondent: str = "",
+        where: Mapping[str, str] | None = None,
+    ) -> list[Figure]:
+        """The figures that fit everything that is given."""
+        return [
+            one
+            for one in self.figures
+            if task in ("", one.task)
+            and measure in ("", one.measure)
+            and respondent in ("", one.respondent)
+            and (where is None or dict(where) == dict(one.where))
+        ]
+
+    def figure(
+        self, task: str, measure: str, respondent: str, where: Mapping[str, str] | None = None
+    ) -> Figure | None:
+        """One figure, of the whole task unless `where` says otherwise; None: there is none."""
+        found = self.select(task, measure, respondent, where or {})
+        return found[0] if found else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `results.json` holds."""
+        return {"schema": SCHEMA, **self.head} | {
+            name: getattr(self, name)
+            for name in ("people", "main", "respondents", "beside", "tasks", "extra")
+        } | {
+            "figures": [_plain(figure) for figure in self.figures],
+            "distributions": [_plain(one) for one in self.distributions],
+        }  # fmt: skip
+
+    def write(self, folder: str | Path) -> None:
+        """Writes `results.json` and `figures.csv`, each atomically.
+
+        Raises:
+            ValueError: a NaN or an infinity; a figure whose task or respondent is not described.
+        """
+        self._check()
+        content = json.dumps(self.as_dict(), indent=1, allow_nan=False, ensure_ascii=False)
+        files.write(Path(folder) / "figures.csv", self.table().encode())
+        files.write(Path(folder) / "results.json", (content + "\n").encode())
+
+    def table(self) -> str:
+        """The figures as CSV: `where` and `beside` as JSON, the interval in two columns."""
+        names = [one.name for one in fields(Figure) if one.name != "ci95"]
+        place = names.index("value") + 1
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([*names[:place], "low95", "high95", *names[place:]])
+        for figure in self.figures:
+            cells = [_cell(getattr(figure, name)) for name in names]
+            writer.writerow([*cells[:place], *(figure.ci95 or ("", "")), *cells[place:]])
+        return text.getvalue()
+
+    def _check(self) -> None:
+        rows: list[Figure | Distribution] = [*self.figures, *self.distributions]
+        for one in rows:
+            if one.task not in self.tasks or one.respondent not in self.respondents:
+                raise ValueError(f"results: {one.respondent} on {one.task} is not described")
+        if self.main not in self.respondents:
+            raise ValueError(f"results: main is {self.main!r}; it must be a respondent")
+
+
+def read(path: str | Path) -> Results:
+    """The content of a `results.json`.
+
+    Raises:
+        DataError: no such file, not JSON, another schema, or a field that is missing or unknown.
+    """
+    try:
+        content = json.loads(files.decode(files.read_bytes(path), path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise DataError(f"{path}: not valid JSON ({error})") from None
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        raise DataError(f"{path}: schema is {schema!r}; it must be {SCHEMA!r}")
+    try:
+        found = Results(
+            **{
+                name: content[name]
+                for name in ("people", "main", "beside", "extra", "respondents", "tasks")
+            },
+            figures=[_figure(one) for one in content["figures"]],
+            distributions=[Distribution(**one) for one in content["distributions"]],
+            head={name: content[name] for name in ("created", "command", "versions")},
+        )
+        found._check()
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: not results of this schema ({error})") from None
+    return found
+
+
+def _figure(record: Mapping[str, Any]) -> Figure:
+    ends = record["ci95"]
+    return Figure(**{**record, "ci95": None if ends is None else (ends[0], ends[1])})
+
+
+def _plain(record: Figure | Distribution) -> dict[str, Any]:
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(record).items()}
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return json.dumps(value, ensure_ascii=False) if value else ""
+    return "" if value is None else value
+
+
+def _task(task: Task, evaluation: Evaluation) -> dict[str, Any]:
+    known = {name: measures.get(name) for name in task.measures}
+    return {
+        "definition": (inspect.getdoc(task.items) or "").split("\n\n")[0].replace("\n", " "),
+        "measures": {
+            name: {
+                "definition": one.definition,
+                "unit": one.unit,
+                "level": one.level,
+                "low": _finite(one.low),
+                "high": _finite(one.high),
+                "better": one.better,
+                "skill": one.skill,
+            }
+            for name, one in known.items()
+        },
+        "average": task.average,
+        "cluster": task.cluster,
+        "groups": list(task.groups),
+        "skipped": {},
+        "resamples": evaluation.resamples,
+        "seed": evaluation.seed,
+    }
+
+
+def _finite(number: float) -> float | None:
+    return number if abs(number) < float("inf") else None
+
+
+def _head() -> dict[str, Any]:
+    """When, by which command, with which versions."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["-m", spec.name] if spec else [sys.argv[0]]
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", *program, *sys.argv[1:]]),
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+    }

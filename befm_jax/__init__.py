@@ -11,12 +11,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from befm_jax.respondents.engine import Simulator, load
+    from befm_jax.respondents.engine import Engine, load
 
 # Of transformers, only tokenizers are used: no need to be told that PyTorch is not there.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-__all__ = ["Simulator", "load"]
+__all__ = ["Engine", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@
     python -m befm_jax.train --config configs/quickstart.py --config.lora.rank=4
 
 The working directory gets config.json, metrics.jsonl, TensorBoard events, checkpoints, the tuned
-model in a form that `--model` takes (the directory itself), results.json, report.html, games.png.
+model in a form that `--model` takes (the directory itself), results.json, report.html and pictures.
 The same command line goes on where an interrupted run stopped.
 """
 
@@ -13,39 +13,42 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from befm_jax import cli, config, simulate
+from befm_jax import cli, config
 from befm_jax.adapters import export, lora, peft
 from befm_jax.config import Config, ConfigError
-from befm_jax.data import choices as human
 from befm_jax.data import examples as example_files
-from befm_jax.data import forest, games
-from befm_jax.data.choices import People
-from befm_jax.data.examples import Share
-from befm_jax.data.games import Game
-from befm_jax.data.pipeline import Encoder, ForestBatches, encode, pool
+from befm_jax.data import games
+from befm_jax.data.items import AnswerSet, Example, Item
+from befm_jax.data.mixture import Family, Mixture
+from befm_jax.data.responses import Exact, Sampled
 from befm_jax.distributed import mesh as meshes
 from befm_jax.distributed import processes, transfer
 from befm_jax.distributed.mesh import Layout
 from befm_jax.errors import DataError, UserError
 from befm_jax.evals import report
-from befm_jax.evaluate import evaluation, provenance
-from befm_jax.inference.sample import Sampling
+from befm_jax.evals.results import Results
 from befm_jax.llama import config as llama_config
 from befm_jax.llama import hf, tiny
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Llama, Params
 from befm_jax.llama.tokenizer import Tokenizer
 from befm_jax.models import RUN_FILE, ResolvedModel, resolve_model, write_run
-from befm_jax.respondents.engine import Simulator, fitting_tokenizer, said_of_text
+from befm_jax.respondents import comparing
+from befm_jax.respondents.engine import Engine, fitting_tokenizer, text_metadata
+from befm_jax.tasks import sources
+from befm_jax.tasks.games import item_of
+from befm_jax.tasks.sources import Source
 from befm_jax.training import loop, metrics, restarts
 from befm_jax.training import setup as setups
 from befm_jax.training.loop import Phase
@@ -54,6 +57,13 @@ from befm_jax.training.step import State
 
 FLAGS = flags.FLAGS
 BASE, ADAPTER, TUNED = "base", "adapter", "tuned"
+# Rows of each family that the loss is measured on at checkpoints, at most.
+VALIDATION_ROWS = 1024
+# Rows of each family, at most, that a tokenizer made here is of; and questions of each task that a
+# model made here is taught to answer uniformly.
+TOKENIZER_ROWS, QUESTIONS = 10_000, 100
+# Above this share of padding a run says so.
+MOST_PADDING = 0.5
 
 
 def train(
@@ -78,33 +88,37 @@ def learn_and_compare(settings: Config, workdir: Path, watch: Watch) -> None:
     since = time.perf_counter()
     mesh = mesh_of(settings)
 
-    chosen = games.select(settings.data.games) if settings.data.games else []
-    learnt, held_out = people_of(settings, chosen)
-    resolved = base_of(settings, chosen, workdir, mesh, watch)
+    data = settings.data
+    everybody = sources.configured(data.games, data.humans, data.tasks)
+    learnt = [source.part("train", data.split_seed) for source in everybody]
+    for source in learnt:
+        print(source.describe())
+    families = [
+        *sources.families(learnt, data.rows_per_step, data.one_by_one),
+        *map(example_files.family, config.names(data.examples)),
+    ]
+    resolved = base_of(settings, families, workdir, mesh, watch)
     tokenizer = fitting_tokenizer(resolved.directory, llama_config.read(resolved.directory))
 
-    parts = Layout(mesh).parts("rows")
-    batches = forests_of(settings, paths_of(settings, learnt, chosen, tokenizer), parts)
-    print(describe(batches, settings.data.rows, mesh))
-    if watch.profile and watch.profile[0] > batches.steps:
-        raise UserError(f"--profile_steps={watch.profile[0]}: the run has {batches.steps} steps")
-    validation = validation_of(settings, chosen, tokenizer, parts)
+    mixture = mixture_of(settings, families, tokenizer, Layout(mesh).parts("rows"))
+    print(describe(mixture, mesh))
+    if watch.profile and watch.profile[0] > mixture.steps:
+        raise UserError(f"--profile_steps={watch.profile[0]}: the run has {mixture.steps} steps")
+    validation = validation_of(settings, everybody, tokenizer, mesh)
     # The step compiles while the weights are read.
-    tuning = tuning_ahead(settings, resolved, mesh, batches, validation)
+    tuning = tuning_ahead(settings, resolved, mesh, mixture, validation)
     base = base_model(settings, resolved, tokenizer, mesh, tuning.setup.model)
     tuned = tune(settings, base, tuning, workdir, learnt, watch)
 
-    if held_out is not None:
-        results = provenance() | compare(settings, base, tuned, held_out, chosen)
-        results["train"] = {
+    if everybody:
+        results = compare(settings, base, tuned, everybody)
+        results.extra["train"] = {
             "device": meshes.devices_in_words(mesh.devices.flat),
             "mesh": meshes.in_words(mesh),
             "processes": processes.count(),
-            "seconds_of_the_last_sitting": round(time.perf_counter() - since, 1),
-            "steps": batches.steps,
-            "observations": batches.report.observations,
-            "left_out": batches.report.reasons() or "nothing",
-            "tokens_saved_by_sharing": batches.report.saved,
+            "seconds_since_last_start": round(time.perf_counter() - since, 1),
+            "steps": mixture.steps,
+            "rows": mixture.rows,
         }
         if processes.is_first():
             report.write(results, workdir)
@@ -157,100 +171,72 @@ def mesh_of(settings: Config) -> Mesh:
     return meshes.make_mesh(**meshes.filled(*sizes, devices=len(devices)), devices=devices)
 
 
-def people_of(settings: Config, chosen: list[Game]) -> tuple[People | None, People | None]:
-    """People to learn from and people held out; None without games."""
-    if not chosen:
-        return None, None
-    data, split = settings.data, settings.evaluation.split
-    learnt = human.load(data.humans, chosen, "train", data.split_seed)
-    print(learnt.describe())
-    return learnt, human.load(data.humans, chosen, split, data.split_seed)
-
-
-def paths_of(
-    settings: Config, learnt: People | None, chosen: list[Game], tokenizer: Encoder
-) -> list[forest.Path]:
-    """All that is learnt: people's choices, and what the files named in the config hold.
-
-    Of the files every process reads and renders a share of the records, then all know all of them.
-    """
-    found: list[forest.Path] = []
-    if learnt is not None:
-        asked = [game for game in chosen if learnt.n(game.id)]
-        found += encode(human.examples(learnt, asked), tokenizer)
-    share = Share(jax.process_index(), processes.count())
-    for path in config.names(settings.data.examples):
-        mine = encode(example_files.read(path, share=share), tokenizer)
-        found += pool(mine, transfer.all_gather)
-    return found
-
-
-def forests_of(settings: Config, found: list[forest.Path], parts: int) -> ForestBatches:
-    """The run's batches of token forests, whose rows `parts` devices share.
-
-    Every process lays out all rows of a step (0.2 s for 64 of 2,048 slots), and hands its own to
-    its devices: which tree stands in which row depends on all of them.
-    """
+def mixture_of(
+    settings: Config, families: Sequence[Family], tokenizer: Tokenizer, parts: int
+) -> Mixture:
+    """The batches of the run, whose rows of forests `parts` devices share."""
     data = settings.data
-    return ForestBatches(
-        found,
+    return Mixture(
+        families,
+        tokenizer,
         slots=data.slots,
-        rows=data.rows,
         epochs=settings.optimizer.epochs,
-        observations_per_step=data.observations_per_step,
+        rows_per_step=data.rows_per_step,
         seed=settings.seed,
         parts=parts,
     )
 
 
 def validation_of(
-    settings: Config, chosen: list[Game], tokenizer: Tokenizer, parts: int
-) -> ForestBatches | None:
+    settings: Config, everybody: Sequence[Source], tokenizer: Tokenizer, mesh: Mesh
+) -> Mixture | None:
     """People that the loss is measured on at every checkpoint; None where there are none."""
-    if not chosen:
-        return None
     data = settings.data
     try:
-        kept = human.load(data.humans, chosen, "validation", data.split_seed)
+        kept = [source.part("validation", data.split_seed).family() for source in everybody]
     except DataError as error:
         if settings.checkpoints.use == "best":
             raise ConfigError(f"checkpoints.use is 'best', which needs people: {error}") from error
         print(f"no loss is measured at checkpoints: {error}")
         return None
-    asked = [game for game in chosen if kept.n(game.id)]
-    return ForestBatches(
-        encode(human.examples(kept, asked), tokenizer),
+    if not kept:
+        return None
+    return Mixture(
+        [replace(family, rows=family.rows[:VALIDATION_ROWS]) for family in kept],
+        tokenizer,
         slots=data.slots,
-        rows=data.rows,
         epochs=1,
         seed=settings.seed,
-        parts=parts,
+        parts=Layout(mesh).parts("rows"),
     )
 
 
-def describe(batches: ForestBatches, rows: int, mesh: Mesh) -> str:
+def describe(mixture: Mixture, mesh: Mesh) -> str:
     """What is learnt from, what sharing saves and who does the work, in lines for a reader."""
-    found = batches.report
+    _, first = mixture[0]
+    found = first.report
+    padding = 1 - found.slots_used / found.slots_computed
     lines = [
-        f"{found.observations:,.0f} observations, {batches.steps:,} steps; "
-        f"{found.tokens_apart:,.0f} tokens one by one, {found.slots_used:,} as forests "
-        f"({found.saved:.2%} saved)"
+        f"{mixture.rows:,} rows, {mixture.steps:,} steps; in the first {first.rows:,} rows, "
+        f"{found.tokens_apart:,.0f} tokens one by one, {found.slots_used:,} slots as forests "
+        f"({found.saved:.2%} saved), {found.slots_computed:,} computed ({padding:.1%} padding)"
     ]
+    if padding > MOST_PADDING:
+        lines.append(
+            f"warning: {padding:.0%} of what is computed is padding; give a step more rows "
+            "(data.rows_per_step), or fewer devices (mesh)"
+        )
     if found.left_out:
         lines.append(f"left out: {found.reasons()}")
     if mesh.size > 1:
         lines.append(
             f"{mesh.size} devices of {processes.count()} processes: {meshes.in_words(mesh)}"
         )
-    if batches.rows != rows:
-        lines.append(
-            f"{batches.rows} rows together (data.rows is {rows}): at most, one or more a device"
-        )
     return "\n".join(lines)
 
 
 def base_of(
-    settings: Config, chosen: list[Game], workdir: Path, mesh: Mesh, watch: Watch
+    settings: Config, families: Sequence[Family], workdir: Path, mesh: Mesh, watch: Watch
 ) -> ResolvedModel:
     """The files of the model to tune: a checkpoint, or a small one made here."""
     if settings.model.path:
@@ -265,13 +251,13 @@ def base_of(
     # Only the first looks: a shared file system may remember for the others that it was not there.
     there = processes.is_first() and (directory / "config.json").is_file()
     if not processes.broadcast("whether the base is there", there):
-        make_base(settings, chosen, workdir, mesh, watch)
+        make_base(settings, families, workdir, mesh, watch)
     return ResolvedModel(directory, str(directory.resolve()))
 
 
 def base_model(
     settings: Config, resolved: ResolvedModel, tokenizer: Tokenizer, mesh: Mesh, model: Llama
-) -> Simulator:
+) -> Engine:
     """The model to tune, its weights read."""
     quantize = settings.model.quantize
     _, params = hf.load(resolved.directory, meshes.over(mesh), quantize=quantize)
@@ -280,32 +266,46 @@ def base_model(
         "dtype": settings.model.dtype,
         "quantize": quantize,
         "mesh": meshes.in_words(mesh),
-        **said_of_text(resolved.directory, tokenizer),
+        **text_metadata(resolved.directory, tokenizer),
     }
     if processes.is_first():
         cli.note_ignored_settings(origin)
-    return Simulator(model, params, tokenizer, origin, resolved)
+    return Engine(model, params, tokenizer, origin, resolved)
+
+
+def uniform_answers(settings: Config) -> list[Example]:
+    """Every answer to every game, and to some questions of the other tasks, equally often.
+
+    Every question counts alike, however many answers it has.
+    """
+    chosen = games.select(settings.data.games) if settings.data.games else []
+    items = [item_of(game) for game in chosen]
+    for source in sources.select(settings.data.tasks, chosen, settings.data.humans):
+        rows = source.rows.rows[:QUESTIONS]
+        items += replace(source, rows=replace(source.rows, rows=rows)).items()
+    return [example for item in items for example in _uniformly(item)]
+
+
+def _uniformly(item: Item) -> Iterator[Example]:
+    if isinstance(item.answers, AnswerSet):
+        each = np.full(len(item.answers), 1 / len(item.answers))
+        yield from replace(item, target=each).examples()
 
 
 def make_base(
-    settings: Config, chosen: list[Game], workdir: Path, mesh: Mesh, watch: Watch
+    settings: Config, families: Sequence[Family], workdir: Path, mesh: Mesh, watch: Watch
 ) -> None:
-    """A small model from nothing, taught to answer every game in the right form, uniformly.
+    """A small model from nothing, taught to answer every question in the right form, uniformly.
 
-    Every device of the run holds it whole.  Without games its weights stay as they were drawn.
+    Every device of the run holds it whole.  Where only texts are learnt its weights stay as they
+    were drawn.
     """
     wanted, data = settings.model.scratch, settings.data
-    # Every game counts alike, however many answers it has.
-    asked = [
-        game.example(int(value), weight=1 / len(game.values))
-        for game in chosen
-        for value in game.values
-    ]
+    asked = uniform_answers(settings)
     # The tokenizer is of all texts, in every process.
-    own = [one for path in config.names(data.examples) for one in example_files.read(path)]
+    of_answers = (message.text for one in asked for message in one.messages)
     tokenizer = tiny.train_tokenizer(
-        (text for one in [*asked, *own] for text in (one.system, one.user, one.answer)),
-        wanted.pieces,
+        [*of_answers, *sources.texts(families, TOKENIZER_ROWS)], wanted.pieces
     )
     shape = LlamaConfig(
         vocab_size=tokenizer.vocab_size,
@@ -322,19 +322,19 @@ def make_base(
     params = tiny.init_params(shape, settings.seed, wanted.embedding_scale)
     if asked:
         steps_per_epoch = math.ceil(len(asked) / wanted.answers_per_step)
-        batches = ForestBatches(
-            encode(asked, tokenizer),
+        mixture = Mixture(
+            [Family("uniform answers", asked, lambda example, rng: (example,), "")],
+            tokenizer,
             slots=data.slots,
-            rows=data.rows,
             epochs=math.ceil(wanted.steps / steps_per_epoch),
-            observations_per_step=wanted.answers_per_step,
+            rows_per_step=wanted.answers_per_step,
             seed=settings.seed,
             parts=mesh.size,
         )
         slices = mesh.shape["slice"]
         alike = Mesh(mesh.devices.reshape(slices, -1, 1, 1), meshes.AXES)
-        setup = setups.from_nothing(settings, shape, alike, batches.steps)
-        teaching = loop.ahead("base", setup, batches)
+        setup = setups.from_nothing(settings, shape, alike, mixture.steps)
+        teaching = loop.ahead("base", setup, mixture)
         fresh = partial(setup.fresh, setups.fresh_parameters, params, seed=settings.seed)
         params = loop.run(settings, teaching, None, fresh, {}, Watch(board=watch.board))
     write_model(workdir / BASE, shape, params, tokenizer)
@@ -344,25 +344,25 @@ def tuning_ahead(
     settings: Config,
     resolved: ResolvedModel,
     mesh: Mesh,
-    batches: ForestBatches,
-    validation: ForestBatches | None,
+    mixture: Mixture,
+    validation: Mixture | None,
 ) -> Phase:
     """Begins to compile the step that tunes a model whose weights were not read yet."""
     shape, params = hf.abstract(
         resolved.directory, meshes.over(mesh), quantize=settings.model.quantize
     )
-    setup = setups.of(settings, shape, params, mesh, batches.steps)
-    return loop.ahead("tune", setup, batches, validation)
+    setup = setups.of(settings, shape, params, mesh, mixture.steps)
+    return loop.ahead("tune", setup, mixture, validation)
 
 
 def tune(
     settings: Config,
-    base: Simulator,
+    base: Engine,
     tuning: Phase,
     workdir: Path,
-    learnt: People | None,
+    learnt: Sequence[Source],
     watch: Watch,
-) -> Simulator:
+) -> Engine:
     """Trains the adapter (or every parameter), writes it, and returns the tuned model."""
     inputs = {"base": hf.fingerprint(base.resolved.directory)}
     setup, seed = tuning.setup, settings.seed
@@ -390,9 +390,7 @@ def tune(
         write_model(workdir / TUNED, shape, params, base.tokenizer, source)
         model, made_here = TUNED, True
     trained_on = {
-        "fingerprint": learnt.fingerprint if learnt is not None else "",
-        "table": settings.data.humans,
-        "split_seed": settings.data.split_seed,
+        "sources": [source.record() for source in learnt],
         "examples": settings.data.examples,
     }
     if processes.is_first():
@@ -406,7 +404,7 @@ def tune(
             trained_on=trained_on,
         )
     origin = base.origin | {"tuned": settings.trained, "trained_on": trained_on}
-    return Simulator(base.model, params, base.tokenizer, origin, base.resolved)
+    return Engine(base.model, params, base.tokenizer, origin, base.resolved)
 
 
 def write_model(
@@ -424,43 +422,18 @@ def write_model(
     processes.barrier(f"{directory.name} is written")
 
 
-def compare(
-    settings: Config, base: Simulator, tuned: Simulator, held_out: People, chosen: list[Game]
-) -> dict[str, Any]:
-    """Base and tuned model, read exactly, and the tuned one sampled, against people held out.
-
-    Of draws that all miss the answer sets, as a model that has learnt little may give, it is told
-    why there is nothing to compare; what was read exactly stands.
-    """
-    played = [game for game in chosen if held_out.n(game.id)]
-    wanted, sampling = settings.evaluation, Sampling()
-    sampled = simulate.simulate_all(tuned, played, wanted.participants, settings.seed, sampling)
-    answers = {
-        "base": (simulate.exact_all(base, played), base, {"mode": "exact"}),
-        "tuned": (simulate.exact_all(tuned, played), tuned, {"mode": "exact"}),
-        "tuned_sampled": (
-            {name: one.answers for name, one in sampled.items()},
-            tuned,
-            simulate.how_sampled(wanted.participants, settings.seed, sampling),
-        ),
-    }
-    compared: dict[str, Any] = {}
-    for name, (found, simulator, how) in answers.items():
-        try:
-            compared[name] = evaluation(
-                found,
-                held_out,
-                model=simulator.described(played),
-                how=how,
-                task_names=["game_behavior"],
-                resamples=wanted.resamples,
-                seed=settings.seed,
-            )
-        except DataError as error:
-            if how["mode"] == "exact":
-                raise
-            compared[name] = {"answers": how, "not_compared": str(error)}
-    return compared
+def compare(settings: Config, base: Engine, tuned: Engine, everybody: Sequence[Source]) -> Results:
+    """Base and tuned model, read exactly, and the tuned one sampled, against people held out."""
+    wanted, seed = settings.evaluation, settings.data.split_seed
+    sampled = Sampled(wanted.participants, settings.seed)
+    asked = (("tuned", tuned, Exact()), ("base", base, Exact()), ("tuned, sampled", tuned, sampled))
+    results = Results(main="tuned")
+    for source in everybody:
+        held_out, learnt = source.part(wanted.split, seed), source.part("train", seed)
+        comparing.compare(
+            results, held_out, learnt, asked, resamples=wanted.resamples, seed=settings.seed
+        )
+    return results
 
 
 def profile_of(text: str | None) -> tuple[int, int] | None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from befm_jax.evals import results
+
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND_CACHE = str(Path(tempfile.gettempdir()) / f"befm_jax_commands_{os.getuid()}")
 CONFIG = """
@@ -24,7 +26,7 @@ def get_config():
     )
     return Config(
         model=Model(dtype="float32", remat=False, scratch=scratch),
-        data=Data(slots=512, rows=4, observations_per_step=0),
+        data=Data(slots=4096, rows_per_step=0),
         lora=Lora(rank=4),
         optimizer=Optimizer(epochs=3, learning_rate=1e-2),
         evaluation=Evaluation(participants=50, resamples=200),
@@ -89,8 +91,8 @@ def test_simulate_writes_one_row_a_participant_and_says_how(choices):
     assert {row["participant"] for row in found} == {str(number) for number in range(40)}
     how = json.loads(choices.with_name("choices.csv.json").read_text())
     assert how["answers"] == {
-        "mode": "sampled", "participants": 40, "seed": 0,
-        "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 16, "cache": "full",
+        "mode": "sampled", "n": 40, "seed": 0,
+        "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_tokens": 16,
     }  # fmt: skip
 
 
@@ -107,12 +109,12 @@ def test_simulate_writes_the_exact_distribution(run, tmp_path):
         assert 0 < sum(mass) <= 1 + 1e-6
     assert printed.count("stops after an answer: ") == 2
     model = json.loads((tmp_path / "distribution.csv.json").read_text())["model"]
-    assert model["first_prompt"]["game"] == "dictator"
+    assert model["first_prompt"]["item"] == "dictator"
     assert model["first_prompt"]["text"].startswith("<|begin_of_text|><|start_header_id|>system")
     printed = command("evaluate", "--answers", out, "--out", tmp_path, "--resamples", 200)
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert results["model"]["first_prompt"] == model["first_prompt"]
-    assert results["tasks"]["game_behavior"]["ends_after_answer"] == {"value": None, "min": None}
+    found = results.read(tmp_path / "results.json")
+    assert found.respondents[found.main]["description"]["respondent"] == model
+    assert found.figure("games", "wasserstein", found.main).ends_after_answer is None
 
 
 def test_devices_share_the_answers_and_files_say_so(run, choices, tmp_path):
@@ -126,7 +128,8 @@ def test_devices_share_the_answers_and_files_say_so(run, choices, tmp_path):
         assert made["model"]["mesh"] == mesh
     scored = ["--resamples", 200, "--out", tmp_path]
     command("evaluate", *flags, *scored, "--devices", 2, **two)
-    assert json.loads((tmp_path / "results.json").read_text())["model"]["mesh"] == "data 2"
+    (respondent,) = results.read(tmp_path / "results.json").respondents.values()
+    assert respondent["description"]["mesh"] == "data 2"
     printed = command("simulate", *flags, "--devices", 3, "--out", out, fails=True, **two)
     assert printed == "error: devices is 3; there are 2 here: cpu (cpu)\n"
 
@@ -171,6 +174,45 @@ def test_a_game_of_ones_own_is_simulated_from_its_file(run, tmp_path):
     assert "Coin gift" in command("evaluate", *flags, "--games", own, "--humans", people)
 
 
+def test_a_task_of_ones_own_trains_is_scored_and_stands_in_the_report(run, tmp_path):
+    """The README's file, and three hundred made-up commuters."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = (block for block in readme.split("```python\n") if block.startswith("# commute.py"))
+    source = code.split("```")[0]
+    assert len(source.strip().splitlines()) <= 35
+    (tmp_path / "commute.py").write_text(source)
+    ways, cities = ("Bus", "Bike", "Car"), ("Ulm", "Bern")
+    people = [f"{n},{ways[n * n % 3]},{cities[n % 2]}" for n in range(300)]
+    (tmp_path / "trips.csv").write_text("\n".join(["id,way,city", *people, "7.0,Boat,Ulm"]) + "\n")
+    task = f"{tmp_path / 'commute.py'}={tmp_path / 'trips.csv'}"
+    printed = command(
+        "train", "--config", run.parent / "config.py", "--workdir", tmp_path / "run",
+        f"--config.data.tasks={task}", "--config.data.games=public_goods",
+    )  # fmt: skip
+    assert "left out, " in printed  # the boat
+    found = results.read(tmp_path / "run" / "results.json")
+    assert set(found.tasks) == {"games", "commute"}
+    for city in ("Ulm", "Bern"):
+        figure = found.figure("commute", "log_score", "tuned", {"city": city})
+        assert figure.people > 0
+        assert figure.ci95[0] <= figure.value <= figure.ci95[1]
+    whole = found.figure("commute", "accuracy", "tuned")
+    assert whole.beside["training_people"] is not None
+    assert "commute" in (tmp_path / "run" / "report.html").read_text()
+    # Those who were kept apart in training are who it is compared with.
+    command(
+        "evaluate", "--model", tmp_path / "run", "--tasks", task, "--out", tmp_path / "scored",
+        "--resamples", 200,
+    )  # fmt: skip
+    again = results.read(tmp_path / "scored" / "results.json")
+    (figure,) = again.select("commute", "accuracy", again.main, {})
+    assert figure.people == whole.people
+    assert figure.value == pytest.approx(whole.value, abs=1e-4)
+    kept = list((tmp_path / "scored").glob("*.responses.jsonl"))
+    assert len(kept) == 1
+    assert len(kept[0].read_text().splitlines()) == 1 + whole.people
+
+
 def test_evaluate_a_file_of_answers_needs_no_jax(choices, tmp_path):
     (tmp_path / "jax").mkdir()
     (tmp_path / "jax" / "__init__.py").write_text("raise ImportError('no jax here')")
@@ -179,22 +221,24 @@ def test_evaluate_a_file_of_answers_needs_no_jax(choices, tmp_path):
         PYTHONPATH=str(tmp_path),
     )  # fmt: skip
     assert "Dictator" in printed
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert results["tasks"]["game_behavior"]["metrics"]["wasserstein"]["value"] > 0
-    assert results["people"]["split"] == "test"
+    found = results.read(tmp_path / "results.json")
+    assert found.figure("games", "wasserstein", found.main).value > 0
+    assert found.people["games"]["split"] == "test"
     assert (tmp_path / "report.html").is_file()
 
 
 def test_evaluate_a_model_against_the_real_table(run, moblab_csv, tmp_path):
     printed = command(
-        "evaluate", "--model", run, "--tasks", "game_behavior", "--humans", moblab_csv,
+        "evaluate", "--model", run, "--tasks", "games", "--humans", moblab_csv,
         "--split", "all", "--out", tmp_path, "--resamples", 200,
     )  # fmt: skip
     assert "65,596 choices" in printed
     assert "warning: " in printed  # the reference was made from that table
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert results["tasks"]["game_behavior"]["groups"]["dictator"]["people"] == 8236
-    assert results["model"]["first_prompt"]["game"] == "dictator"
+    found = results.read(tmp_path / "results.json")
+    dictator = found.figure("games", "wasserstein", found.main, {"game": "dictator"})
+    assert dictator.people == 8236
+    shown = found.respondents[found.main]["description"]["first_prompt"]
+    assert shown["item"] == "dictator"
 
 
 def test_a_damaged_table_is_counted_or_refused(moblab_csv, choices, tmp_path):
@@ -206,8 +250,8 @@ def test_a_damaged_table_is_counted_or_refused(moblab_csv, choices, tmp_path):
     flags = ["--answers", choices, "--resamples", 200]
     printed = command("evaluate", *flags, "--humans", damaged, "--out", tmp_path / "out")
     assert "dictator: not a number" in printed
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert sum(results["people"]["excluded"].values()) == 3
+    found = results.read(tmp_path / "out" / "results.json")
+    assert sum(found.people["games"]["left_out"].values()) == 3
 
     (tmp_path / "empty.csv").write_text("")
     cut = [line.rsplit(",", 1)[0] for line in lines]
@@ -235,7 +279,7 @@ def test_mistakes_get_an_answer_and_no_stack_trace(run, tmp_path):
         ("simulate", ["--model", run, "--out", tmp_path], "is a directory"),
         ("train", ["--config", config, "--workdir", config], "config.py"),
         ("evaluate", ["--out", tmp_path], "--model or --answers"),
-        ("evaluate", ["--answers", "x.csv", "--tasks", "game", "--out", "x"], "game_behavior"),
+        ("evaluate", ["--answers", "x.csv", "--tasks", "game", "--out", "x"], "'games'"),
     ):
         assert message in command(module, *flags, fails=True)
 

@@ -1,68 +1,80 @@
-"""What an evaluation says of the people it was held against."""
+"""Whom a model is compared with, and what is said where it may have seen them."""
 
-import os
-import shlex
-import subprocess
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
 
-from befm_jax.data.choices import People
-from befm_jax.evaluate import warning_if_not_held_out, which_people
+from befm_jax.data import choices, games
+from befm_jax.errors import DataError
+from befm_jax.evaluate import held_out
+from befm_jax.tasks import sources
 
-ROOT = Path(__file__).resolve().parents[1]
-TRAINED = {"fingerprint": "abc", "table": "people.csv", "split_seed": 0}
-
-
-def people(split, fingerprint="abc"):
-    return People("somewhere", {"dictator": np.ones(101, np.int64)}, split=split,
-                  fingerprint=fingerprint)  # fmt: skip
+HEAD = "game,participant,choice\n"
+ROWS = [f"public_goods,{person},{person % 21}\n" for person in range(300)]
 
 
-@pytest.mark.parametrize("split", ["test", "validation"])
-def test_people_held_out_by_the_same_rule_need_no_warning(split):
-    assert warning_if_not_held_out(TRAINED, people(split), "people.csv", 0) is None
-    assert warning_if_not_held_out({}, people("all"), "people.csv", 0) is None
-    assert warning_if_not_held_out(TRAINED, people("all", "other"), "other.csv", 0) is None
+@pytest.fixture
+def source(tmp_path):
+    """Everybody of a table of three hundred people."""
+    return of(tmp_path, "people.csv", ROWS)
+
+
+def of(folder, name, rows):
+    (folder / name).write_text(HEAD + "".join(rows))
+    (found,) = sources.select("games", [games.get("public_goods")], str(folder / name))
+    return found
+
+
+def trained_on(source, seed=0):
+    return {"sources": [source.part("train", seed).record()]}
+
+
+def people(source):
+    return {row.person for row in source.rows.rows}
+
+
+def test_everybody_of_a_table_that_the_model_has_not_seen(source):
+    found, warning = held_out(source, {}, None, None)
+    assert people(found) == people(source)
+    assert warning == ""
+
+
+def test_the_test_split_of_a_table_that_it_was_trained_on(source):
+    found, warning = held_out(source, trained_on(source, seed=3), None, None)
+    assert people(found) == people(source.part("test", 3))
+    assert not people(found) & people(source.part("train", 3))
+    assert warning == ""
+
+
+def test_a_table_that_was_saved_again_is_the_same_people(source, tmp_path):
+    """Other line ends, another order, a row more, ids as pandas writes them."""
+    rows = [row.replace(",", ".0,", 2).replace(".0,", ",", 1) for row in reversed(ROWS)]
+    again = of(tmp_path, "again.csv", [*rows, "public_goods,9999,3\n"])
+    found, warning = held_out(again, trained_on(source), None, None)
+    assert not people(found) & people(source.part("train"))
+    assert warning == ""
+
+
+def test_the_reference_is_its_test_split():
+    (reference,) = sources.select("games", [games.get("public_goods")])
+    found, _ = held_out(reference, {}, None, None)
+    counts = choices.histograms(found.rows, [games.get("public_goods")])["public_goods"]
+    expected = choices.histograms(reference.part("test").rows, [games.get("public_goods")])
+    assert counts.sum() == expected["public_goods"].sum() > 0
 
 
 @pytest.mark.parametrize(
-    ("split", "table", "seed", "reason"),
-    [
-        ("all", "people.csv", 0, "'all'"),
-        ("train", "people.csv", 0, "'train'"),
-        ("test", "", 0, "split differently"),
-        ("test", "people.csv", 1, "split seed 0, not 1"),
-    ],
+    ("split", "seed", "reason"),
+    [("all", None, "'all'"), ("train", None, "'train'"), ("test", 1, "split seed 0, not 1")],
 )
-def test_people_who_may_have_been_seen_are_warned_of(split, table, seed, reason):
-    assert reason in warning_if_not_held_out(TRAINED, people(split), table, seed)
+def test_people_who_may_have_been_seen_are_warned_of(source, split, seed, reason):
+    _, warning = held_out(source, trained_on(source), split, seed)
+    assert reason in warning
+    assert held_out(source, {}, split, seed)[1] == ""
 
 
-@pytest.mark.parametrize(
-    ("trained_on", "table", "expected"),
-    [
-        ({}, "", ("test", 0)),
-        ({}, "people.csv", ("all", 0)),
-        (TRAINED | {"split_seed": 3}, "people.csv", ("test", 3)),
-        (TRAINED | {"fingerprint": "other"}, "people.csv", ("all", 0)),
-    ],
-)
-def test_by_default_people_are_those_whom_the_model_has_not_seen(trained_on, table, expected):
-    assert which_people(trained_on, people("all"), table) == expected
-
-
-@pytest.mark.parametrize("form", [["tell.py"], ["-m", "tell"]])
-def test_a_report_says_the_command_as_it_was_typed(tmp_path, form):
-    (tmp_path / "tell.py").write_text(
-        "from befm_jax.evaluate import provenance\nprint(provenance()['command'])\n"
+def test_a_task_that_reads_a_table_asks_for_one(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from befm_jax.data.rows import Rows\nfrom befm_jax.tasks import Task, register\n"
+        "register(Task('mine', lambda *_: iter(()), 'mine', ('crps',), read=Rows.of))\n"
     )
-    typed = [*form, "--games", "a, b"]
-    ran = subprocess.run(
-        [sys.executable, *typed],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert shlex.split(ran.stdout) == ["python", *typed]
+    with pytest.raises(DataError, match="task mine: it reads a table; give mine=PATH"):
+        sources.select(str(tmp_path / "mine.py"), [])

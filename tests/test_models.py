@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from befm_jax import export, models
-from befm_jax.adapters import lora, peft
+from befm_jax import models
+from befm_jax.adapters import export, lora, peft
 from befm_jax.respondents import engine
 from tests.helpers.small import game_tokenizer, small_model
 
@@ -131,7 +131,7 @@ def test_a_hub_id_becomes_a_snapshot_without_pickles_or_code(served, tmp_path):
     files = {str(path.relative_to(found)) for path in found.rglob("*") if not path.is_dir()}
     assert files == {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
     assert (found / "model.safetensors").read_bytes() == b"weights"
-    assert models.commit(found) == COMMIT
+    assert models.commit_of(found) == COMMIT
     assert any("/revision/v2" in path for path in asked)
     assert not any(path.endswith((".bin", ".py")) for path in asked)
 
@@ -155,10 +155,10 @@ def test_what_the_hub_does_not_give_out_is_explained(served, tmp_path):
 def test_a_directory_is_taken_as_it_is_even_where_it_looks_like_an_id(tmp_path, monkeypatch):
     (tmp_path / "lab" / "open").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert models.directory("lab/open") == Path("lab/open")
+    assert models.directory_of("lab/open") == Path("lab/open")
     assert not models.is_hub_id("lab/open")
     assert models.is_hub_id("lab/other")
-    assert models.commit(tmp_path) is None
+    assert models.commit_of(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_directory_is_taken_as_it_is_even_where_it_looks_like_an_id(tmp_path, 
 )
 def test_what_is_neither_is_refused_by_name(name):
     with pytest.raises(FileNotFoundError, match="no such adapter directory, nor a hub id"):
-        models.directory(name, "adapter")
+        models.directory_of(name, "adapter")
 
 
 LOAD = """

@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import golden
+import numpy as np
+
+from befm_jax.evals import results
+
 ROOT = Path(__file__).resolve().parents[1]
 # Runs a module, and says how much memory that took.  What a parent learns from the system of its
 # children's memory counts the parent's own, as it was when they were forked.
@@ -28,18 +33,20 @@ def test_the_quickstart_ends_near_people_it_has_not_seen(tmp_path):
         cwd=ROOT, env=os.environ | {"XLA_FLAGS": "", "XDG_CACHE_HOME": str(tmp_path / "cache")},
         check=True, capture_output=True, text=True,
     )  # fmt: skip
-    results = json.loads((tmp_path / "results.json").read_text())
-
-    def task(which):
-        return results[which]["tasks"]["game_behavior"]
-
-    assert task("base")["metrics"]["wasserstein"]["value"] > 8
-    for which in ("tuned", "tuned_sampled"):
-        assert len(task(which)["groups"]) == 7
-        assert task(which)["metrics"]["wasserstein"]["value"] <= 2.0
-        assert task(which)["outside_mass"]["value"] <= 0.005
-        assert task(which)["ends_after_answer"]["min"] >= 0.99
-    assert task("tuned")["outside_mass"]["max"] <= 0.005
+    found = results.read(tmp_path / "results.json")
+    assert found.figure("games", "wasserstein", "base").value > 8
+    for which in ("tuned", "tuned, sampled"):
+        whole, *by_game = found.select("games", "wasserstein", which)
+        assert len(by_game) == 7
+        assert whole.value <= 2.0
+        assert whole.outside <= 0.005
+        assert min(one.ends_after_answer for one in by_game) >= 0.99
+        if which == "tuned":
+            assert max(one.outside for one in by_game) <= 0.005
+    stored = golden.read("losses")["base"]
+    losses = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    taught = [one["loss"] for one in losses if one["phase"] == "base" and "loss" in one]
+    np.testing.assert_allclose(taught[:20], stored[:20], rtol=1e-3, err_msg=golden.MEANS["losses"])
     kibibytes = int(re.findall(r"VmHWM:\s+(\d+) kB", ran.stdout)[-1])
     assert kibibytes * 1024 < 3e9
-    assert all((tmp_path / name).is_file() for name in ("report.html", "games.png"))
+    assert all((tmp_path / name).is_file() for name in ("report.html", "populations.png"))

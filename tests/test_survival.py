@@ -126,8 +126,7 @@ def test_killed_outside_of_tuning_it_ends_as_if_nothing_had_happened(tmp_path, r
         json.loads((folder / "results.json").read_text())
         for folder in (workdir, tmp_path / "undisturbed")
     )
-    for answers in ("base", "tuned", "tuned_sampled"):
-        assert one[answers]["tasks"] == other[answers]["tasks"]
+    assert one["figures"] == other["figures"]
     assert (workdir / "report.html").is_file()
 
 

@@ -28,17 +28,18 @@ from befm_jax.config import (
     Optimizer,
     Scratch,
 )
-from befm_jax.data import choices as human
-from befm_jax.data import games
-from befm_jax.data.examples import Example, write_chat
-from befm_jax.data.pipeline import ForestBatches, encode
+from befm_jax.data import choices, games
+from befm_jax.data.examples import write_chat
+from befm_jax.data.items import Example
+from befm_jax.data.pipeline import encode, lay_out
 from befm_jax.distributed import processes
 from befm_jax.errors import UserError
-from befm_jax.evals import report
+from befm_jax.evals import report, results
 from befm_jax.llama import config as llama_config
 from befm_jax.llama import hf
 from befm_jax.llama import tiny as llama_scratch
 from befm_jax.llama.tokenizer import Tokenizer
+from befm_jax.tasks import sources
 from befm_jax.training import restarts, setup
 from befm_jax.training.metrics import Log, NonFiniteLossError
 from befm_jax.training.step import make_loss, train_all
@@ -56,7 +57,7 @@ def tiny(workdir, **changes) -> Config:
             workdir=str(workdir),
             mesh=Mesh(data=1),
             model=Model(dtype="float32", remat=False, scratch=scratch),
-            data=Data(games=GAMES, slots=512, rows=4, observations_per_step=1000),
+            data=Data(games=GAMES, slots=2048, rows_per_step=1000),
             lora=Lora(rank=2, alpha=4.0),
             optimizer=Optimizer(epochs=1, learning_rate=1e-2),
             checkpoints=Checkpoints(every=5),
@@ -76,8 +77,15 @@ def lines(workdir, phase):
     return [line for line in found if line["phase"] == phase and "loss" in line]
 
 
+def reported(workdir, game="public_goods"):
+    """The tuned model's shares as the results have them: asked together with other games."""
+    found = results.read(workdir / "results.json").distributions
+    (one,) = (one for one in found if one.respondent == "tuned" and one.where == {"game": game})
+    return one.model
+
+
 def test_a_run_leaves_everything_behind(run):
-    for name in ("config.json", "metrics.jsonl", "results.json", "report.html", "games.png"):
+    for name in ("config.json", "metrics.jsonl", "results.json", "report.html", "populations.png"):
         assert (run / name).stat().st_size > 0, name
     for phase in ("base", "tune"):
         assert list((run / "tensorboard" / phase).iterdir())
@@ -92,104 +100,96 @@ def test_a_run_leaves_everything_behind(run):
 
 
 def test_results_hold_base_and_tuned_in_the_documented_places(run):
-    results = json.loads((run / "results.json").read_text())
-    for which in ("base", "tuned", "tuned_sampled"):
-        task = results[which]["tasks"]["game_behavior"]
-        mean = task["metrics"]["wasserstein"]
-        assert mean["ci95"][0] <= mean["value"] <= mean["ci95"][1]
-        assert mean["ceiling"] > 0
-        assert set(task["groups"]) == set(GAMES.split(","))
-        assert task["groups"]["public_goods"]["metrics"]["wasserstein"]["value"] >= 0
-    sampled = results["tuned_sampled"]["answers"]
-    assert (sampled["temperature"], sampled["top_k"], sampled["top_p"]) == (1.0, 0, 1.0)
-    assert sampled["participants"] == 600
-    assert "public_goods" in report.summary(results) or "Public goods" in report.summary(results)
+    found = results.read(run / "results.json")
+    assert found.main == "tuned"
+    for which in ("base", "tuned", "tuned, sampled"):
+        mean = found.figure("games", "wasserstein", which)
+        assert mean.ci95[0] <= mean.value <= mean.ci95[1]
+        assert mean.ceiling > 0
+        assert set(mean.beside) >= {"uniform", "median", "pooled", "training_people"}
+        by_game = found.select("games", "wasserstein", which)[1:]
+        assert {one.where["game"] for one in by_game} == set(GAMES.split(","))
+    how = found.respondents["tuned, sampled"]["how"]
+    assert (how["temperature"], how["top_k"], how["top_p"], how["n"]) == (1.0, 0, 1.0, 600)
+    assert "Public goods" in report.summary(found)
 
 
 def test_draws_that_all_miss_the_answers_leave_what_was_read_exactly(run, tmp_path):
     """Weights as they are drawn write no answer in any of a few draws."""
     settings = tiny(tmp_path, evaluation=Evaluation(participants=3, resamples=50))
-    chosen = games.select(GAMES)
     base = befm_jax.load(run / "base")
     shape = llama_config.read(run / "base")
     mute = replace(base, params=llama_scratch.init_params(shape, 0, embedding_scale=0.5))
-    _, held_out = training.people_of(settings, chosen)
-    results = training.compare(settings, base, mute, held_out, chosen)
-    assert "none of the model's 3 answers is" in results["tuned_sampled"]["not_compared"]
-    assert [one.key for one in report.runs(results)] == ["base", "tuned"]
-    report.write(results, tmp_path)
-    assert "No figures of the tuned model, sampled: " in (tmp_path / "report.html").read_text()
+    everybody = sources.configured(GAMES, "", "")
+    found = training.compare(settings, base, mute, everybody)
+    assert "no item to compare" in found.extra["not_compared"]["tuned, sampled"]
+    assert list(found.respondents) == ["tuned", "base"]
+    report.write(found, tmp_path)
+    assert "no item to compare tuned, sampled" in (tmp_path / "report.html").read_text()
 
 
 def test_the_directory_loads_as_the_tuned_model(run):
-    results = json.loads((run / "results.json").read_text())
     tuned = befm_jax.load(run)
     base = befm_jax.load(run / "base")
     with_adapter = befm_jax.load(run / "base", adapter=run / "adapter")
-    reported = results["tuned"]["tasks"]["game_behavior"]["groups"]["public_goods"]
-    shares = tuned.distribution("public_goods").distribution
-    np.testing.assert_allclose(shares, reported["distribution"]["model"], rtol=1e-9)
-    np.testing.assert_array_equal(shares, with_adapter.distribution("public_goods").distribution)
-    assert np.abs(shares - base.distribution("public_goods").distribution).max() > 1e-3
+    shares = tuned.distribution("public_goods").shares
+    np.testing.assert_allclose(shares, reported(run), rtol=1e-5)
+    np.testing.assert_array_equal(shares, with_adapter.distribution("public_goods").shares)
+    assert np.abs(shares - base.distribution("public_goods").shares).max() > 1e-3
 
 
 def test_a_population_is_its_seed_and_follows_the_exact_distribution(run):
-    simulator = befm_jax.load(run)
+    engine = befm_jax.load(run)
     game = games.get("public_goods")
-    first, again, other = (simulator.simulate(game, 400, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (engine.simulate(game, 400, seed=seed) for seed in (1, 1, 2))
     assert first.choices == again.choices != other.choices
     assert len(first.choices) == 400
-    exact = simulator.distribution(game)
-    counted = first.answers
-    assert counted.total == 400
+    exact = engine.distribution(game)
+    counted = first.response
+    assert counted.draws == 400
     assert counted.outside == pytest.approx(exact.outside, abs=0.12)
     for text, choice in zip(first.texts, first.choices, strict=True):
-        assert game.answers.parse(text).value == choice
+        position = game.answers.parse(text).position
+        assert choice == (None if position is None else game.values[position])
 
 
 def test_what_comes_after_an_answer_is_seen_by_scores_and_draws_alike(run, tmp_path):
     """People who leave it at their answer, and people who do not: three in five."""
-    system, user = games.get("public_goods").prompt()
+    (_, system), (_, user) = games.get("public_goods").prompt()
     spoken = {"[5]": 3.0, "[8]": 3.0, "[5] or so": 2.0, "[20] of [20], or [8]": 2.0}
-    people = [Example(system, user, answer, weight) for answer, weight in spoken.items()]
+    people = [Example.of(system, user, answer, weight) for answer, weight in spoken.items()]
     write_chat(tmp_path / "people.jsonl", people)
     shutil.copytree(run / "base", tmp_path / "base")
     (tmp_path / "base" / "generation_config.json").write_text('{"eos_token_id": [0], "top_k": 1}')
     config = tiny(tmp_path / "run", trained="all")
     config.model.path = str(tmp_path / "base")
     config.data.games, config.data.examples = "", str(tmp_path / "people.jsonl")
-    config.data.observations_per_step = 0
+    config.data.rows_per_step = 0
     config.optimizer.epochs = 100
-    simulator = befm_jax.load(training.train(config))
-    assert 0 in simulator.tokenizer.stop_ids  # what the base says of itself goes with the model
-    assert simulator.origin["ignored_generation_config"] == {"top_k": 1}
-    exact = simulator.distribution("public_goods").ends_after_answer
+    engine = befm_jax.load(training.train(config))
+    assert 0 in engine.tokenizer.stop_ids  # what the base says of itself goes with the model
+    assert engine.origin["ignored_generation_config"] == {"top_k": 1}
+    exact = engine.distribution("public_goods").ends_after_answer
     assert exact == pytest.approx(0.6, abs=0.05)
-    drawn = simulator.simulate("public_goods", 2000, seed=3).answers.ends_after_answer
+    drawn = engine.simulate("public_goods", 2000, seed=3).response.ends_after_answer
     assert drawn == pytest.approx(exact, abs=4 * (0.25 / 1500) ** 0.5)
 
 
 def test_results_say_what_the_model_read_and_how_often_its_turns_end(run):
-    results = json.loads((run / "results.json").read_text())
+    found = results.read(run / "results.json")
     reference = AutoTokenizer.from_pretrained(run / "base")
-    system, user = games.get("public_goods").prompt()
+    (_, system), (_, user) = games.get("public_goods").prompt()
     messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
     ids = reference.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-    for which in ("base", "tuned", "tuned_sampled"):
-        model = results[which]["model"]
-        assert model["first_prompt"]["game"] == "public_goods"
+    for which in ("base", "tuned", "tuned, sampled"):
+        model = found.respondents[which]["description"]
+        assert model["first_prompt"]["item"] == "public_goods"
         assert model["first_prompt"]["ids"] == ids
         assert model["first_prompt"]["text"] == reference.decode(ids)
         assert model["chat_template"]["sha256"] == befm_jax.load(run).tokenizer.template_hash
-        task = results[which]["tasks"]["game_behavior"]
-        ends = [group["model"]["ends_after_answer"] for group in task["groups"].values()]
-        if which == "tuned_sampled":  # nobody need have begun with an answer
-            continue
-        assert task["ends_after_answer"]["min"] == min(ends)
-        assert task["ends_after_answer"]["value"] == pytest.approx(np.mean(ends))
     exact = befm_jax.load(run).distribution("public_goods").ends_after_answer
-    tuned = results["tuned"]["tasks"]["game_behavior"]["groups"]["public_goods"]
-    assert tuned["model"]["ends_after_answer"] == pytest.approx(exact, rel=1e-9)
+    tuned = found.figure("games", "wasserstein", "tuned", {"game": "public_goods"})
+    assert tuned.ends_after_answer == pytest.approx(exact, rel=1e-5)
 
 
 def test_a_run_refuses_its_adapter_under_another_template(run, tmp_path):
@@ -202,14 +202,15 @@ def test_a_run_refuses_its_adapter_under_another_template(run, tmp_path):
 
 
 def test_held_out_people_are_no_training_people(run):
-    config = tiny(run)
     chosen = games.select(GAMES)
-    learnt, held_out = training.people_of(config, chosen)
-    whole = human.reference(chosen)
+    (everybody,) = sources.configured(GAMES, "", "")
+    learnt, held_out = (everybody.part(split).rows for split in ("train", "test"))
+    whole, learnt, held_out = (
+        choices.histograms(rows, chosen) for rows in (everybody.rows, learnt, held_out)
+    )
     for name in GAMES.split(","):
-        rest = whole.counts[name] - learnt.counts[name] - held_out.counts[name]
-        assert (rest >= 0).all()
-        assert learnt.n(name) > 7 * held_out.n(name)
+        assert (whole[name] - learnt[name] - held_out[name] >= 0).all()
+        assert learnt[name].sum() > 7 * held_out[name].sum()
 
 
 class Interrupted(Exception):
@@ -292,11 +293,11 @@ def test_data_that_changed_behind_its_path_is_refused(tmp_path, power_cut):
     config = tiny(tmp_path / "run")
     config.data.humans = str(table)
     config.data.games = "public_goods"
-    config.data.observations_per_step = 20
+    config.data.rows_per_step = 20
     table.write_text("game,choice,count\npublic_goods,5,200\npublic_goods,20,100\n")
     power_cut(config, "tune", 8)
     table.write_text("game,choice,count\npublic_goods,0,200\npublic_goods,20,100\n")
-    with pytest.raises(ConfigError, match="observations changed since this run began"):
+    with pytest.raises(ConfigError, match="data changed since this run began"):
         training.train(config)
 
 
@@ -306,9 +307,9 @@ def test_a_game_that_changed_while_the_base_was_made_is_refused(tmp_path, power_
     config.checkpoints.every = 1
     power_cut(config, "base", 2)
     kept = json.loads((tmp_path / "run" / "inputs.json").read_text())
-    kept["base"]["observations"] = "those of another wording"
+    kept["base"]["data"] = "that of another wording"
     (tmp_path / "run" / "inputs.json").write_text(json.dumps(kept))
-    with pytest.raises(ConfigError, match=r"observations changed .*\(base\)"):
+    with pytest.raises(ConfigError, match=r"data changed .*\(base\)"):
         training.train(config)
 
 
@@ -335,7 +336,7 @@ def test_a_diverging_loss_stops_with_step_source_and_checkpoint(tmp_path, monkey
     config = tiny(tmp_path)
     config.model.scratch.steps = 1
     monkeypatch.setattr(setup.optimizers, "schedule", explode)
-    told = r"tune, step (9|10): .*epoch 1, batch (9|10) of .*last good checkpoint is that of step 5"
+    told = r"tune, step (9|10): .*epoch 0\.[67]\d, .* rows.*last good checkpoint is that of step 5"
     with pytest.raises(NonFiniteLossError, match=told):
         training.train(config)
     assert not (tmp_path / "results.json").exists()
@@ -352,25 +353,21 @@ def test_without_a_checkpoint_the_message_says_so(tmp_path):
 def test_all_parameters_can_be_trained(tmp_path):
     config = tiny(tmp_path, trained="all")
     config.data.games = "public_goods"
-    config.data.observations_per_step = 0
+    config.data.rows_per_step = 0
     config.optimizer.epochs = 20
     training.train(config)
     steps = lines(tmp_path, "tune")
     assert steps[-1]["loss"] < steps[0]["loss"]
-    results = json.loads((tmp_path / "results.json").read_text())
-    reported = results["tuned"]["tasks"]["game_behavior"]["groups"]["public_goods"]
-    shares = befm_jax.load(tmp_path).distribution("public_goods").distribution
-    np.testing.assert_allclose(shares, reported["distribution"]["model"], rtol=1e-9)
+    shares = befm_jax.load(tmp_path).distribution("public_goods").shares
+    np.testing.assert_allclose(shares, reported(tmp_path), rtol=1e-5)
 
 
 def test_examples_of_ones_own_are_learnt_without_any_game(tmp_path):
-    told = [Example("", "What colour is the sky?", "Blue.", 30.0),
-            Example("", "What colour is grass?", "Green.", 30.0)]  # fmt: skip
+    told = [Example.of("", "What colour is the sky?", "Blue.", 30.0),
+            Example.of("", "What colour is grass?", "Green.", 30.0)]  # fmt: skip
     write_chat(tmp_path / "told.jsonl", told)
     config = tiny(tmp_path / "run")
-    config.data = Data(
-        games="", examples=str(tmp_path / "told.jsonl"), slots=128, rows=1, observations_per_step=0
-    )
+    config.data = Data(games="", examples=str(tmp_path / "told.jsonl"), slots=128, rows_per_step=0)
     config.optimizer = Optimizer(epochs=5, learning_rate=1e-2)
     workdir = training.train(config)
     assert lines(workdir, "tune")[-1]["loss"] < lines(workdir, "tune")[0]["loss"]
@@ -383,13 +380,13 @@ def test_transformers_and_peft_read_what_a_run_leaves(run):
     model = PeftModel.from_pretrained(model, run / "adapter").eval()
     tokenizer = AutoTokenizer.from_pretrained(run / "base")
     game = games.get("public_goods")
-    system, user = game.prompt()
+    (_, system), (_, user) = game.prompt()
     expected = []
-    for value in game.values:
+    for written in game.answers.written:
         messages = [
             {"role": "system", "content": system},
             {"role": "user", "content": user},
-            {"role": "assistant", "content": game.answers.format(int(value))},
+            {"role": "assistant", "content": written},
         ]
         given = len(
             tokenizer.apply_chat_template(messages[:2], add_generation_prompt=True)["input_ids"]
@@ -399,7 +396,7 @@ def test_transformers_and_peft_read_what_a_run_leaves(run):
             log_probs = model(ids).logits.log_softmax(-1)[0, given - 1 : -1]
         expected.append(float(log_probs.gather(1, ids[0, given:, None]).sum().exp()))
     found = befm_jax.load(run).distribution(game)
-    np.testing.assert_allclose(found.distribution * (1 - found.outside), expected, rtol=1e-3)
+    np.testing.assert_allclose(found.shares * (1 - found.outside), expected, rtol=1e-3)
 
 
 def test_a_checkpoint_of_ones_own_is_tuned_in_bfloat16(run, tmp_path):
@@ -410,7 +407,7 @@ def test_a_checkpoint_of_ones_own_is_tuned_in_bfloat16(run, tmp_path):
     config.model.path = str(tmp_path / "model")
     config.model.dtype = "bfloat16"
     config.model.remat = True
-    config.data.observations_per_step = 0
+    config.data.rows_per_step = 0
     config.optimizer.epochs = 12
     workdir = training.train(config)
     steps = lines(workdir, "tune")
@@ -418,12 +415,10 @@ def test_a_checkpoint_of_ones_own_is_tuned_in_bfloat16(run, tmp_path):
     assert not (workdir / "base").exists()
     tuned = befm_jax.load(workdir)
     assert tuned.origin["dtype"] == "bfloat16"
-    results = json.loads((workdir / "results.json").read_text())
-    reported = results["tuned"]["tasks"]["game_behavior"]["groups"]["public_goods"]
-    shares = tuned.distribution("public_goods").distribution
-    np.testing.assert_allclose(shares, reported["distribution"]["model"], rtol=1e-6)
+    shares = tuned.distribution("public_goods").shares
+    np.testing.assert_allclose(shares, reported(workdir), atol=0.05)  # packed otherwise
     # Half the bits, the same population.
-    wide = befm_jax.load(workdir, dtype="float32").distribution("public_goods").distribution
+    wide = befm_jax.load(workdir, dtype="float32").distribution("public_goods").shares
     assert 0.5 * np.abs(wide - shares).sum() < 0.05
 
 
@@ -434,18 +429,17 @@ def test_a_run_remembers_what_it_computed_in(tmp_path, field, value, other):
     config = tiny(tmp_path)
     setattr(config.model, field, value)
     config.optimizer.epochs = 1
-    config.data.observations_per_step = 0
+    config.data.rows_per_step = 0
     training.train(config)  # its base is stored whole, in float32
     tuned = befm_jax.load(tmp_path)
     assert tuned.origin[field] == value
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert results["tuned"]["model"][field] == value
-    reported = results["tuned"]["tasks"]["game_behavior"]["groups"]["public_goods"]
-    shares = tuned.distribution("public_goods").distribution
-    np.testing.assert_allclose(shares, reported["distribution"]["model"], rtol=1e-9)
+    found = results.read(tmp_path / "results.json")
+    assert found.respondents["tuned"]["description"][field] == value
+    shares = tuned.distribution("public_goods").shares
+    np.testing.assert_allclose(shares, reported(tmp_path), atol=0.05)  # packed otherwise
     unlike = befm_jax.load(tmp_path, **{field: other})
     assert unlike.origin[field] == other
-    assert not np.allclose(unlike.distribution("public_goods").distribution, shares, rtol=1e-6)
+    assert not np.allclose(unlike.distribution("public_goods").shares, shares, rtol=1e-6)
 
 
 def test_a_run_with_an_adapter_is_no_model_to_tune(run, tmp_path):
@@ -549,8 +543,9 @@ def test_the_best_checkpoint_can_be_the_tuned_model(tmp_path, undoing):
     assert kept == [best, 13, 14]
     # The loss on validation people, worked out anew from what the run left behind.
     tuned = befm_jax.load(tmp_path)
-    chosen = games.select(GAMES)
-    people = human.examples(human.load("", chosen, "validation", 0), chosen)
-    batches = ForestBatches(encode(people, tuned.tokenizer), slots=512, rows=4, epochs=1)
-    loss = make_loss(tuned.model, train_all)(tuned.params, None, batches[0][0])
+    (everybody,) = sources.configured(GAMES, "", "")
+    items = everybody.part("validation").items()
+    people = [example for item in items for example in item.examples()]
+    batch, _ = lay_out(encode(people, tuned.tokenizer), slots=2048, parts=1, seed=0)
+    loss = make_loss(tuned.model, train_all)(tuned.params, None, batch)
     assert float(loss) == pytest.approx(figures[best], rel=1e-5)

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -10,25 +9,26 @@ from tests.helpers.pods import losses, pod, start_pod, write_config
 from tests.helpers.small import real_paths
 
 
-def whole_paths():
-    """Every observation of `real_paths`, as a path of tokens."""
+def tokens_read():
+    """Every observation of `real_paths`, by the tokens that are learnt."""
     wanted = Counter()
-    for path in real_paths(observations=200):
-        wanted[path.prompt + path.answer] += round(path.weight)
+    for one in real_paths(observations=200):
+        for start, stop in one.learnt:
+            for token in one.ids[start:stop]:
+                wanted[token] += round(one.observations)
     return wanted
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_processes_together_read_every_example_exactly_once_an_epoch(tmp_path, processes):
-    pod(processes, str(Path(__file__).parent / "helpers" / "pod_rows.py"), str(tmp_path))
+    pod(processes, "-m", "tests.helpers.pod_rows", str(tmp_path))
     read = [json.loads((tmp_path / f"{index}.json").read_text()) for index in range(processes)]
     found = Counter()
     for mine in read:
-        for _, path, observations in mine:
-            found[tuple(path)] += observations
-    assert found == whole_paths()
-    steps = {step for mine in read for step, *_ in mine}
-    assert steps == set(range(4))
+        for _, token, observations in mine:
+            found[token] += round(observations)
+    assert found == tokens_read()
+    assert {step for mine in read for step, *_ in mine} == set(range(4))
     # Everyone is handed a part of it, and nobody all of it.
     shares = [sum(observations for *_, observations in mine) for mine in read]
     assert min(shares) > 0

@@ -25,8 +25,7 @@ from bench_report import Bench, Goal
 from bench_sides import Found, Side, take_turns
 
 from befm_jax.data import forest as forests
-from befm_jax.data.forest import Forest
-from befm_jax.data.forest import Path as TokenPath
+from befm_jax.data.forest import Encoded, Forest
 from befm_jax.data.pipeline import encode
 from befm_jax.llama import tiny
 from befm_jax.llama.attention import ForestAttention
@@ -123,9 +122,9 @@ def _lengths(random: np.random.Generator, tokens: int) -> list[int]:
     return found
 
 
-def _text(random: np.random.Generator, length: int) -> TokenPath:
+def _text(random: np.random.Generator, length: int) -> Encoded:
     tokens = random.integers(0, 1 << 30, length).tolist()
-    return TokenPath((tokens[0],), tuple(tokens[1:]))
+    return Encoded.of(tokens[:1], tokens[1:])
 
 
 class _Attending:

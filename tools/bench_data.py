@@ -17,9 +17,10 @@ import numpy as np
 
 from befm_jax import files
 from befm_jax.data import choices, games
-from befm_jax.data.examples import Example
 from befm_jax.data.games import Game
+from befm_jax.data.items import Example
 from befm_jax.errors import DataError
+from befm_jax.tasks.games import item_of
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -50,8 +51,8 @@ def seven_games() -> list[Game]:
 def moblab(folder: Path, sample: int, seed: int) -> Data:
     """Every choice in the seven games of MobLab's table; there is nothing to sample."""
     del sample, seed
-    read = choices.read_people(_there(folder / "moblab" / "joint.csv"), seven_games())
-    return Data(choices.examples(read, seven_games()), read.describe().replace("\n", "; "))
+    read = choices.read(_there(folder / "moblab" / "joint.csv"), seven_games())
+    return Data(_examples(read), choices.describe(read).replace("\n", "; "))
 
 
 def bigfive(folder: Path, sample: int, seed: int) -> Data:
@@ -78,7 +79,7 @@ def bigfive(folder: Path, sample: int, seed: int) -> Data:
         for item, statement in wording.items():
             if row[item] in ("1", "2", "3", "4", "5"):
                 user = f"{who}\nThe statement: {statement}"
-                examples.append(Example(QUESTIONNAIRE, user, f"[{row[item]}]"))
+                examples.append(Example.of(QUESTIONNAIRE, user, f"[{row[item]}]"))
     reasons = "; ".join(f"left out, {reason}: {count:,}" for reason, count in left_out.items())
     said = (
         f"{len(examples):,} answers of {len(chosen):,} of {len(usable):,} respondents ({reasons})"
@@ -93,7 +94,7 @@ def literature(folder: Path, sample: int, seed: int) -> Data:
         for row in _rows(_there(folder / "literature_aer" / name)):
             title, abstract = row["title"].strip(), row["abstract"].strip()
             if title and abstract:
-                usable.append(Example("", title, abstract))
+                usable.append(Example.of("", title, abstract))
             else:
                 without += 1
     chosen = np.random.default_rng(seed).permutation(len(usable))[:sample]
@@ -113,13 +114,17 @@ READERS: dict[str, Callable[[Path, int, int], Data]] = {
 
 def game_examples() -> list[Example]:
     """One example for every choice made in the seven games, of the embedded reference."""
-    return choices.examples(choices.reference(seven_games()), seven_games())
+    return _examples(choices.read("", seven_games()))
+
+
+def _examples(read: choices.Choices) -> list[Example]:
+    counts = choices.histograms(read, seven_games())
+    return [one for game in seven_games() for one in item_of(game, counts[game.id]).examples()]
 
 
 def texts(examples: list[Example]) -> list[str]:
     """Every text once, for a tokenizer to learn from."""
-    fields = ("system", "user", "answer")
-    return list(dict.fromkeys(getattr(one, field) for one in examples for field in fields))
+    return list(dict.fromkeys(message.text for one in examples for message in one.messages))
 
 
 def one_by_one(examples: list[Example], number: int, seed: int) -> list[Example]:

@@ -96,7 +96,9 @@ class Training:
         )
         paths = json.loads((self._directory / "paths.json").read_text(encoding="utf-8"))
         self._observations: list[Observation] = [
-            (prompt, answer) for prompt, answer, weight in paths for _ in range(int(weight))
+            (ids[:start], ids[start:stop])
+            for ids, ((start, stop),), observations, _ in paths
+            for _ in range(int(observations))
         ]
 
     def prepare(self) -> dict[str, Any]:
@@ -318,7 +320,7 @@ class Answers(_Generating):
             answers = games.get(name).answers
             for ids in self._generate(question["prompt"], self._drawn, self._new_tokens):
                 texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
-                parsed += sum(answers.parse(text).value is not None for text in texts)
+                parsed += sum(answers.parse(text).position is not None for text in texts)
         seconds = time.perf_counter() - since
         return {
             "answers": self._drawn * len(self._questions),

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from bench_report import Bench, Ratio
 
-from befm_jax.data.examples import Example, write_chat
+from befm_jax.data.examples import write_chat
+from befm_jax.data.items import Example
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOTS, ROWS, STEPS, SKIPPED = 256, 2, 12, 4
@@ -77,7 +78,7 @@ def step_seconds(folder: Path, processes: int) -> dict[str, float]:
     draw = np.random.default_rng(0)
     words = [f"w{number}" for number in range(200)]
     texts = [" ".join(draw.choice(words, WORDS_OF_A_ROW)) for _ in range(ROWS * processes * STEPS)]
-    write_chat(folder / "texts.jsonl", [Example("", text[:20], text[20:]) for text in texts])
+    write_chat(folder / "texts.jsonl", [Example.of("", text[:20], text[20:]) for text in texts])
     config = folder / "config.py"
     config.write_text(
         CONFIG.format(examples=str(folder / "texts.jsonl"), slots=SLOTS, rows=ROWS * processes)

@@ -1,6 +1,6 @@
 """What a model would answer in seven games: read exactly, against sampled and parsed answers.
 
-befm_jax scores every answer of every game once (`Simulator.distribution_each`).  The peer draws
+befm_jax scores every answer of every game once (`Engine.respond`).  The peer draws
 `--answers` answers a game by transformers' `generate` with `num_return_sequences`, in batches of
 the quickest size, no longer than the longest answer that a game allows, and parses the texts.  It
 draws `--peer-answers` of them; `whole` is the time of all, in proportion.  befm_jax is done in a
@@ -26,11 +26,13 @@ from bench_report import Bench, Goal
 from bench_sides import Side, take_turns
 
 from befm_jax.data.games import Game
+from befm_jax.data.responses import Exact
 from befm_jax.inference import score
 from befm_jax.llama.model import Llama
 from befm_jax.llama.tokenizer import Tokenizer
 from befm_jax.models import ResolvedModel
-from befm_jax.respondents.engine import Simulator
+from befm_jax.respondents.engine import Engine
+from befm_jax.tasks.games import item_of
 
 GOAL = 300.0
 PEER_ANSWERS = {"tiny": 250, "100m": 16, "8b": 1000}
@@ -64,7 +66,7 @@ def run(arguments: argparse.Namespace) -> Bench:
         common = {"directory": made, "dtype": at.dtype}
         found = take_turns(
             {
-                "ours": Side("bench_score.Exact", common | {"seconds": arguments.seconds}),
+                "ours": Side("bench_score.Ours", common | {"seconds": arguments.seconds}),
                 "peer": Side(
                     "bench_peers.Answers",
                     common
@@ -115,15 +117,15 @@ def run(arguments: argparse.Namespace) -> Bench:
 
 
 def _question(game: Game, tokenizer: Tokenizer) -> dict[str, Any]:
-    written = [list(tokenizer.answer(game.answers.format(int(value)))) for value in game.values]
+    written = [list(tokenizer.answer(text)) for text in game.answers.written]
     return {
-        "prompt": list(tokenizer.prompt(*game.prompt())),
+        "prompt": list(tokenizer.prompt(game.prompt())),
         "checked": [written[0], written[len(written) // 2], written[-1]],
         "longest": max(map(len, written)),
     }
 
 
-class Exact:
+class Ours:
     """This project's side."""
 
     def __init__(self, directory: str, dtype: str, seconds: float) -> None:
@@ -132,15 +134,16 @@ class Exact:
         config, params = bench_models.load(path, dtype)
         model = Llama(config, dtype=jnp.dtype(dtype))
         tokenizer = Tokenizer.load(path)
-        self._simulator = Simulator(model, params, tokenizer, {}, ResolvedModel(path, directory))
+        self._engine = Engine(model, params, tokenizer, {}, ResolvedModel(path, directory))
+        self._items = [item_of(game) for game in bench_data.seven_games()]
         self._questions = json.loads((path / "questions.json").read_text(encoding="utf-8"))
 
     def prepare(self) -> dict[str, Any]:
         """Log-probabilities of some answers; compiles every program."""
         since = time.perf_counter()
-        simulator = self._simulator
+        engine = self._engine
         asked = [(one["prompt"], one["checked"]) for one in self._questions.values()]
-        scored = score.each_answers(simulator.model, simulator.params, asked)
+        scored = score.each_answers(engine.model, engine.params, asked)
         self.round()
         return {
             "seconds": time.perf_counter() - since,
@@ -155,8 +158,8 @@ class Exact:
         answers = times = 0
         since = time.perf_counter()
         while True:
-            each = self._simulator.distribution_each(bench_data.seven_games())
-            answers += sum(len(found.weights) for found in each)
+            each = self._engine.respond(self._items, Exact())
+            answers += sum(len(found.shares) for found in each)
             times += 1
             seconds = time.perf_counter() - since
             if seconds >= self._seconds:

@@ -42,8 +42,8 @@ from bench_sides import Found, Side, take_turns
 from safetensors.numpy import load_file
 
 from befm_jax.adapters import peft
-from befm_jax.data.forest import Forest, Path
-from befm_jax.data.pipeline import ForestBatches, encode
+from befm_jax.data.forest import Encoded, Forest, Reads
+from befm_jax.data.pipeline import encode, lay_out
 from befm_jax.distributed import mesh as meshes
 from befm_jax.errors import UserError
 from befm_jax.llama.config import LlamaConfig
@@ -205,7 +205,7 @@ def _write(directory: File, name: str, sample: int, slots: int, at: Where, share
         bench_models.make(directory, at, bench_data.texts(bench_data.game_examples()))
         vocabulary = json.loads((directory / "config.json").read_text())["vocab_size"]
         rows = np.random.default_rng(0).integers(0, vocabulary, (sample, slots)).tolist()
-        paths = [Path((row[0],), tuple(row[1:])) for row in rows]
+        paths = [Encoded.of(row[:1], row[1:]) for row in rows]
         checked, said = paths[:1], f"{sample} random rows of {slots} tokens"
     else:
         data: Data = bench_data.READERS[name](shared, sample, 0)
@@ -225,8 +225,8 @@ def _write(directory: File, name: str, sample: int, slots: int, at: Where, share
     return said
 
 
-def _fits(path: Path, slots: int) -> bool:
-    return bool(path.answer) and len(path.prompt) + len(path.answer) <= slots
+def _fits(one: Encoded, slots: int) -> bool:
+    return bool(one.learnt) and len(one.ids) <= slots
 
 
 def _difference(directory: File) -> float:
@@ -285,7 +285,7 @@ class Forests:
         chosen = max(rates, key=lambda setting: rates[setting])
         if len(rates) > 1:
             self._set(chosen)
-        batches = self._batches.report
+        batches = self._report
         return found | {
             "seconds": time.perf_counter() - since,
             "said": f"a step takes all {batches.observations:,.0f} observations in "
@@ -304,15 +304,14 @@ class Forests:
         mesh = meshes.make_mesh(data=len(devices), devices=devices)
         layout = meshes.layout_over(mesh)
         model = Llama(self._config, dtype=self._dtype, remat=setting.remat, layout=layout)
-        self._batches = ForestBatches(
+        self._batch, self._report = lay_out(
             _paths(self._directory / "paths.json"),
-            slots=self._slots,
-            rows=setting.rows * len(devices),
-            epochs=1,
+            slots=self._slots * setting.rows,
             parts=len(devices),
+            seed=0,
         )
         adapter = peft.load(self._directory / bench_models.ADAPTER, self._config)
-        self._operations = operations(self._config, self._batches[0][0].forest, adapter)
+        self._operations = operations(self._config, *self._batch, adapter)
         state = steps.init_state(adapter, self._optimizer, seed=0)
         # Where a run has them: the second step would otherwise be compiled again.
         placed = jax.tree.map(lambda _: meshes.everywhere(mesh), state)
@@ -326,16 +325,15 @@ class Forests:
     def _steps(self, seconds: float) -> dict[str, Any]:
         taken, since = 0, time.perf_counter()
         while True:
-            batch, source = self._batches[taken]
-            batch = jax.device_put(batch, self._placed)
+            batch = jax.device_put(self._batch, self._placed)
             self._state, metrics = self._step(self._state, self._base, batch)
             jax.block_until_ready(metrics.loss)
             taken += 1
             passed = time.perf_counter() - since
             if passed >= seconds:
                 return {
-                    "observations": taken * source.report.observations,
-                    "tokens": taken * source.report.slots_used,
+                    "observations": taken * self._report.observations,
+                    "tokens": taken * self._report.slots_used,
                     "seconds": passed,
                     "utilisation": 100 * taken * self._operations / passed / self._peak,
                 }
@@ -343,7 +341,7 @@ class Forests:
     def _write_gradient(self) -> float:
         model = Llama(self._config, dtype=self._dtype)
         checked = _paths(self._directory / "checked.json")
-        batch, _ = ForestBatches(checked, slots=self._slots, rows=len(checked), epochs=1)[0]
+        batch, _ = lay_out(checked, slots=self._slots * len(checked), parts=1, seed=0)
         adapter = peft.load(self._directory / bench_models.ADAPTER, self._config)
         compute = jax.jit(
             lambda base, trained: steps.value_and_gradient(
@@ -355,19 +353,18 @@ class Forests:
         return float(loss)
 
 
-def operations(config: LlamaConfig, forest: Forest, adapter: Any) -> float:
+def operations(config: LlamaConfig, forest: Forest, reads: Reads, adapter: Any) -> float:
     """What a LoRA step needs, in additions and multiplications; the module says what is counted."""
     width, layers = config.hidden_size, config.num_hidden_layers
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
     linears = layers * (2 * width * (queries + keys) + 3 * width * config.intermediate_size)
     trained = sum(leaf.size for leaf in jax.tree.leaves(adapter.weights))
-    parent, learnt = np.asarray(forest.parent), np.asarray(forest.weight) > 0
+    parent = np.asarray(forest.parent)
     slot = np.arange(parent.shape[-1])
     used = (parent >= 0) | (np.asarray(forest.end) > slot)
     pairs = float((np.asarray(forest.depth)[used] + 1).sum())
-    row = np.arange(parent[..., 0].size).reshape(*parent.shape[:-1], 1)
-    read = len(np.unique((row * len(slot) + parent)[learnt]))
+    read = int((np.asarray(reads.column).max(axis=-1) + 1).sum())
     return (
         float(used.sum()) * (4 * linears + 6 * trained)
         + 4 * read * width * config.vocab_size
@@ -375,8 +372,8 @@ def operations(config: LlamaConfig, forest: Forest, adapter: Any) -> float:
     )
 
 
-def _paths(file: File) -> list[Path]:
+def _paths(file: File) -> list[Encoded]:
     return [
-        Path(tuple(prompt), tuple(answer), weight)
-        for prompt, answer, weight in json.loads(file.read_text(encoding="utf-8"))
+        Encoded(tuple(ids), tuple(map(tuple, learnt)), observations, scale)
+        for ids, learnt, observations, scale in json.loads(file.read_text(encoding="utf-8"))
     ]

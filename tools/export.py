@@ -21,11 +21,12 @@ from typing import Any
 
 from befm_jax import cli, files
 from befm_jax.adapters import export
-from befm_jax.data import choices, games
+from befm_jax.data import games
 from befm_jax.errors import UserError
 from befm_jax.llama import config as llama_config
 from befm_jax.models import resolve_model
 from befm_jax.respondents import merging
+from befm_jax.tasks import sources
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -48,13 +49,15 @@ def main() -> None:
         else:
             cli.keep_compiled_programs()
             asked = games.select(arguments.games or "all")
+            wanted = sources.select("games", asked, arguments.humans) if arguments.games else []
+            people = wanted[0] if wanted else None
             report = merging.merged(
                 arguments.model,
                 arguments.adapter,
                 arguments.out,
                 max_shard_bytes=arguments.max_shard_size,
                 asked=asked,
-                humans=choices.load(arguments.humans, asked, "all") if arguments.games else None,
+                people=people,
                 force_template=arguments.force_template,
             )
             files.write_object(arguments.out / "merge.json", report)

@@ -1,4 +1,4 @@
-"""What a base in eight bits costs: logits, distributions and every metric beside the stored one's.
+"""What a base in eight bits costs: logits, distributions and every measure beside the stored one's.
 
     python tools/int8_quality.py --model runs/quickstart [--adapter DIR] [--games all]
         [--humans people.csv] [--dtype float32] [--resamples 10000] [--json int8.json]
@@ -10,7 +10,7 @@ stored and with them rounded, an adapter on top of either, and answers the games
   and one answer, in percent of the range of all logits;
 - *KL*: divergence of the rounded model's distribution from the stored one's, in nats, over a
   game's answers and, as one more, everything that is none;
-- *metrics*: those of `game_behavior`, against people whom the model has not seen, with intervals.
+- *measures*: those of the task "games", on people whom the model has not seen, with intervals.
   The same resamples of people serve both sides, so that the difference has an interval of its own,
   much narrower than theirs.
 """
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,28 +30,28 @@ import numpy as np
 
 from befm_jax import cli
 from befm_jax.config import DTYPES
-from befm_jax.data import choices as human
 from befm_jax.data import games
-from befm_jax.data.choices import People
 from befm_jax.data.games import Game
+from befm_jax.data.items import AnswerSet, Item
+from befm_jax.data.responses import Exact, Response
 from befm_jax.errors import UserError
-from befm_jax.evals import resampling
-from befm_jax.evals.answers import Answers
-from befm_jax.evals.measures import METRICS
+from befm_jax.evals import measures, resampling
 from befm_jax.evals.resampling import Resampled
-from befm_jax.evals.tasks import game_behavior
-from befm_jax.evaluate import provenance, which_people
+from befm_jax.evals.results import Results
+from befm_jax.evaluate import held_out
 from befm_jax.respondents import merging
 from befm_jax.respondents.engine import load
+from befm_jax.tasks import sources
+from befm_jax.tasks.games import GAMES
 
 SIDES = {"stored": "no", "int8": "int8"}
 
 
 class Found(NamedTuple):
-    """What one side says: its logits, one array `[T, V]` a game, and its answers."""
+    """What one side says: its logits, one array `[T, V]` a game, and its responses."""
 
     logits: list[np.ndarray]
-    answers: dict[str, Answers]
+    responses: dict[str, Response]
 
 
 def main() -> None:
@@ -87,11 +88,9 @@ def parser() -> argparse.ArgumentParser:
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Every figure of both sides, in the layout of `--json`."""
-    chosen = games.select(arguments.games)
-    everyone = human.load(arguments.humans, chosen)
-    played = [game for game in chosen if everyone.n(game.id)]
-    if not played:
-        raise UserError(f"--games {arguments.games}: nobody has played any of these")
+    (everybody,) = sources.select("games", games.select(arguments.games), arguments.humans)
+    everyone = everybody.items()
+    played = [games.get(item.id) for item in everyone]
     found: dict[str, Found] = {}
     for side, quantize in SIDES.items():
         # One model at a time: two of the size that is worth rounding may not fit.
@@ -99,29 +98,27 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
             arguments.model, arguments.adapter, arguments.dtype, quantize, arguments.force_template
         )
         logits = merging.answer_logits(model, played, whole=True)
-        each = zip(played, model.distribution_each(played), strict=True)
-        found[side] = Found(logits, {game.id: answers for game, answers in each})
-        origin, device = model.described(played), model.device
+        responses = {one.item: one for one in model.respond(everyone, Exact())}
+        found[side] = Found(logits, responses)
+        origin = model.describe() | {"first_prompt": model.first_prompt(everyone)}
+        device = model.device
         del model
-    split, split_seed = which_people(origin.get("trained_on", {}), everyone, arguments.humans)
-    people = human.load(arguments.humans, chosen, split, split_seed)
-    compared = [game for game in played if people.n(game.id)]
-    return provenance() | {
+    people, _ = held_out(everybody, origin.get("trained_on", {}), None, None)
+    return Results().head | {
         "command": " ".join(["python", *sys.argv]),
         "model": {name: value for name, value in origin.items() if name != "quantize"},
         "device": device,
-        "people": {"source": people.source, "split": people.split},
+        "people": {"source": people.rows.source, "split": people.rows.split},
         "resamples": arguments.resamples,
         "seed": arguments.seed,
         **logit_errors(played, found["stored"].logits, found["int8"].logits),
         "kl": {
-            game.id: divergence(*(found[side].answers[game.id] for side in SIDES))
+            game.id: divergence(*(found[side].responses[game.id] for side in SIDES))
             for game in played
         },
-        "metrics": metrics(
-            compared,
-            {side: found[side].answers for side in SIDES},
-            people,
+        "measures": compared(
+            people.items(),
+            {side: found[side].responses for side in SIDES},
             arguments.resamples,
             arguments.seed,
         ),
@@ -154,68 +151,75 @@ def logit_errors(
     }
 
 
-def divergence(stored: Answers, rounded: Answers) -> float:
+def divergence(stored: Response, rounded: Response) -> float:
     """KL(stored || rounded) in nats, over a game's answers and all that is none, as one more."""
-    p, q = (
-        np.append(one.distribution * (1 - one.outside), one.outside) for one in (stored, rounded)
-    )
+    p, q = (np.append(one.shares * (1 - one.outside), one.outside) for one in (stored, rounded))
     there = p > 0
     with np.errstate(divide="ignore"):  # where the rounded one excludes what the other says: inf
         return float(np.sum(p[there] * np.log(p[there] / q[there])))
 
 
-def metrics(
-    compared: Sequence[Game],
-    answers: Mapping[str, Mapping[str, Answers]],
-    people: People,
+def compared(
+    items: Sequence[Item],
+    responses: Mapping[str, Mapping[str, Response]],
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Each metric, mean over games and game by game: both sides and the difference, int8 - stored.
+    """Each measure, mean over games and game by game: both sides and the difference, int8 - stored.
 
-    The resamples are those of `game_behavior`, and the same for both sides.
+    The resamples are those of `befm_jax.evaluate`, and the same for both sides.
     """
-    by_game = {
-        game.id: {
-            side: game_behavior.compare(
-                game, answers[side][game.id], people.counts[game.id], resamples, seed
+    known = [measures.get(name) for name in GAMES.measures]
+    by_game: dict[str, dict[str, dict[str, Resampled]]] = {}
+    for item in items:
+        assert isinstance(item.answers, AnswerSet), "games have closed sets of answers"
+        values, people = np.asarray(item.answers.values), np.asarray(item.target)
+        by_game[item.id] = {
+            side: resampling.compare(
+                values,
+                responses[side][item.id].shares,
+                people,
+                exact=True,
+                resamples=resamples,
+                rng=np.random.default_rng([seed, zlib.crc32(item.id.encode())]),
+                measures=known,
             )
             for side in SIDES
         }
-        for game in compared
-    }
-    return {
-        name: {
-            "unit": metric.unit,
-            "mean": _figures(
-                name,
-                {
-                    side: resampling.mean([of[side][name] for of in by_game.values()])
-                    for side in SIDES
-                },
-            ),
-            "games": {
-                game: _figures(name, {side: of[side][name] for side in SIDES})
-                for game, of in by_game.items()
-            },
+    found = {}
+    for measure in known:
+        games_of = {
+            game: {side: of[side][measure.name] for side in SIDES} for game, of in by_game.items()
         }
-        for name, metric in METRICS.items()
-    }
+        mean = {
+            side: Resampled(
+                value=float(np.mean([of[side].value for of in games_of.values()])),
+                replicates=np.mean([of[side].replicates for of in games_of.values()], axis=0),
+                floor=np.nan,
+                ceiling=np.nan,
+            )
+            for side in SIDES
+        }
+        found[measure.name] = {
+            "unit": measure.unit,
+            "mean": _figures(measure, mean),
+            "games": {game: _figures(measure, sides) for game, sides in games_of.items()},
+        }
+    return found
 
 
-def _figures(name: str, sides: Mapping[str, Resampled]) -> dict[str, Any]:
+def _figures(measure: measures.Measure, sides: Mapping[str, Resampled]) -> dict[str, Any]:
     """Value and interval of both sides and of the difference; None where undefined."""
-    metric = METRICS[name]
     stored, rounded = (sides[side] for side in SIDES)
-    anything = replace(metric, lower=-np.inf, upper=np.inf)
+    anything = replace(measure, low=-np.inf, high=np.inf)
     return {
         label: {
             "value": value if np.isfinite(value) else None,
             "ci95": resampling.interval(value, replicates, within),
         }
         for label, value, replicates, within in (
-            ("stored", stored.value, stored.replicates, metric),
-            ("int8", rounded.value, rounded.replicates, metric),
+            ("stored", stored.value, stored.replicates, measure),
+            ("int8", rounded.value, rounded.replicates, measure),
             (
                 "difference",
                 rounded.value - stored.value,
@@ -240,7 +244,7 @@ def table(report: Mapping[str, Any]) -> str:
         f"{'game':22}{'largest':>10}{'rms':>10}{'KL, nats':>12}"
         f"{'Wasserstein stored':>21}{'int8':>9}{'difference, 95 % interval':>32}",
     ]
-    moved = report["metrics"]["wasserstein"]["games"]
+    moved = report["measures"]["wasserstein"]["games"]
     for game, errors in report["logit_error_by_game"].items():
         line = (
             f"{game:22}{errors['largest'] / spread:>10.3%}{errors['rms'] / spread:>10.4%}"
@@ -252,7 +256,7 @@ def table(report: Mapping[str, Any]) -> str:
             line += f"{_difference(sides['difference']):>32}"
         lines.append(line)
     lines += ["", f"{'mean over games':22}{'stored':>28}{'int8':>28}{'difference':>32}"]
-    for name, one in report["metrics"].items():
+    for name, one in report["measures"].items():
         mean = one["mean"]
         lines.append(
             f"{name:22}{_with_interval(mean['stored']):>28}{_with_interval(mean['int8']):>28}"

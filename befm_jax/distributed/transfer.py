@@ -52,20 +52,6 @@ def gather(tree: Any) -> Any:
     return jax.tree.map(whole, tree)
 
 
-def all_gather(numbers: np.ndarray) -> list[np.ndarray]:
-    """Every process's int32 numbers, in the order of the processes; they may differ in length.
-
-    All processes must ask together.
-    """
-    if jax.process_count() == 1:
-        return [numbers]
-    lengths = multihost_utils.process_allgather(np.array(len(numbers), np.int32)).ravel()
-    padded = np.zeros(max(1, int(lengths.max())), np.int32)
-    padded[: len(numbers)] = numbers
-    every = multihost_utils.process_allgather(padded)
-    return [row[:length] for row, length in zip(every, lengths, strict=True)]
-
-
 def all_agree(holds: bool) -> bool:
     """Whether something holds in every process; all must ask together."""
     if jax.process_count() == 1:

@@ -1,10 +1,15 @@
-"""A model as a population: `befm_jax.load(...)`, `.distribution(game)`, `.simulate(game, n)`."""
+"""A model on this machine's devices as a respondent: `befm_jax.load(...)`.
+
+It answers items exactly, every answer scored, or by draws; `.distribution(game)` and
+`.simulate(game, n)` ask it for one game.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +22,14 @@ from befm_jax.adapters import chat_template, lora, peft
 from befm_jax.config import DTYPES
 from befm_jax.data import games
 from befm_jax.data.games import Game
+from befm_jax.data.items import AnswerSet, FreeText, Item
+from befm_jax.data.responses import Exact, How, Response, Sampled
 from befm_jax.distributed import mesh as meshes
 from befm_jax.distributed import transfer
-from befm_jax.errors import UserError
-from befm_jax.evals.answers import Answers
+from befm_jax.errors import DataError, UserError
 from befm_jax.inference import sample, score
-from befm_jax.inference.sample import Draws, Request, Sampling
+from befm_jax.inference.next_token import Sampling
+from befm_jax.inference.sample import Draws, Request
 from befm_jax.llama import config as llama_config
 from befm_jax.llama import generation_config, hf
 from befm_jax.llama.config import LlamaConfig
@@ -35,21 +42,23 @@ from befm_jax.models import ResolvedModel, resolve_model
 class Simulation:
     """What a simulated population answered in one game.
 
-    `choices`: one a participant, in the game's unit; None where the text held no answer of the
-    set.  `texts`: what they wrote, untrusted text of a model.  `answers`: the counts, for scoring.
+    `choices`: one a participant, in the game's unit (a named action by its number); None where the
+    text held no answer of the set.  `texts`: what they wrote, untrusted text of a model.
+    `response`: the counts.
     """
 
     game: str
-    choices: list[int | None]
+    choices: list[float | None]
     texts: list[str]
-    answers: Answers
+    response: Response
 
 
 @dataclass(frozen=True)
-class Simulator:
-    """A model with its tokenizer, ready to answer.
+class Engine:
+    """A model with its tokenizer, ready to answer (a `data.responses.Respondent`).
 
-    `origin` says what was loaded, for output files; `resolved` is where its files are.
+    `origin` says what was loaded, for output files; `resolved` is where its files are; `cache` is
+    what sampling keeps keys and values in ("full" or "int8").
     """
 
     model: Llama
@@ -57,109 +66,135 @@ class Simulator:
     tokenizer: Tokenizer
     origin: dict[str, Any]
     resolved: ResolvedModel
+    cache: str = "full"
+
+    @property
+    def name(self) -> str:
+        """What it was loaded by."""
+        return str(self.origin["path"])
 
     @property
     def device(self) -> str:
         """The number and kind of the devices that share the model, in words."""
         return meshes.devices_in_words(jax.tree.leaves(self.params)[0].sharding.device_set)
 
-    def distribution(self, game: str | Game) -> Answers:
-        """The model's exact distribution over a game's answers, and the mass outside them.
+    def describe(self) -> dict[str, Any]:
+        """What was loaded: path, commit, adapter, template, dtype, mesh."""
+        return self.origin | ({"cache": self.cache} if self.cache != "full" else {})
 
-        Not a sample: every answer is scored.  Raises DataError for an unknown game.
+    def respond(self, items: Sequence[Item], how: How) -> Iterator[Response]:
+        """A response to every item.
+
+        Exact: in the items' order, packed; what their prompts share is computed once, and what else
+        is asked moves a response by float rounding at most.  Sampled: each as it is done; the seed
+        of `how` and an item's id say who its participants are, whatever else is asked.
+
+        Raises:
+            DataError: free text cannot be scored.
+            RowTooShortError: a prompt with an answer is longer than `score.LONGEST_ROW` tokens.
         """
-        return next(self.distribution_each([game]))
+        return self._exact(items) if isinstance(how, Exact) else self._sampled(items, how)
 
-    def distribution_each(self, asked: Sequence[str | Game]) -> Iterator[Answers]:
-        """`distribution` for several games, in their order.
+    def _exact(self, items: Sequence[Item]) -> Iterator[Response]:
+        encoded = lru_cache(maxsize=None)(self.tokenizer.answer)
 
-        While one is computed the next is made ready; none moves a bit of another's.
-        """
-        chosen = [_game(game) for game in asked]
-        for found in score.each_answers(self.model, self.params, map(self._question, chosen)):
-            yield Answers(
+        def question(item: Item) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+            if isinstance(item.answers, FreeText):
+                raise DataError(f"item {item.id}: free text has no distribution; draw it instead")
+            return self.tokenizer.prompt(item.prompt), [encoded(a) for a in item.answers.written]
+
+        scored = score.each_answers(self.model, self.params, map(question, items))
+        for item, found in zip(items, scored, strict=True):
+            yield Response(
+                item.id,
                 found.probabilities,
                 exact=True,
                 outside=found.outside,
-                total=None,
                 ends_after_answer=found.ends_after_answer,
             )
 
-    def _question(self, game: Game) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-        """Ids of a game's prompt, and of each of its answers."""
-        answers = game.answers
-        written = [self.tokenizer.answer(answers.format(value)) for value in answers.values]
-        return self.tokenizer.prompt(*game.prompt()), written
+    def _sampled(self, items: Sequence[Item], how: Sampled) -> Iterator[Response]:
+        # Items of one length of answers together: the loop goes on until the longest is done.
+        by_length: dict[int, list[Item]] = {}
+        for item in items:
+            free = isinstance(item.answers, FreeText)
+            length = item.answers.max_tokens if free else how.max_tokens  # type: ignore[union-attr]
+            by_length.setdefault(length, []).append(item)
+        for length, together in by_length.items():
+            requests = [
+                Request(self.tokenizer.prompt(item.prompt), how.n, _seed(how.seed, item.id))
+                for item in together
+            ]
+            populations = sample.each_population(
+                self.model,
+                self.params,
+                requests,
+                stop_ids=self.tokenizer.stop_ids,
+                sampling=Sampling(how.temperature, how.top_k, how.top_p, length, self.cache),
+            )
+            for number, draws in populations:
+                yield self._response(together[number], draws)
 
-    def simulate(
-        self, game: str | Game, n: int, seed: int = 0, sampling: Sampling | None = None
-    ) -> Simulation:
-        """`n` participants answer a game, each by a draw of their own.
-
-        The same seed gives the same participants; different games draw independently of each
-        other.  Raises DataError for an unknown game, ValueError for `n` below 1.
-        """
-        return next(self.simulate_each([game], n, seed, sampling))
-
-    def simulate_each(
-        self, asked: Sequence[str | Game], n: int, seed: int = 0, sampling: Sampling | None = None
-    ) -> Iterator[Simulation]:
-        """`simulate` for several games, whose prompts are computed together.
-
-        Yields each when it is done, not in the order asked.
-        """
-        chosen = [_game(game) for game in asked]
-        requests = [
-            Request(self.tokenizer.prompt(*game.prompt()), n, _seed(seed, game)) for game in chosen
-        ]
-        populations = sample.each_population(
-            self.model,
-            self.params,
-            requests,
-            stop_ids=self.tokenizer.stop_ids,
-            sampling=sampling,
-        )
-        for number, draws in populations:
-            yield self._simulation(chosen[number], draws)
-
-    def _simulation(self, game: Game, draws: Draws) -> Simulation:
+    def _response(self, item: Item, draws: Draws) -> Response:
         rows = [
             tuple(row[:length].tolist())
             for row, length in zip(draws.tokens, draws.lengths, strict=True)
         ]
-        texts = [self.tokenizer.decode(row) for row in rows]
-        parsed = [game.answers.parse(text) for text in texts]
-        choices = [one.value for one in parsed]
-        values, numbers = np.unique([c for c in choices if c is not None], return_counts=True)
-        counts = np.zeros(len(game.values), np.int64)
-        counts[np.searchsorted(game.values, values)] = numbers
-        # Of those who began with an answer as the game writes it, who left it at that?
-        stems = {self.tokenizer.answer(game.answers.format(int(v)))[:-1] for v in game.values}
+        texts = tuple(self.tokenizer.decode(row) for row in rows)
+        if isinstance(item.answers, FreeText):
+            return Response(item.id, None, exact=False, draws=len(texts), texts=texts)
+        answers: AnswerSet = item.answers
+        parsed = [answers.parse(text) for text in texts]
+        positions = [one.position for one in parsed if one.position is not None]
+        # Of those who began with an answer as it is written, who left it at that?
+        stems = {self.tokenizer.answer(text)[:-1] for text in answers.written}
         lengths = {len(stem) for stem in stems}
         left_at_that = [
             bool(stopped) and row in stems
             for row, stopped in zip(rows, draws.stopped, strict=True)
             if any(row[:length] in stems for length in lengths)
         ]
-        answers = Answers.from_counts(
-            counts,
-            unparsed=sum(one.reason == "no answer" for one in parsed),
-            out_of_set=sum(one.reason == "outside the answer set" for one in parsed),
+        return Response.from_counts(
+            item.id,
+            np.bincount(positions, minlength=len(answers)),
+            unread=sum(one.reason == "no answer" for one in parsed),
+            not_allowed=sum(one.reason == "outside the answer set" for one in parsed),
+            texts=texts,
             ends_after_answer=float(np.mean(left_at_that)) if left_at_that else None,
         )
-        return Simulation(game.id, choices, texts, answers)
 
-    def described(self, asked: Sequence[Game]) -> dict[str, Any]:
-        """`origin`, and the first of these games' prompts as the model reads it.
+    def distribution(self, game: str | Game) -> Response:
+        """The model's exact distribution over a game's answers, and the mass outside them.
 
-        `first_prompt` has the `game`, the token `ids`, and their `text`: decoded from the ids,
-        special tokens written out.
+        Not a sample: every answer is scored.  Raises DataError for an unknown game.
         """
-        if not asked:
-            return self.origin
-        ids = list(self.tokenizer.prompt(*asked[0].prompt()))
-        text = self.tokenizer.decode(ids, special=True)
-        return self.origin | {"first_prompt": {"game": asked[0].id, "ids": ids, "text": text}}
+        return next(self.respond([_item(game)], Exact()))
+
+    def simulate(
+        self, game: str | Game, n: int, seed: int = 0, how: Sampled | None = None
+    ) -> Simulation:
+        """`n` participants answer a game, each by a draw of their own.
+
+        The same seed gives the same participants; different games draw independently of each
+        other.  Raises DataError for an unknown game, or `n` below 1.
+        """
+        chosen = games.get(game) if isinstance(game, str) else game
+        asked = replace(how or Sampled(), n=n, seed=seed)
+        response = next(self.respond([_item(chosen)], asked))
+        positions = [chosen.answers.parse(text).position for text in response.texts]
+        values = chosen.values.tolist()
+        choices = [None if at is None else values[at] for at in positions]
+        return Simulation(chosen.id, choices, list(response.texts), response)
+
+    def first_prompt(self, items: Sequence[Item]) -> dict[str, Any]:
+        """The first item's prompt as the model reads it, for output files.
+
+        `item`, the token `ids`, and their `text`: decoded from the ids, special tokens written out.
+        """
+        if not items:
+            return {}
+        ids = list(self.tokenizer.prompt(items[0].prompt))
+        return {"item": items[0].id, "ids": ids, "text": self.tokenizer.decode(ids, special=True)}
 
 
 def load(
@@ -169,7 +204,8 @@ def load(
     quantize: str | None = None,
     force_template: bool = False,
     devices: int | Sequence[jax.Device] | None = None,
-) -> Simulator:
+    cache: str = "full",
+) -> Engine:
     """Loads a training run, a Hugging Face directory or a hub id, optionally with an adapter.
 
     `dtype` ("float32" or "bfloat16") is what the layers compute in and `quantize` ("no" or "int8")
@@ -180,14 +216,15 @@ def load(
     `devices` share the weights, as far as the model's heads allow, and beyond that the prompts and
     participants: so many of this process's, or those given (of other processes too, where all load
     the same).  By default all accelerators of this process, or one CPU device.  A population is the
-    same on any number of them, to the token, but for the rounding of float32.
+    same on any number of them, to the token, but for the rounding of float32.  `cache`: what
+    sampling keeps keys and values in, the dtype of the layers ("full") or "int8".
 
     Raises:
         FileNotFoundError: a directory or a file in it is missing.
         UserError: a model, tokenizer or adapter that can't be used, or more devices than there
             are; the message says why.
     """
-    chosen = _chosen(devices)
+    chosen = _devices(devices)
     resolved = resolve_model(model, adapter)
     origin: dict[str, Any] = {"path": str(model)}
     if resolved.run:
@@ -198,7 +235,7 @@ def load(
     # All that can be wrong is said before the weights are read.
     config = llama_config.read(resolved.directory)
     tokenizer = fitting_tokenizer(resolved.directory, config)
-    origin |= said_of_text(resolved.directory, tokenizer)
+    origin |= text_metadata(resolved.directory, tokenizer)
     tuned = None
     if resolved.adapter is not None:
         origin["adapter"] = str(resolved.adapter if adapter is None else adapter)
@@ -217,10 +254,10 @@ def load(
     compute = jnp.dtype(dtype or resolved.run.get("dtype", fitting))
     origin |= {"dtype": compute.name, "quantize": quantize, "mesh": meshes.in_words(mesh)}
     answering = Llama(config, dtype=compute, layout=meshes.layout_over(mesh))
-    return Simulator(answering, params, tokenizer, origin, resolved)
+    return Engine(answering, params, tokenizer, origin, resolved, cache)
 
 
-def _chosen(devices: int | Sequence[jax.Device] | None) -> list[jax.Device]:
+def _devices(devices: int | Sequence[jax.Device] | None) -> list[jax.Device]:
     """The devices that `load` is told of.
 
     Raises UserError where this process has not so many, or none is given.
@@ -253,7 +290,7 @@ def fitting_tokenizer(directory: Path, config: LlamaConfig) -> Tokenizer:
     return tokenizer
 
 
-def said_of_text(directory: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+def text_metadata(directory: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     """What `origin` says of a model's chat template, and of sampling settings that it ignores."""
     ignored = generation_config.read(directory).ignored
     return {"chat_template": {"sha256": tokenizer.template_hash}} | (
@@ -261,10 +298,11 @@ def said_of_text(directory: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     )
 
 
-def _game(game: str | Game) -> Game:
-    return games.get(game) if isinstance(game, str) else game
+def _item(game: str | Game) -> Item:
+    chosen = games.get(game) if isinstance(game, str) else game
+    return Item(chosen.id, chosen.prompt(), chosen.answers, labels={"game": chosen.id})
 
 
-def _seed(seed: int, game: Game) -> int:
-    """A seed for each game, so that a participant's draws in one say nothing of another."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{game.id}".encode()).digest()[:4], "big")
+def _seed(seed: int, item: str) -> int:
+    """A seed for each item, so that a participant's draws in one say nothing of another."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{item}".encode()).digest()[:4], "big")

@@ -18,15 +18,17 @@ import numpy as np
 from jaxtyping import Float32
 
 from befm_jax.adapters import export
-from befm_jax.data.choices import People
 from befm_jax.data.games import Game
-from befm_jax.evals.tasks import game_behavior
+from befm_jax.data.responses import Exact
+from befm_jax.evals.evaluate import evaluate
 from befm_jax.inference.score import bucket
 from befm_jax.llama import linear
 from befm_jax.llama.attention import ForestAttention
 from befm_jax.llama.model import Llama, Params, hidden_states, vocabulary_logits
 from befm_jax.models import resolve_model
-from befm_jax.respondents.engine import Simulator, load
+from befm_jax.respondents.engine import Engine, load
+from befm_jax.tasks.games import item_of
+from befm_jax.tasks.sources import Source
 
 
 def merged(
@@ -36,15 +38,15 @@ def merged(
     *,
     max_shard_bytes: int = 5_000_000_000,
     asked: Sequence[Game],
-    humans: People | None = None,
+    people: Source | None = None,
     force_template: bool = False,
 ) -> dict[str, Any]:
     """Writes a model with its adapter merged (`model`), reads it back, and says what changed.
 
     `name` and `adapter` are those of `befm_jax.load`; logits are compared on the prompts of the
-    `asked` games, distances to `humans` where they are given.  What is compared is the model as
-    it is used: where a run rounds its base to int8, the difference of the rounding is in it, since
-    an adapter is merged into the original weights.
+    `asked` games, distances to `people` (of the task "games") where they are given.  What is
+    compared is the model as it is used: where a run rounds its base to int8, the difference of the
+    rounding is in it, since an adapter is merged into the original weights.
 
     Returns a dictionary: `merged` (what it was made of), `largest_logit_difference`, `logit_range`,
     `wasserstein` (game -> before and after).
@@ -56,8 +58,11 @@ def merged(
     resolved = resolve_model(name, adapter)
     export.check_out(Path(directory), resolved)
     used = load(name, adapter, force_template=force_template)
-    logits, before = answer_logits(used, asked), _distances(used, asked, humans)
-    origin, dtype = used.described(asked), jnp.dtype(used.model.dtype).name
+    logits, before = answer_logits(used, asked), _distances(used, people)
+    origin, dtype = (
+        used.describe() | {"first_prompt": used.first_prompt([item_of(game) for game in asked])},
+        jnp.dtype(used.model.dtype).name,
+    )
     if used.origin["quantize"] != "no":
         del used
         used = load(name, adapter, quantize="no", force_template=force_template)
@@ -75,7 +80,7 @@ def merged(
         float(np.abs(one - other).max())
         for one, other in zip(answer_logits(written, asked), logits, strict=True)
     )
-    after = _distances(written, asked, humans)
+    after = _distances(written, people)
     return {
         "merged": origin,
         "largest_logit_difference": moved,
@@ -84,24 +89,22 @@ def merged(
     }
 
 
-def _distances(
-    simulator: Simulator, asked: Sequence[Game], humans: People | None
-) -> dict[str, float]:
+def _distances(engine: Engine, people: Source | None) -> dict[str, float | None]:
     """Each game's Wasserstein distance to people (its range is 100), and the mean."""
-    if humans is None:
+    if people is None:
         return {}
-    played = [game for game in asked if humans.n(game.id)]
-    read = simulator.distribution_each(played)
-    answers = {game.id: found for game, found in zip(played, read, strict=True)}
-    found = game_behavior.evaluate(answers, humans, resamples=100)
-    each = {
-        name: group["metrics"]["wasserstein"]["value"] for name, group in found["groups"].items()
+    items = people.items()
+    responses = {one.item: one for one in engine.respond(items, Exact())}
+    found = evaluate(people.task, items, responses, respondent="model", resamples=100)
+    return {
+        figure.where.get("game", "mean"): figure.value
+        for figure in found.figures
+        if figure.measure == "wasserstein"
     }
-    return each | {"mean": found["metrics"]["wasserstein"]["value"]}
 
 
 def answer_logits(
-    simulator: Simulator, games: Sequence[Game], whole: bool = False
+    simulator: Engine, games: Sequence[Game], whole: bool = False
 ) -> list[Float32[np.ndarray, "T V"]]:
     """Logits at which each game's answers are read: from the end of its prompt through one answer.
 
@@ -109,8 +112,8 @@ def answer_logits(
     """
     found = []
     for game in games:
-        prompt = simulator.tokenizer.prompt(*game.prompt())
-        answer = simulator.tokenizer.answer(game.answers.format(int(game.values[0])))
+        prompt = simulator.tokenizer.prompt(game.prompt())
+        answer = simulator.tokenizer.answer(game.answers.written[0])
         ids = prompt + answer[:-1]
         # Every device that shares rows has one; all are the same.
         rows = linear.parts(simulator.model.layout, "rows")

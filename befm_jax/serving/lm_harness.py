@@ -32,8 +32,6 @@ except ModuleNotFoundError as error:
     if error.name != "lm_eval":
         raise
     missing = "lm-evaluation-harness is not installed: pip install 'befm_jax[lm-eval]'"
-    if __name__ == "__main__":
-        sys.exit(f"error: {missing}")
     raise ModuleNotFoundError(missing, name="lm_eval") from error
 import lm_eval.models  # fills the registry, which is thought full once it holds a model
 from lm_eval.api.model import TemplateLM
@@ -42,7 +40,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from befm_jax import cli
 from befm_jax.config import CACHES, DTYPES, QUANTIZE
-from befm_jax.data import forest
+from befm_jax.data.forest import Encoded
 from befm_jax.distributed import mesh as meshes
 from befm_jax.errors import UserError
 from befm_jax.inference import sample, score
@@ -371,7 +369,7 @@ class BefmLM(TemplateLM):
             ),
         )
         groups = (
-            [forest.Path(context, tuple(pairs[number][1])) for number in numbers_of[context]]
+            [Encoded.of(context, pairs[number][1]) for number in numbers_of[context]]
             for context in order
         )
         with tqdm(total=len(pairs), desc=kind, disable=disable_tqdm) as bar:
@@ -602,7 +600,3 @@ def main() -> None:
         logger.debug("where it came from", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

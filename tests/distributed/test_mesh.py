@@ -11,7 +11,7 @@ import pytest
 from befm_jax import config, train
 from befm_jax.adapters import lora
 from befm_jax.config import Config
-from befm_jax.data.pipeline import ForestBatches
+from befm_jax.data.pipeline import lay_out
 from befm_jax.distributed import mesh as meshes
 from befm_jax.distributed import transfer
 from befm_jax.distributed.mesh import Layout, ShardingError
@@ -63,8 +63,7 @@ def case():
     adapter = lora.init(jax.random.key(0), params, rank=2)
     for number, weight in enumerate(adapter.weights.values()):
         weight["b"] = 0.05 * jax.random.normal(jax.random.key(number), weight["b"].shape)
-    batches = ForestBatches(random_paths(5, 160, 96), slots=40, rows=8, epochs=1, parts=8)
-    batch = batches[0][0]
+    batch, _ = lay_out(random_paths(5, 160, 96), slots=40, parts=8, seed=0)
     assert batch.forest.tokens.shape[:2] >= (2, 8)
     return model, params, adapter, batch
 

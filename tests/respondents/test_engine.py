@@ -14,6 +14,7 @@ from befm_jax.data import games
 from befm_jax.errors import UserError
 from befm_jax.inference import sample
 from befm_jax.llama import hf
+from befm_jax.tasks.games import item_of
 from tests.helpers.small import game_tokenizer, small_model
 
 GAME = games.get("public_goods")
@@ -45,7 +46,7 @@ def test_every_end_of_the_models_files_stops_an_answer(directory):
     before = befm_jax.load(directory)
     free = before.simulate(GAME, 200, seed=1)
     draws = sample.population(
-        before.model, before.params, before.tokenizer.prompt(*GAME.prompt()), 2000,
+        before.model, before.params, before.tokenizer.prompt(GAME.prompt()), 2000,
         stop_ids=before.tokenizer.stop_ids,
     )  # fmt: skip
     # What many an answer has for its third token now ends it.
@@ -96,17 +97,18 @@ def test_an_adapter_of_another_template_is_refused_unless_forced(directory, adap
 
 
 def test_the_first_prompt_is_what_transformers_reads(directory):
-    simulator = befm_jax.load(directory)
-    described = simulator.described([GAME, games.get("dictator")])
-    system, user = GAME.prompt()
+    engine = befm_jax.load(directory)
+    first_prompt = engine.first_prompt([item_of(GAME), item_of("dictator")])
+    (_, system), (_, user) = GAME.prompt()
     messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
     reference = AutoTokenizer.from_pretrained(directory)
-    assert described.pop("first_prompt") == {
-        "game": "public_goods",
+    assert first_prompt == {
+        "item": "public_goods",
         "ids": reference.apply_chat_template(messages, add_generation_prompt=True)["input_ids"],
         "text": reference.apply_chat_template(messages, add_generation_prompt=True, tokenize=False),
     }
-    assert described == simulator.origin == simulator.described([])
+    assert engine.describe() == engine.origin
+    assert engine.first_prompt([]) == {}
 
 
 def test_weights_in_float16_are_computed_in_float32(directory):
@@ -118,9 +120,7 @@ def test_weights_in_float16_are_computed_in_float32(directory):
     assert half.origin["dtype"] == "float32"
     save_file({name: array.astype(np.float32) for name, array in stored.items()}, path)
     whole = befm_jax.load(directory)
-    np.testing.assert_array_equal(
-        half.distribution(GAME).distribution, whole.distribution(GAME).distribution
-    )
+    np.testing.assert_array_equal(half.distribution(GAME).shares, whole.distribution(GAME).shares)
 
 
 def test_several_devices_answer_as_one(directory, adapter):
@@ -139,7 +139,7 @@ def test_several_devices_answer_as_one(directory, adapter):
     for other in (*several, last):
         assert other.simulate(GAME, 60, seed=3).texts == alone.simulate(GAME, 60, seed=3).texts
         np.testing.assert_allclose(
-            other.distribution(GAME).distribution, alone.distribution(GAME).distribution, rtol=1e-4
+            other.distribution(GAME).shares, alone.distribution(GAME).shares, rtol=1e-4
         )
 
 

@@ -71,11 +71,11 @@ metric_list:
 """,
 }
 QUESTIONS = [
-    *(games.get(name).prompt()[1][:200] for name in games.ids()),
+    *(games.get(name).user[:200] for name in games.ids()),
     "Say ",
     f"A question with {LLAMA3_SPECIAL[-1]} in it",
     "naïve — 猫 🐈\n",
-    games.get(games.ids()[0]).prompt()[1] * 3,
+    games.get(games.ids()[0]).user * 3,
 ]
 OPTIONS = ["yes", "no, never", " [50]", "[5]", "the whole of it\n\n", "猫", "yes"]
 

@@ -24,6 +24,7 @@ from befm_jax.errors import UserError
 from befm_jax.llama.model import shapes
 
 pytest.importorskip("torch")
+from tests.helpers.small import asked
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def as_on_a_gpu(in_one_process, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("embedding_rows", "sides", "named"),
+    ("words", "sides", "named"),
     [
         (
             ["train", "--sample", 4, "--slots", 48, "--seconds", 0.01, "--peer-batches", 2],
@@ -214,12 +215,14 @@ def test_operations_are_counted_from_the_arrays(tmp_path):
     tokenizer = bench_models.make(tmp_path, at, ["Give 3 of 10.", "[3]"])
     config, params = bench_models.load(tmp_path, "float32")
     adapter = peft.load(tmp_path / bench_models.ADAPTER, config)
-    prompt = tokenizer.prompt("", "Give 3 of 10.")
+    prompt = tokenizer.prompt(asked("", "Give 3 of 10."))
     paths = [
-        forests.Path(prompt, tokenizer.answer(f"[{number}]"), 1.0 + number) for number in range(4)
+        forests.Encoded.of(prompt, tokenizer.answer(f"[{number}]"), 1.0 + number)
+        for number in range(4)
     ]
-    forest = forests.build(paths, 64).forest
-    used = forest.tokens[0, : int(np.nonzero(forest.weight[0])[0].max()) + 1].size
+    built = forests.build(paths, 64)
+    forest, reads = built.forest, built.reads
+    used = int(reads.slots[0].max()) + 1
     layers = params["layers"]
     linears = sum(
         layers[part][name]["weight"].size
@@ -228,12 +231,12 @@ def test_operations_are_counted_from_the_arrays(tmp_path):
         if name.endswith("_proj")
     )
     pairs = int(forests.mask(forest)[0, :used].sum())
-    read = len({forest.parent[0, slot] for slot in np.nonzero(forest.weight[0])[0]})
+    read = len(set(reads.slots[0].tolist()) - {0})
     trained = sum(leaf.size for leaf in jax.tree.leaves(adapter.weights))
     expected = used * (4 * linears + 6 * trained) + 4 * read * params["lm_head"]["weight"].size
     # Two products forward and four backward, each of two operations a pair and feature.
     expected += pairs * 12 * config.num_attention_heads * config.head_dim * config.num_hidden_layers
-    assert bench_train.operations(config, forest, adapter) == expected
+    assert bench_train.operations(config, forest, reads, adapter) == expected
 
 
 def test_without_weights_both_sides_draw_their_own(tmp_path):
@@ -272,7 +275,7 @@ def test_settings_out_of_memory_are_passed_over():
 
 
 @pytest.mark.parametrize(
-    ("embedding_rows", "said"),
+    ("words", "said"),
     [
         (["score", "--shape", "8b"], "--device gpu"),
         (["train", "--data", "packed", "--slots", "1"], "--slots 1: too short"),

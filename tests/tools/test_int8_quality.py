@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import befm_jax
-from befm_jax import evaluate
 from befm_jax.adapters import export, lora, peft
-from befm_jax.data import choices, games
-from befm_jax.evals.answers import Answers
+from befm_jax.data import games
+from befm_jax.data.responses import Exact, Response
+from befm_jax.evals.evaluate import evaluate
 from befm_jax.respondents import merging
+from befm_jax.tasks import sources
 from tests.helpers.small import game_tokenizer, small_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,26 +52,25 @@ def report(stored, tmp_path_factory):
     return json.loads(out.read_text())
 
 
-def test_both_sides_have_the_metrics_of_game_behavior_with_its_intervals(stored, report):
-    humans = choices.load("", games.select(GAMES), "test")
+def test_both_sides_have_the_measures_of_games_with_their_intervals(stored, report):
+    (everybody,) = sources.select("games", games.select(GAMES))
+    items = everybody.part("test").items()
     for side, quantize in (("stored", "no"), ("int8", "int8")):
         model = befm_jax.load(stored, adapter=stored / "adapter", quantize=quantize)
-        answers = {name: model.distribution(name) for name in GAMES.split(",")}
-        task = evaluate.evaluation(
-            answers, humans, model={}, how={}, task_names=["game_behavior"], resamples=200
-        )["tasks"]["game_behavior"]
-        assert set(report["metrics"]) == set(task["metrics"])
-        for name, figures in report["metrics"].items():
-            expected = {"mean": task, **task["groups"]}
+        responses = {one.item: one for one in model.respond(items, Exact())}
+        found = evaluate(everybody.task, items, responses, respondent="model", resamples=200)
+        expected = {(one.measure, one.where.get("game", "mean")): one for one in found.figures}
+        assert set(report["measures"]) == {name for name, _ in expected}
+        for name, figures in report["measures"].items():
             for where, one in {"mean": figures["mean"], **figures["games"]}.items():
-                theirs = expected[where]["metrics"][name]
-                assert one[side]["value"] == pytest.approx(theirs["value"], rel=1e-6, abs=1e-9)
-                assert one[side]["ci95"] == pytest.approx(theirs["ci95"], rel=1e-5, abs=1e-8)
+                theirs = expected[name, where]
+                assert one[side]["value"] == pytest.approx(theirs.value, rel=1e-5, abs=1e-6)
+                assert one[side]["ci95"] == pytest.approx(theirs.ci95, rel=1e-4, abs=1e-5)
 
 
 def test_a_difference_is_that_of_the_sides_and_surer_than_either(report):
     moved = 0
-    for figures in report["metrics"].values():
+    for figures in report["measures"].values():
         for one in (figures["mean"], *figures["games"].values()):
             difference = one["difference"]
             assert difference["value"] == pytest.approx(
@@ -103,8 +103,8 @@ def test_logit_errors_are_those_of_the_two_models(stored, report):
 
 
 def test_divergence_counts_what_is_no_answer_as_one_more():
-    stored = Answers(np.array([0.5, 0.5, 0.0]), exact=True, outside=0.2, total=None)
-    rounded = Answers(np.array([0.25, 0.5, 0.25]), exact=True, outside=0.1, total=None)
+    stored = Response("a", np.array([0.5, 0.5, 0.0]), exact=True, outside=0.2)
+    rounded = Response("a", np.array([0.25, 0.5, 0.25]), exact=True, outside=0.1)
     cells = ((0.4, 0.225), (0.4, 0.45), (0.2, 0.1))
     expected = sum(p * math.log(p / q) for p, q in cells)
     assert int8_quality.divergence(stored, rounded) == pytest.approx(expected)

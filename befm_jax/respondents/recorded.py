@@ -1,0 +1,333 @@
+"""Recorded answers: files of what somebody answered before, and how a simulation writes them.
+
+Five layouts, the tables as CSV or as Parquet, are told apart by the name's ending and the header:
+
+- `choices.csv`: `game,participant,choice`, a row a draw; an empty choice could not be read.
+- `distribution.csv`: `game,choice,probability`, the probabilities of the whole model: what an
+  item's lack to 1 is outside its answer set.
+- `responses.jsonl`: as `befm_jax.data.responses` writes it.
+- `.jsonl` of texts: an object a line with `item` (or `game`) and `text`, a draw each, read by the
+  item's answer set; a null `text` is an answer that never came.
+
+An item's answers are recorded under its id or, where that is not in the file, under its label
+"game".  A choice is its value or its name; upper and lower case are the same.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from befm_jax import files
+from befm_jax.data.items import AnswerSet, FreeText, Item
+from befm_jax.data.responses import SCHEMA, How, Response, read_responses
+from befm_jax.errors import DataError, unknown
+
+_TOLERANCE = 1e-6
+# Reasons of `AnswerSet.parse` and `parse_cell` why nothing was read; else it is not allowed.
+_UNREAD = ("no answer", "not a number", "not finite")
+
+Layout = Literal["choices", "distribution", "responses", "texts"]
+
+
+class _Line(NamedTuple):
+    """One line of a file: a draw, or the probability of an answer."""
+
+    number: int
+    answer: str | None
+    probability: float = 0.0
+
+
+class Recorded:
+    """Answers in a file, as a respondent.
+
+    Attributes:
+        path: the file.
+        name: what reports call it; by default the file's name without its ending.
+        layout: which of the module's layouts the file has.
+    """
+
+    def __init__(self, path: str | Path, name: str = "") -> None:
+        """Reads the file; whether its answers fit is seen when items are asked.
+
+        Raises:
+            DataError: no such file, an empty or damaged one, a column or a field that is missing,
+                a probability that can't be, or Parquet without pyarrow.
+        """
+        self.path = Path(path)
+        self.name = name or self.path.stem
+        self._lines: dict[str, list[_Line]] = {}
+        self._responses: dict[str, Response] = {}
+        self._origin: dict[str, Any] = {"respondent": None, "how": None}
+        if self.path.suffix.lower() == ".jsonl":
+            self.layout: Layout = self._read_json_lines()
+        else:
+            self.layout = self._read_table()
+        beside = self.path.with_name(f"{self.path.name}.json")
+        if self.layout != "responses" and beside.is_file():
+            made = files.read_object(beside, DataError)
+            self._origin = {"respondent": made.get("model"), "how": made.get("answers")}
+        if not self._lines and not self._responses:
+            raise DataError(f"{path}: no answers in it")
+
+    @property
+    def exact(self) -> bool:
+        """Whether whole distributions are recorded, not draws."""
+        if self.layout == "responses":
+            return all(response.exact for response in self._responses.values())
+        return self.layout == "distribution"
+
+    def describe(self) -> dict[str, Any]:
+        """The file's path, layout and SHA-256, and the `respondent` who answered and `how`.
+
+        These two are those of `responses.jsonl`, or of what `befm_jax.simulate` wrote beside a
+        table as FILE.json.  They are None where nothing says whose answers they are: then nobody
+        knows on which people that model was trained.
+        """
+        digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        described = {"answers": str(self.path), "layout": self.layout, "sha256": digest}
+        return described | self._origin
+
+    def serves(self, item: Item) -> bool:
+        """Whether answers to an item are recorded."""
+        return self._key(item) is not None
+
+    def unasked(self, items: Iterable[Item]) -> list[str]:
+        """The ids and games in the file that none of these items asks for."""
+        keys = {self._key(item) for item in items}
+        return [key for key in (*self._lines, *self._responses) if key not in keys]
+
+    def respond(self, items: Sequence[Item], how: How) -> Iterator[Response]:
+        """The recorded responses, in the items' order, whatever was asked for.
+
+        `Response.exact` says what they are; answers outside the set are counted, and their texts
+        kept.
+
+        Raises:
+            DataError: an item that has no answers here, or answers that can't be: a probability
+                without an answer, an answer that has two, probabilities that exceed 1.
+        """
+        for item in items:
+            key = self._key(item)
+            if key is None:
+                known = (*self._lines, *self._responses)
+                asked = item.labels.get("game", item.id)
+                raise DataError(f"{self.path}: {unknown('item', asked, known)}")
+            if self.layout == "responses":
+                yield self._as_recorded(item, self._responses[key])
+            elif self.layout == "distribution":
+                yield self._distribution(item, key)
+            else:
+                yield self._draws(item, key)
+
+    def _key(self, item: Item) -> str | None:
+        """Under what an item's answers are recorded."""
+        known = self._responses if self.layout == "responses" else self._lines
+        return next((key for key in (item.id, item.labels.get("game")) if key in known), None)
+
+    def _read_table(self) -> Layout:
+        header, _ = files.table(self.path)
+        layout: Layout = "distribution" if "probability" in header else "choices"
+        if layout == "choices" and "participant" not in header:
+            raise DataError(
+                f"{self.path}:1: neither a column 'participant' (choices: game,participant,choice) "
+                "nor 'probability' (distribution: game,choice,probability); found "
+                f"{', '.join(header)}"
+            )
+        for line, cells in files.records(self.path, ("game", "choice")):
+            probability = 0.0
+            if layout == "distribution":
+                probability = self._probability(line, cells["probability"])
+            key = cells["game"]
+            self._lines.setdefault(key, []).append(_Line(line, cells["choice"], probability))
+        return layout
+
+    def _probability(self, line: int, cell: str) -> float:
+        try:
+            number = float(cell)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise DataError(f"{self.path}:{line}: probability {cell!r} is not a number")
+        if number < 0.0:
+            raise DataError(f"{self.path}:{line}: probability is {cell}; it must be 0 to 1")
+        return number
+
+    def _read_json_lines(self) -> Layout:
+        content = files.read_bytes(self.path)
+        # Only line feeds: a text may hold other characters that end a line.
+        lines = files.decode(content, self.path).split("\n")
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            record = self._record(number, line)
+            if record.get("schema") == SCHEMA and not self._lines:
+                head, self._responses = read_responses(self.path)
+                self._origin = {name: head.get(name) for name in self._origin}
+                return "responses"
+            key = record.get("item", record.get("game"))
+            if not isinstance(key, str):
+                raise DataError(f"{self.path}:{number}: item is {key!r}; it must be an item's id")
+            text = record.get("text", False)
+            if not isinstance(text, str | None):
+                shown = "missing" if text is False else repr(text)
+                raise DataError(f"{self.path}:{number}: text is {shown}; it must be what was said")
+            self._lines.setdefault(key, []).append(_Line(number, text))
+        return "texts"
+
+    def _record(self, number: int, line: str) -> Mapping[str, Any]:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{self.path}:{number}: not JSON ({error})") from None
+        if not isinstance(record, dict):
+            found = type(record).__name__
+            raise DataError(f"{self.path}:{number}: line is a {found}; it must be a JSON object")
+        return record
+
+    def _as_recorded(self, item: Item, response: Response) -> Response:
+        answers = None if isinstance(item.answers, FreeText) else len(item.answers)
+        recorded = None if response.weights is None else len(response.weights)
+        if answers != recorded:
+            raise DataError(
+                f"{self.path}: {item.id}: {recorded or 'no'} weights; the item has "
+                f"{answers or 'free text as its'} answers"
+            )
+        return replace(response, item=item.id)
+
+    def _draws(self, item: Item, key: str) -> Response:
+        lines = self._lines[key]
+        if isinstance(item.answers, FreeText):
+            texts = tuple(line.answer for line in lines if line.answer is not None)
+            unread = len(lines) - len(texts)
+            outside = unread / len(lines)
+            return Response(item.id, None, False, outside, len(lines), unread, texts)
+        parse = item.answers.parse if self.layout == "texts" else item.answers.parse_cell
+        counts = np.zeros(len(item.answers))
+        reasons: Counter[bool] = Counter()
+        unusable = []
+        for line in lines:
+            position, reason = parse(line.answer or "")
+            if position is None:
+                reasons[reason in _UNREAD] += 1
+                unusable.append(line.answer or "")
+            else:
+                counts[position] += 1
+        return Response.from_counts(item.id, counts, reasons[True], reasons[False], unusable)
+
+    def _distribution(self, item: Item, key: str) -> Response:
+        if isinstance(item.answers, FreeText):
+            raise DataError(f"{self.path}: {item.id}: probabilities; the item asks for free text")
+        mass = np.zeros(len(item.answers))
+        seen: set[int | str] = set()
+        total = math.fsum(line.probability for line in self._lines[key])
+        if total > 1.0 + _TOLERANCE:
+            raise DataError(
+                f"{self.path}: the probabilities of {key} sum to {total:.8g}; they must sum to 1 "
+                "at most"
+            )
+        for line in self._lines[key]:
+            answer = line.answer or ""
+            position, reason = item.answers.parse_cell(answer)
+            if reason in _UNREAD:
+                raise DataError(f"{self.path}:{line.number}: choice {answer!r} is {reason}")
+            one = answer.casefold() if position is None else position
+            if one in seen:
+                raise DataError(f"{self.path}:{line.number}: {key} has the choice {answer} twice")
+            seen.add(one)
+            if position is not None:
+                mass[position] = line.probability
+        return Response.from_mass(item.id, mass)
+
+
+def write_choices(path: str | Path, items: Iterable[Item], responses: Iterable[Response]) -> None:
+    """Writes `choices.csv`: participants numbered from 0, an empty choice where none was read.
+
+    A choice is written as its value, or as its name where the answers have no order.  Where a
+    response has the text of each draw, participants are in the order of the draws; else in the
+    order of the answers.
+
+    Args:
+        path: the file.
+        items: those that were asked; their order is the file's.
+        responses: sampled ones, to each of these items, in any order.
+
+    Raises:
+        ValueError: an exact response, one to free text, or none to an item.
+    """
+    rows: list[list[object]] = []
+    for item, answers, response in _answered(items, responses):
+        if response.exact:
+            raise ValueError(f"{item.id}: an exact response belongs in a distribution.csv")
+        positions: list[int | None]
+        if len(response.texts) == response.draws:
+            positions = [answers.parse(text).position for text in response.texts]
+        else:
+            counts = np.asarray(response.weights, np.int64)
+            positions = [*np.repeat(np.arange(len(answers)), counts).tolist()]
+            positions += [None] * (response.draws - len(positions))
+        for participant, position in enumerate(positions):
+            choice = "" if position is None else answers.value_of(position)
+            rows.append([item.id, participant, choice])
+    _write(path, ["game", "participant", "choice"], rows)
+
+
+def write_distribution(
+    path: str | Path, items: Iterable[Item], responses: Iterable[Response]
+) -> None:
+    """Writes `distribution.csv`: the probability of each answer, which sum to 1 less `outside`.
+
+    Probabilities are those of the whole model, not within the set, in full precision.
+
+    Args:
+        path: the file.
+        items: those that were asked; their order is the file's.
+        responses: exact ones, to each of these items, in any order.
+
+    Raises:
+        ValueError: a sampled response, which would come back as if it were exact, one to free text,
+            or none to an item.
+    """
+    rows: list[list[object]] = []
+    for item, answers, response in _answered(items, responses):
+        if not response.exact:
+            raise ValueError(f"{item.id}: a sampled response belongs in a choices.csv")
+        mass = np.asarray(response.weights) * (1.0 - response.outside)
+        for position, probability in enumerate(mass.tolist()):
+            rows.append([item.id, answers.value_of(position), repr(probability)])
+    _write(path, ["game", "choice", "probability"], rows)
+
+
+def _answered(
+    items: Iterable[Item], responses: Iterable[Response]
+) -> Iterator[tuple[Item, AnswerSet, Response]]:
+    by_id = {response.item: response for response in responses}
+    for item in items:
+        response = by_id.get(item.id)
+        if response is None:
+            raise ValueError(f"{item.id}: no response to it")
+        if isinstance(item.answers, FreeText) or response.weights is None:
+            raise ValueError(f"{item.id}: free text has no place in a table of choices")
+        if len(response.weights) != len(item.answers):
+            raise ValueError(
+                f"{item.id}: {len(response.weights)} weights, but {len(item.answers)} answers"
+            )
+        yield item, item.answers, response
+
+
+def _write(path: str | Path, header: list[str], rows: Iterable[Sequence[object]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    files.write(Path(path), text.getvalue().encode())

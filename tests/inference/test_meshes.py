@@ -93,12 +93,12 @@ CASES = [(mesh, kind) for mesh in MESHES for kind in ("plain", "int8")] + [
 
 
 def looked_through(model):
-    """`score._edge_scores`: two processes of a CPU could take no collective for another, and nobody
+    """`score._token_scores`: no process of a CPU could take one collective for another, and nobody
     gets tied embeddings whole to take rows of them."""
-    run, programs = score._edge_scores(model), {}
+    run, programs = score._token_scores(model), {}
 
     def checked(params, *forest_and_reads):
-        shape = forest_and_reads[0].tokens.shape, forest_and_reads[1].slots.shape
+        shape = forest_and_reads[0].tokens.shape, forest_and_reads[1].token.shape
         if shape not in programs:
             programs[shape] = run.lower(params, *forest_and_reads).compile()
             text = programs[shape].as_text()
@@ -113,7 +113,7 @@ def looked_through(model):
 @pytest.mark.parametrize(("mesh", "kind"), CASES, ids=str)
 def test_scores_over_a_mesh_are_those_of_one_device(alone, mesh, kind, monkeypatch):
     checked = looked_through(over(mesh, *made(kind))[0])
-    monkeypatch.setattr(score, "_edge_scores", lambda _: checked)
+    monkeypatch.setattr(score, "_token_scores", lambda _: checked)
     found = dict(score.each_group(*over(mesh, *made(kind)), questions()))
     expected, _ = alone[kind]
     assert len(found) == len(expected) > 8

@@ -10,9 +10,14 @@ from befm_jax.errors import DataError
 
 def test_a_questionnaire_is_an_example_an_answer(questionnaires):
     data = bench_data.bigfive(questionnaires, sample=10, seed=0)
-    assert Counter(one.answer for one in data.examples) == {"[4]": 50, "[2]": 49, "[5]": 50}
-    assert len({one.system for one in data.examples}) == 1
-    who = [one.user for one in data.examples if one.answer == "[2]"]
+    assert Counter(one.messages[-1].text for one in data.examples) == {
+        "[4]": 50,
+        "[2]": 49,
+        "[5]": 50,
+    }
+    assert len({one.messages[0].text for one in data.examples}) == 1
+    texts = [[message.text for message in one.messages] for one in data.examples]
+    who = [user for _, user, answer in texts if answer == "[2]"]
     assert all("25" in user and "male" in user and "RO" in user for user in who)
     assert not any("I am E1." in user for user in who)
     assert "3 of 3 respondents" in data.said
@@ -22,7 +27,7 @@ def test_a_questionnaire_is_an_example_an_answer(questionnaires):
 
 def test_a_sample_of_respondents_is_whole_people(questionnaires):
     data = bench_data.bigfive(questionnaires, sample=1, seed=0)
-    assert len({one.answer for one in data.examples}) == 1
+    assert len({one.messages[-1].text for one in data.examples}) == 1
     assert len(data.examples) in (49, 50)
 
 
@@ -35,7 +40,7 @@ def test_abstracts_are_learnt_after_their_titles(tmp_path):
     )
     (folder / "aej_2020_2026.csv").write_text(f"{head}B,2021,Three,Text of three.,u\n")
     data = bench_data.literature(tmp_path, sample=5, seed=0)
-    found = {one.user: one.answer for one in data.examples}
+    found = {one.messages[0].text: one.messages[-1].text for one in data.examples}
     assert found == {"One": "Text, of one.", "Three": "Text of three."}
     assert "title or abstract: 1)" in data.said
 
@@ -49,7 +54,7 @@ def test_a_table_that_is_not_there_is_named(tmp_path, name):
 def test_the_real_table_is_read_whole(moblab_csv):
     data = bench_data.moblab(moblab_csv.parents[1], 0, 0)
     assert sum(one.weight for one in data.examples) == 65_596
-    assert len({one.user for one in data.examples}) == 7
+    assert len({one.messages[-2].text for one in data.examples}) == 7
 
 
 def test_observations_drawn_one_by_one_follow_the_weights():
@@ -58,6 +63,6 @@ def test_observations_drawn_one_by_one_follow_the_weights():
     assert {one.weight for one in drawn} == {1.0}
     for game in bench_data.seven_games():
         total = sum(one.weight for one in examples)
-        share = sum(one.weight for one in examples if one.meta["game"] == game.id) / total
-        found = sum(one.meta["game"] == game.id for one in drawn) / len(drawn)
+        share = sum(one.weight for one in examples if one.messages[:-1] == game.prompt()) / total
+        found = sum(one.messages[:-1] == game.prompt() for one in drawn) / len(drawn)
         assert found == pytest.approx(share, abs=0.04)

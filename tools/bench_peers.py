@@ -190,7 +190,9 @@ class Training:
 
     def _write_gradient(self) -> float:
         text = (self._directory / "checked.json").read_text(encoding="utf-8")
-        loss = self._loss([(prompt, answer) for prompt, answer, _ in json.loads(text)])
+        loss = self._loss(
+            [(ids[:start], ids[start:stop]) for ids, ((start, stop),), *_ in json.loads(text)]
+        )
         loss.backward()
         gradient = {
             name.replace(".default", ""): weight.grad.float().cpu().contiguous()

@@ -162,7 +162,7 @@ def _answer_until_closed() -> None:
     # What libraries print goes to standard error; standard output is for answers alone.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    module, _, name = sys.argv[1].partition(".")
+    module, _, name = sys.argv[1].rpartition(".")
     side = getattr(importlib.import_module(module), name)(**json.loads(sys.stdin.readline()))
     for line in sys.stdin:
         print(json.dumps(getattr(side, line.strip())()), file=answers, flush=True)

@@ -349,9 +349,10 @@ def test_a_port_that_is_taken_is_named() -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         flags = [f"--coordinator={address}", "--processes=2", "--process_id=0"]
         ((code, _, err),) = ended([started("done", *flags)])
-    assert code == 1, err
+    # gRPC may crash (seen: SIGSEGV) before jax can say so in an error: both are run again.
+    assert code not in (0, 2), err
     assert f"process 0 of 2: joining the others at {address}" in err
-    assert "Failed to start RPC server" in err
+    assert "Failed to start RPC server" in err or "Failed to add port" in err
 
 
 @pytest.fixture

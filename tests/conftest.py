@@ -45,6 +45,38 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=2, help="kills of a run (default: 2)")
 
 
+# Whole files of tests that start processes, train, or compile much.
+SLOW = {
+    "adapters/test_peft.py",
+    "distributed/test_processes.py",
+    "inference/test_meshes.py",
+    "inference/test_processes.py",
+    "launch/test_local_pod.py",
+    "launch/test_tpu_pod.py",
+    "llama/test_attention_gpu.py",
+    "llama/test_attention_tpu.py",
+    "serving/test_lm_harness.py",
+    "test_entry_points.py",
+    "test_plan.py",
+    "test_quickstart.py",
+    "test_survival.py",
+    "test_train.py",
+    "test_training_processes.py",
+    "tools/test_benches.py",
+    "tools/test_int8_quality.py",
+    "training/test_checkpoint_processes.py",
+    "training/test_checkpoints.py",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what is slow: `pytest -m "not slow"` leaves it out."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).as_posix() in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def moblab_csv() -> Path:
     """The real table of MobLab choices; the test is skipped where it is not at hand."""

@@ -78,6 +78,8 @@ def run(
     if start < mixture.steps:
         print(f"{phase.name}: {phase.step.wait(placed(setup, mixture[start][0]))}")
     validate = _validation(phase, base)
+    # Compiling takes some processes longer than others; CPU collectives wait 30 s for each other.
+    processes.barrier(f"{phase.name} is compiled")
     log = Log(workdir, phase.name, mixture.steps, start, setup, watch)
     try:
         with processes.stopping_at_steps():

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,7 +35,6 @@ from befm_jax.data.mixture import Family, Mixture
 from befm_jax.data.responses import Exact, Sampled
 from befm_jax.distributed import mesh as meshes
 from befm_jax.distributed import processes, transfer
-from befm_jax.distributed.mesh import Layout
 from befm_jax.errors import DataError, UserError
 from befm_jax.evals import report
 from befm_jax.evals.results import Results
@@ -100,7 +100,7 @@ def learn_and_compare(settings: Config, workdir: Path, watch: Watch) -> None:
     resolved = base_of(settings, families, workdir, mesh, watch)
     tokenizer = fitting_tokenizer(resolved.directory, llama_config.read(resolved.directory))
 
-    mixture = mixture_of(settings, families, tokenizer, Layout(mesh).parts("rows"))
+    mixture = mixture_of(settings, families, tokenizer, mesh)
     print(describe(mixture, mesh))
     if watch.profile and watch.profile[0] > mixture.steps:
         raise UserError(f"--profile_steps={watch.profile[0]}: the run has {mixture.steps} steps")
@@ -172,9 +172,9 @@ def mesh_of(settings: Config) -> Mesh:
 
 
 def mixture_of(
-    settings: Config, families: Sequence[Family], tokenizer: Tokenizer, parts: int
+    settings: Config, families: Sequence[Family], tokenizer: Tokenizer, mesh: Mesh
 ) -> Mixture:
-    """The batches of the run, whose rows of forests `parts` devices share."""
+    """The batches of the run, of which this process encodes the rows of its own devices."""
     data = settings.data
     return Mixture(
         families,
@@ -183,8 +183,19 @@ def mixture_of(
         epochs=settings.optimizer.epochs,
         rows_per_step=data.rows_per_step,
         seed=settings.seed,
-        parts=parts,
+        **sharding_of("tune", mesh),
     )
+
+
+def sharding_of(phase: str, mesh: Mesh) -> dict[str, Any]:
+    """The arguments of a mixture that say which rows of its batches this process encodes."""
+    shard = meshes.row_shard(mesh)
+    return {
+        "parts": len(shard.places),
+        "shard_index": shard.index,
+        "shard_count": shard.count,
+        "all_gather": processes.all_gatherer(phase),
+    }
 
 
 def validation_of(
@@ -207,7 +218,7 @@ def validation_of(
         slots=data.slots,
         epochs=1,
         seed=settings.seed,
-        parts=Layout(mesh).parts("rows"),
+        **sharding_of("validation", mesh),
     )
 
 
@@ -322,6 +333,8 @@ def make_base(
     params = tiny.init_params(shape, settings.seed, wanted.embedding_scale)
     if asked:
         steps_per_epoch = math.ceil(len(asked) / wanted.answers_per_step)
+        slices = mesh.shape["slice"]
+        alike = Mesh(mesh.devices.reshape(slices, -1, 1, 1), meshes.AXES)
         mixture = Mixture(
             [Family("uniform answers", asked, lambda example, rng: (example,), "")],
             tokenizer,
@@ -329,10 +342,8 @@ def make_base(
             epochs=math.ceil(wanted.steps / steps_per_epoch),
             rows_per_step=wanted.answers_per_step,
             seed=settings.seed,
-            parts=mesh.size,
+            **sharding_of("base", alike),
         )
-        slices = mesh.shape["slice"]
-        alike = Mesh(mesh.devices.reshape(slices, -1, 1, 1), meshes.AXES)
         setup = setups.from_nothing(settings, shape, alike, mixture.steps)
         teaching = loop.ahead("base", setup, mixture)
         fresh = partial(setup.fresh, setups.fresh_parameters, params, seed=settings.seed)

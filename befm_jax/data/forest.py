@@ -31,6 +31,9 @@ NO_PROMPT = "its first token is learnt: there is nothing to predict it from"
 # worth it: trees that are not tied together pack rows tighter.
 SHARED_ENOUGH = 0.25
 
+# Lengths of rows: each of the ladder is longer by at most this share (see `rung`).
+GROWTH = 0.07
+
 # Trees begin at multiples of this where their row has room for it: attention works in blocks of
 # slots (of 64 on CPUs), and needs fewer of them where a tree does not begin in the middle of one.
 ALIGNED = 64
@@ -129,6 +132,22 @@ class Report:
     slots_computed: int = 0
     left_out: Mapping[str, LeftOut] = field(default_factory=dict)
 
+    def __add__(self, other: Report) -> Report:
+        """The report of both."""
+        left_out = dict(self.left_out)
+        for reason, more in other.left_out.items():
+            have = left_out.get(reason, LeftOut(0, 0.0))
+            left_out[reason] = LeftOut(
+                have.conversations + more.conversations, have.observations + more.observations
+            )
+        return Report(
+            self.observations + other.observations,
+            self.tokens_apart + other.tokens_apart,
+            self.slots_used + other.slots_used,
+            self.slots_computed + other.slots_computed,
+            left_out,
+        )
+
     def reasons(self) -> str:
         """What was left out, in words; empty if nothing was."""
         return "; ".join(
@@ -152,12 +171,20 @@ class Build:
     report: Report
 
 
-def build(conversations: Sequence[Encoded], slots: int, *, parts: int = 0, seed: int = 0) -> Build:
+def build(
+    conversations: Sequence[Encoded],
+    slots: int,
+    *,
+    parts: int = 0,
+    seed: int = 0,
+    growth: float = GROWTH,
+) -> Build:
     """Lays conversations out as token trees in rows of at most `slots` slots.
 
     With `parts` at 0 rows have `slots` slots each, and there are as few as possible.  Otherwise
     there are a multiple of `parts` rows, as few as hold all, with about as much in each; their
-    length is the `rung` that holds the fullest.
+    length is the `rung` that holds the fullest, on a ladder of this `growth`.  A tree that would
+    leave other rows empty is split between them.
 
     Nothing is ever cut: a conversation that does not fit in a row, or of which nothing is learnt,
     is left out whole and counted in the report.  Trees are one behind the other, with padding
@@ -185,11 +212,13 @@ def build(conversations: Sequence[Encoded], slots: int, *, parts: int = 0, seed:
     computed = {number: conversations[number].computed for number in placed}
     # In sorted order a conversation shares most with its neighbour.
     order = sorted(placed, key=computed.__getitem__)
-    trees = _grow_trees(order, computed, slots)
-    sizes, rng = [tree.size for tree in trees], np.random.default_rng(seed)
-    rows = _balanced(sizes, slots, parts, rng) if parts else _packed(sizes, slots, rng)
+    neighbours = _neighbours(order, computed)
     if parts:
-        slots = rung(max(sum(sizes[tree] for tree in row) for row in rows))
+        trees, rows, slots = _in_equal_rows(neighbours, slots, parts, seed, growth)
+    else:
+        trees = _grow_trees(neighbours, slots)
+        rows = _packed([tree.size for tree in trees], slots, np.random.default_rng(seed))
+    sizes = [tree.size for tree in trees]
     forest = empty(len(rows), slots)
     places: list[Place | None] = [None] * len(conversations)
     by_row = []
@@ -215,15 +244,25 @@ def build(conversations: Sequence[Encoded], slots: int, *, parts: int = 0, seed:
     return Build(forest, _stack_reads(by_row, slots), tuple(places), report)
 
 
-def rung(slots: int) -> int:
-    """The least length of the ladder that holds so many slots: 8, 16, ..., each 7 % longer or less.
+def rung(slots: int, growth: float = GROWTH) -> int:
+    """The least length of the ladder 8, 16, ... that holds so many slots.
 
-    Padding to it costs some 3 %, and few lengths are ever compiled for.
+    Each length is at most `growth` longer than the one before, or 8 longer.  Padding to it costs
+    half of that on average, and few lengths are ever compiled for.
     """
     length = 8
     while length < slots:
-        length = max(length + 8, int(length * 1.07) // 8 * 8)
+        length = max(length + 8, int(length * (1 + growth)) // 8 * 8)
     return length
+
+
+def growth_for(rows: int) -> float:
+    """The growth of the ladder for steps of so many rows of data.
+
+    What a step of many rows needs varies less from step to step, so that as few lengths are
+    compiled for with less padding.
+    """
+    return min(GROWTH, max(GROWTH / 4, GROWTH * 4 / math.sqrt(rows)))
 
 
 def empty(rows: int, slots: int) -> Forest:
@@ -249,17 +288,25 @@ def no_reads(rows: int, slots: int, reads: int) -> Reads:
     )
 
 
-def pad_rows(forest: Forest, reads: Reads, rows: int) -> tuple[Forest, Reads]:
-    """The same forest with rows of padding added, to `rows` in all."""
-    have, slots = forest.tokens.shape
-    if rows < have:
-        raise ValueError(f"a forest of {have} rows can't be padded to {rows}")
-    more_slots = empty(rows - have, slots)
-    more_reads = no_reads(rows - have, slots, reads.token.shape[1])
-    return (
-        Forest(*(np.concatenate(pair) for pair in zip(forest, more_slots, strict=True))),
-        Reads(*(np.concatenate(pair) for pair in zip(reads, more_reads, strict=True))),
-    )
+def pad(
+    forest: Forest, reads: Reads, rows: int, slots: int | None = None, width: int | None = None
+) -> tuple[Forest, Reads]:
+    """The same forest with padding added: to `rows` rows, of `slots` slots and `width` reads each.
+
+    Raises ValueError where the forest is larger than that.
+    """
+    have, wide = reads.token.shape
+    slots, width = slots or forest.tokens.shape[1], width or wide
+    if rows < have or slots < forest.tokens.shape[1] or width < wide:
+        raise ValueError(
+            f"a forest of {have} rows of {forest.tokens.shape[1]} slots and {wide} reads can't be "
+            f"padded to {rows} of {slots} and {width}"
+        )
+    padded = empty(rows, slots), no_reads(rows, slots, width)
+    for arrays, given in zip(padded, (forest, reads), strict=True):
+        for array, values in zip(arrays, given, strict=True):
+            array[:have, : values.shape[1]] = values
+    return padded
 
 
 def mask(forest: Forest) -> Bool[np.ndarray, "B N N"]:
@@ -314,27 +361,68 @@ class _Tree(NamedTuple):
     members: list[tuple[int, int]]
 
 
-def _grow_trees(
-    order: Sequence[int], computed: Mapping[int, tuple[int, ...]], slots: int
-) -> list[_Tree]:
-    """Cuts sorted conversations into trees of at most `slots` slots.
+class _Neighbour(NamedTuple):
+    """A conversation of the sorted order: its number, its slots, how many the one before has."""
 
-    Walking the sorted order and starting a new tree when the next conversation does not fit repeats
-    a prefix only at the cuts.
-    """
-    trees: list[_Tree] = []
+    number: int
+    slots: int
+    shared: int
+
+
+def _neighbours(order: Sequence[int], computed: Mapping[int, tuple[int, ...]]) -> list[_Neighbour]:
+    before: tuple[int, ...] = ()
+    neighbours = []
     for number in order:
         ids = computed[number]
-        if trees:
-            size, members = trees[-1]
-            alike = shared(computed[members[-1][0]], ids)
-            grown = size + len(ids) - alike
-            if grown <= slots and alike >= SHARED_ENOUGH * len(ids):
-                members.append((number, alike))
-                trees[-1] = _Tree(grown, members)
-                continue
-        trees.append(_Tree(len(ids), [(number, 0)]))
+        neighbours.append(_Neighbour(number, len(ids), shared(before, ids)))
+        before = ids
+    return neighbours
+
+
+def _grow_trees(neighbours: Sequence[_Neighbour], slots: int) -> list[_Tree]:
+    """Splits sorted conversations into trees of at most `slots` slots (or one longer conversation).
+
+    Walking the sorted order and starting a new tree when the next conversation does not fit repeats
+    a prefix only where a tree is split.
+    """
+    trees: list[_Tree] = []
+    size = slots + 1
+    members: list[tuple[int, int]] = []
+    for number, own, alike in neighbours:
+        if size + own - alike > slots or alike < SHARED_ENOUGH * own:
+            size, alike, members = 0, 0, []
+            trees.append(_Tree(0, members))
+        size += own - alike
+        members.append((number, alike))
+        trees[-1] = _Tree(size, members)
     return trees
+
+
+def _in_equal_rows(
+    neighbours: Sequence[_Neighbour], slots: int, parts: int, seed: int, growth: float
+) -> tuple[list[_Tree], list[list[int]], int]:
+    """Trees, which of them are in which row, and the length of the rows.
+
+    Trees are first as large as rows may be; where that leaves rows unequal, also smaller ones are
+    tried, which repeat more of what they share.
+    """
+
+    def tried(limit: int) -> tuple[int, list[_Tree], list[list[int]], int]:
+        trees = _grow_trees(neighbours, limit)
+        sizes = [tree.size for tree in trees]
+        rows = _balanced(sizes, slots, parts, np.random.default_rng(seed))
+        length = rung(max(sum(sizes[tree] for tree in row) for row in rows), growth)
+        return len(rows) * length, trees, rows, length
+
+    best = last = tried(slots)
+    for trees_a_row in (1, 1, 2):
+        _, trees, rows, _ = last
+        used = sum(tree.size for tree in trees)
+        if len(rows) == 1 or best[0] <= (1 + growth) * used:
+            break
+        last = tried(math.ceil(used / len(rows) / trees_a_row))
+        best = min(best, last, key=lambda layout: layout[0])
+    return best[1:]
 
 
 def _packed(sizes: Sequence[int], slots: int, rng: np.random.Generator) -> list[list[int]]:

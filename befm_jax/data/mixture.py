@@ -3,28 +3,32 @@
 A family's rows are persons, papers or single observations.  Whole rows are dealt to a step, so that
 what a row's examples share is computed once.  Which rows a step has follows from the seed and its
 number alone: nothing else has to be kept to go on where a run stopped, and only a step's own rows
-are ever read and encoded.
+are ever read and encoded.  Of several processes each encodes the rows of its own devices.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
 
-from befm_jax.data.forest import Encoded, Report
+from befm_jax.data.forest import Encoded, LeftOut, Report, growth_for
 from befm_jax.data.items import Example
 from befm_jax.data.pipeline import Batch, Encoder, encode, lay_out
 from befm_jax.errors import DataError
 
 # Conversations that are rendered once while they come again: whole families of games fit.
-_RENDERED = 1 << 14
+_RENDERED = 1 << 12
+
+# Takes a value that JSON keeps, and returns every process's.
+AllGather = Callable[[Any], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,19 @@ def one_by_one(family: Family) -> Family:
 
 @dataclass(frozen=True)
 class Source:
-    """What a batch was made of, for reports and error messages."""
+    """What a batch was made of, over all processes, for reports and error messages.
+
+    `pairs`: of a slot and one that it sees; `slots_read`: slots at which a token is read;
+    `projected`: at how many slots the vocabulary is projected.
+    """
 
     step: int
     epoch: float
     rows: int
     report: Report
+    pairs: int
+    slots_read: int
+    projected: int
 
     def __str__(self) -> str:
         return f"epoch {self.epoch:.2f}, {self.rows:,} rows"
@@ -93,7 +104,10 @@ class Mixture:
     time, in as few steps as have at most `rows_per_step` rows, dealt evenly.  With `rows_per_step`
     at 0 an epoch is one step.
 
-    `slots` is the longest row of a forest; `parts` how many devices share the rows.
+    `slots` is the longest row of a forest; `parts` over how many devices a batch's rows are laid
+    out.  Of several processes one encodes the rows that are `shard_index` modulo `shard_count`, and
+    `parts` counts its own devices; `all_gather` is called by all of them for the same steps in the
+    same order, so that their batches have one shape.
 
     Each family's weights are scaled in every step so that its share of the loss is its `weight`,
     whatever the length of its answers.
@@ -112,12 +126,17 @@ class Mixture:
         rows_per_step: int = 0,
         seed: int = 0,
         parts: int = 1,
+        shard_index: int = 0,
+        shard_count: int = 1,
+        all_gather: AllGather = lambda value: [value],
     ) -> None:
         self.families = [family for family in families if len(family.rows)]
         if not self.families:
             raise DataError("nothing to learn from: no rows in any family of data")
         _check_weights(self.families)
         self._slots, self._parts, self._seed, self._epochs = slots, parts, seed, epochs
+        self._shard_index, self._shard_count = shard_index, shard_count
+        self._all_gather = all_gather
         # Rows of each family that come in the whole run.
         self._visits = [
             max(1, round(epochs * family.visits * len(family.rows))) for family in self.families
@@ -125,8 +144,9 @@ class Mixture:
         per_epoch = sum(self._visits) / epochs
         self.steps_per_epoch = math.ceil(per_epoch / rows_per_step) if rows_per_step else 1
         self.steps = epochs * self.steps_per_epoch
-        self._encode = lru_cache(maxsize=_RENDERED)(encoder.encode)
-        self._shuffled = lru_cache(maxsize=2 * len(self.families))(self._permutation)
+        self._growth = growth_for(math.ceil(per_epoch / self.steps_per_epoch))
+        self._encode = functools.lru_cache(maxsize=_RENDERED)(encoder.encode)
+        self._shuffled = functools.lru_cache(maxsize=2 * len(self.families))(self._permutation)
         self._last: tuple[tuple[Any, ...], tuple[Batch, Report]] | None = None
 
     @property
@@ -168,25 +188,53 @@ class Mixture:
         for number, family in enumerate(self.families):
             made: list[Encoded] = []
             for lap, row in self._laps(number, step):
-                # Draws are a row's own in its lap, whatever else is in the step.
-                rng = np.random.default_rng((self._seed, number, lap, row))
-                made += encode(family.examples(family.rows[row], rng), self)
+                if rows % self._shard_count == self._shard_index:
+                    # Draws are a row's own in its lap, whatever else is in the step.
+                    rng = np.random.default_rng((self._seed, number, lap, row))
+                    made += encode(family.examples(family.rows[row], rng), self)
                 rows += 1
             conversations.append(made)
-        scaled = self._scaled(conversations)
-        # Where every row is in every step and nothing is drawn, batches are one and the same.
-        key = tuple(sorted(scaled)) if self.steps_per_epoch == 1 else None
-        if key is not None and self._last is not None and self._last[0] == key:
-            batch, report = self._last[1]
-        else:
-            seed = self._seed + (step if key is None else 0)
-            batch, report = lay_out(scaled, slots=self._slots, parts=self._parts, seed=seed)
-            self._last = None if key is None else (key, (batch, report))
+        batch, report = self._laid_out(self._scaled(conversations), step)
+        micro_batches, _, slots = batch.forest.tokens.shape
+        of_all = self._from_shards(
+            (
+                (micro_batches, slots, batch.reads.token.shape[2]),
+                (batch.pairs(report.slots_used), batch.slots_read(), batch.projected()),
+                (report.observations, report.tokens_apart, report.slots_used),
+                dict(report.left_out),
+            )
+        )
+        shapes, counts, totals, left_out = zip(*of_all, strict=True)
+        batch = batch.padded(*np.max(shapes, axis=0).tolist())
+        report = functools.reduce(
+            operator.add,
+            (
+                Report(placed, apart, used, batch.forest.tokens.size, _left_out(reasons))
+                for (placed, apart, used), reasons in zip(totals, left_out, strict=True)
+            ),
+        )
         if not report.observations:
             reasons = report.reasons() or "no examples"
             raise DataError(f"nothing to learn from at {self._slots} slots a row: {reasons}")
         epoch = (step + 1) * self._epochs / self.steps
-        return batch, Source(step, epoch, rows, report)
+        return batch, Source(step, epoch, rows, report, *np.sum(counts, axis=0).tolist())
+
+    def _laid_out(self, scaled: Sequence[Encoded], step: int) -> tuple[Batch, Report]:
+        # Where every row is in every step and nothing is drawn, batches are one and the same.
+        key = tuple(sorted(scaled)) if self.steps_per_epoch == 1 else None
+        if key is not None and self._last is not None and self._last[0] == key:
+            return self._last[1]
+        seed = self._seed + (step if key is None else 0)
+        laid_out = lay_out(
+            scaled, slots=self._slots, parts=self._parts, seed=seed, growth=self._growth
+        )
+        self._last = None if key is None else (key, laid_out)
+        return laid_out
+
+    def _from_shards(self, value: Any) -> list[Any]:
+        """Every shard's value, in order; several processes may hold the same shard."""
+        gathered = dict(self._all_gather((self._shard_index, value)))
+        return [gathered[index] for index in range(self._shard_count)]
 
     def encode(self, messages: Any, spans: Any = ()) -> Any:
         """The encoder's, kept for conversations that come again."""
@@ -213,6 +261,9 @@ class Mixture:
         family that is not in every step has as much more where it is.
         """
         own = [sum(one.reads * one.observations for one in made) for made in conversations]
+        if self.families[0].weight is None:
+            return [one for made in conversations for one in made]
+        own = np.sum(self._from_shards(own), axis=0).tolist()
         total, scaled = sum(own), []
         for family, visits, made, tokens in zip(
             self.families, self._visits, conversations, own, strict=True
@@ -223,6 +274,10 @@ class Mixture:
                 scale = share / min(1.0, visits / self.steps) * total / tokens
             scaled += [one._replace(scale=one.scale * scale) for one in made]
         return scaled
+
+
+def _left_out(reasons: Mapping[str, Sequence[Any]]) -> dict[str, LeftOut]:
+    return {reason: LeftOut(*counts) for reason, counts in reasons.items()}
 
 
 def _check_weights(families: Sequence[Family]) -> None:

@@ -45,6 +45,14 @@ class Batch(NamedTuple):
         columns = self._columns()
         return int(columns.max(axis=1).sum()) * columns.shape[1]
 
+    def padded(self, micro_batches: int, slots: int, width: int) -> Batch:
+        """The same batch with padding added, to so many micro-batches, slots and reads a row."""
+        have, parts, long = self.forest.tokens.shape
+        if (micro_batches, slots, width) == (have, long, self.reads.token.shape[2]):
+            return self
+        flat = (Forest(*map(_unfold, self.forest)), Reads(*map(_unfold, self.reads)))
+        return _folded(*forests.pad(*flat, micro_batches * parts, slots, width), parts)
+
     def _columns(self) -> np.ndarray:
         """How many columns of `reads` each row of each micro-batch uses, `[M, B]`."""
         used: np.ndarray = self.reads.column.max(axis=2) + 1
@@ -57,16 +65,27 @@ def encode(examples: Iterable[Example], encoder: Encoder) -> list[Encoded]:
 
 
 def lay_out(
-    conversations: Sequence[Encoded], *, slots: int, parts: int, seed: int
+    conversations: Sequence[Encoded],
+    *,
+    slots: int,
+    parts: int,
+    seed: int,
+    growth: float = forests.GROWTH,
 ) -> tuple[Batch, Report]:
     """A batch of conversations: rows of at most `slots` slots, `parts` of them in a micro-batch.
 
-    `parts` is how many devices share the rows.  See `forest.build`, also for what it raises.
+    `parts` is how many devices share the rows.  See `forest.build` for the rest.
     """
-    built = forests.build(conversations, slots, parts=parts, seed=seed)
+    built = forests.build(conversations, slots, parts=parts, seed=seed, growth=growth)
+    return _folded(built.forest, built.reads, parts), built.report
 
+
+def _folded(forest: Forest, reads: Reads, parts: int) -> Batch:
     def fold(array: np.ndarray) -> np.ndarray:
         return array.reshape(-1, parts, *array.shape[1:])
 
-    batch = Batch(Forest(*map(fold, built.forest)), Reads(*map(fold, built.reads)))
-    return batch, built.report
+    return Batch(Forest(*map(fold, forest)), Reads(*map(fold, reads)))
+
+
+def _unfold(array: np.ndarray) -> np.ndarray:
+    return array.reshape(-1, *array.shape[2:])

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import flax.traverse_util
@@ -326,6 +327,34 @@ def abstract_parameters(
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     """Of a batch's arrays `[M, B, N]`: every device has rows of its own."""
     return Layout(mesh).sharding("micro_batches", "rows", "slots")
+
+
+@dataclass(frozen=True)
+class RowShard:
+    """Which rows of a batch this process has on its devices.
+
+    `index` of `count` shards of a step's rows of data; `places`: of the rows of a micro-batch, as
+    many as devices share, those of this process.
+    """
+
+    index: int
+    count: int
+    places: tuple[int, ...]
+
+
+@lru_cache(maxsize=8)
+def row_shard(mesh: AnyMesh) -> RowShard:
+    """This process's shard; all rows are one shard where processes hold some of them together."""
+    total = Layout(mesh).parts("rows")
+    places: dict[int, set[int]] = {}
+    where: Any = batch_sharding(mesh).devices_indices_map((1, total, 1))
+    for device, index in where.items():
+        places.setdefault(device.process_index, set()).add(index[1].start or 0)
+    shards = sorted({tuple(sorted(held)) for held in places.values()})
+    if len({len(shard) for shard in shards}) > 1 or sum(map(len, shards)) > total:
+        return RowShard(0, 1, tuple(range(total)))
+    own = tuple(sorted(places[jax.process_index()]))
+    return RowShard(shards.index(own), len(shards), own)
 
 
 def _divides(layout: Layout, what: str, name: str, size: int) -> None:

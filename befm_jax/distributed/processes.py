@@ -131,13 +131,30 @@ def barrier(name: str) -> None:
 
 def broadcast(name: str, value: Value) -> Value:
     """Process 0's value, on all processes; it must be one that JSON keeps as it is."""
-    if _client is None:
-        return value
-    key = f"befm/{next(_keys)}/{name}"
-    if _index == 0:
-        _client.key_value_set(key, json.dumps(value))
-    received: Value = json.loads(_client.blocking_key_value_get(key, FOREVER))
+    received: Value = all_gatherer(f"{next(_keys)}/{name}")(value)[0]
     return received
+
+
+def all_gatherer(name: str) -> Callable[[Any], list[Any]]:
+    """A function from a value that JSON keeps to every process's; all must call it equally often.
+
+    Nothing of it touches a device, so a thread may call it beside the training loop.
+    """
+    numbers = itertools.count()
+
+    def all_gather(value: Any) -> list[Any]:
+        if _client is None:
+            return [value]
+        number = next(numbers)
+        key = f"befm/{name}/{number}"
+        _client.key_value_set(f"{key}/{_index}", json.dumps(value))
+        _client.wait_at_barrier(key, FOREVER)
+        if _index == 0 and number:  # the values before this were read by whoever is here
+            _client.key_value_delete(f"befm/{name}/{number - 1}")
+        texts = {int(at.rsplit("/", 1)[1]): text for at, text in _client.key_value_dir_get(key)}
+        return [json.loads(texts[index]) for index in range(_count)]
+
+    return all_gather
 
 
 @contextmanager

@@ -12,6 +12,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
+from befm_jax.distributed import mesh as meshes
+
 
 def put_global(tree: Any, sharding: Sharding) -> Any:
     """Host arrays on the devices of a sharding.
@@ -24,6 +26,25 @@ def put_global(tree: Any, sharding: Sharding) -> Any:
         ),
         tree,
     )
+
+
+def put_rows(batch: Any, mesh: meshes.AnyMesh) -> Any:
+    """A batch `[M, B, ...]` on the devices of a mesh; each process has the rows of its own alone.
+
+    They are the `places` of `mesh.row_shard`, in that order.
+    """
+    sharding, places = meshes.batch_sharding(mesh), meshes.row_shard(mesh).places
+    rows = meshes.Layout(mesh).parts("rows")
+    number = {place: at for at, place in enumerate(places)}
+
+    def put(own: Any) -> Any:
+        def on_device(index: Any) -> Any:
+            at = number[index[1].start or 0]
+            return own[:, at : at + 1]
+
+        return jax.make_array_from_callback((own.shape[0], rows, own.shape[2]), sharding, on_device)
+
+    return jax.tree.map(put, batch)
 
 
 def place(tree: Any, placed: Any) -> Any:

@@ -323,9 +323,7 @@ def _begin(model: Llama, params: Params, batch: _Batch) -> _Begun:
         rows = [[array[row] for array in getattr(one, name)] for one, row in batch.members]
         return tuple(map(np.stack, zip(*rows, strict=True)))
 
-    forest, reads = forests.pad_rows(
-        Forest(*stacked("forest")), Reads(*stacked("reads")), batch.rows
-    )
+    forest, reads = forests.pad(Forest(*stacked("forest")), Reads(*stacked("reads")), batch.rows)
     return _Begun(batch, _token_scores(model)(params, forest, reads))
 
 

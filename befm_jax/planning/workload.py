@@ -14,7 +14,7 @@ import numpy as np
 from befm_jax import config
 from befm_jax.config import Config, ConfigError
 from befm_jax.data import examples as example_files
-from befm_jax.data.forest import rung
+from befm_jax.data.forest import growth_for, rung
 from befm_jax.data.items import Message
 from befm_jax.data.mixture import Mixture
 from befm_jax.data.pipeline import Encoder
@@ -106,17 +106,16 @@ def from_data(settings: Config, parts: int, shape: LlamaConfig) -> Workload:
     looked_at = [mixture[step] for step in range(min(4, mixture.steps))]
     largest = max((batch for batch, _ in looked_at), key=lambda batch: batch.forest.tokens.size)
     micro_batches, rows, slots = largest.forest.tokens.shape
-    used = [source.report.slots_used for _, source in looked_at]
-    pairs = [batch.pairs(source.report.slots_used) for batch, source in looked_at]
+    sources_read = [source for _, source in looked_at]
     return Workload(
         steps=mixture.steps,
         micro_batches=micro_batches,
         rows=rows,
         slots=slots,
-        used=float(np.mean(used)),
-        pairs=float(np.mean(pairs)),
-        reads=float(np.mean([batch.projected() for batch, _ in looked_at])),
-        observations=float(np.mean([one.report.observations for _, one in looked_at])),
+        used=float(np.mean([source.report.slots_used for source in sources_read])),
+        pairs=float(np.mean([source.pairs for source in sources_read])),
+        reads=float(np.mean([source.projected for source in sources_read])),
+        observations=float(np.mean([source.report.observations for source in sources_read])),
         source=f"{mixture.rows:,} rows of the config's data, {tokenizer}",
     )
 
@@ -134,7 +133,10 @@ def from_figures(
         steps=steps,
         micro_batches=micro_batches,
         rows=parts,
-        slots=min(data.slots, rung(math.ceil(used / micro_batches / parts))),
+        slots=min(
+            data.slots,
+            rung(math.ceil(used / micro_batches / parts), growth_for(math.ceil(per_step))),
+        ),
         used=used,
         pairs=used * (min(slots_per_observation, data.slots) + 1) / 2,
         reads=used,

@@ -10,7 +10,6 @@ from befm_jax import files
 from befm_jax.config import Config, ConfigError
 from befm_jax.data.mixture import Mixture
 from befm_jax.data.pipeline import Batch
-from befm_jax.distributed import mesh as meshes
 from befm_jax.distributed import processes, transfer
 from befm_jax.training import step as steps
 from befm_jax.training.ahead import StepAhead
@@ -42,7 +41,7 @@ def ahead(name: str, setup: Setup, mixture: Mixture, validation: Mixture | None 
 
 def placed(setup: Setup, batch: Batch) -> Batch:
     """A batch on the devices of a phase's mesh; every process hands over its own rows."""
-    on_devices: Batch = transfer.put_global(batch, meshes.batch_sharding(setup.mesh))
+    on_devices: Batch = transfer.put_rows(batch, setup.mesh)
     return on_devices
 
 
@@ -90,7 +89,7 @@ def run(
                     on_devices = placed(setup, batch)
                 with log.profiled(number), log.timed("device"):
                     state, metrics = phase.step(state, base, on_devices)
-                log.step(number, metrics, source, batch)
+                log.step(number, metrics, source)
                 stop = processes.asked_to_stop()
                 due = number % settings.checkpoints.every == 0 or number == mixture.steps
                 if stop or due:

@@ -23,7 +23,6 @@ from befm_jax import files
 from befm_jax.adapters.lora import Adapter
 from befm_jax.config import Config
 from befm_jax.data.mixture import Source
-from befm_jax.data.pipeline import Batch
 from befm_jax.distributed import hardware, processes
 from befm_jax.errors import UserError
 from befm_jax.llama import flops
@@ -97,7 +96,7 @@ class Log:
         self._peak = chip.operations * devices.size if chip else None
         # All at once: asked for step by step, each would wait behind the step under way.
         self._rates = np.asarray(setup.rates(np.arange(steps)))
-        self._waiting: tuple[int, Metrics, Source, Batch] | None = None
+        self._waiting: tuple[int, Metrics, Source] | None = None
         self._since = time.perf_counter()
         self._spent: dict[str, float] = defaultdict(float)
         self._profiling = False
@@ -105,14 +104,14 @@ class Log:
             print(f"{phase}: no profile, the steps to be profiled were taken before this start")
         self.last_checkpoint: int | None = start or None
 
-    def step(self, step: int, metrics: Metrics, source: Source, batch: Batch) -> None:
+    def step(self, step: int, metrics: Metrics, source: Source) -> None:
         """Takes the figures of a step that was just dispatched, and logs those of the one before.
 
         Raises:
             NonFiniteLossError: names the step, what its batch was made of and the checkpoint
                 before it.
         """
-        before, self._waiting = self._waiting, (step, metrics, source, batch)
+        before, self._waiting = self._waiting, (step, metrics, source)
         if before is not None:
             self._write(*before)
         if self._profiling and self._watch.profile and step == self._watch.profile[1]:
@@ -169,7 +168,7 @@ class Log:
         jax.profiler.stop_trace()
         self._profiling = False
 
-    def _write(self, step: int, metrics: Metrics, source: Source, batch: Batch) -> None:
+    def _write(self, step: int, metrics: Metrics, source: Source) -> None:
         with self.timed("device"):
             loss, gradient_norm = float(metrics.loss), float(metrics.gradient_norm)
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
@@ -198,7 +197,7 @@ class Log:
         }
         self._spent.clear()
         if self._peak is not None:
-            needed = _needed(self._setup, batch, report.slots_used)
+            needed = _needed(self._setup, source)
             figures["utilisation"] = needed / seconds / self._peak
         held = _memory_held()
         if held is not None:
@@ -220,15 +219,15 @@ class Log:
             self._watch.board.log({f"{self._phase}/step": step, **named})
 
 
-def _needed(setup: Setup, batch: Batch, used: int) -> float:
-    """Flops that a step needs: those of the `used` slots of a batch, nothing twice."""
+def _needed(setup: Setup, source: Source) -> float:
+    """FLOPs that a step needs: those of the slots that hold a token, nothing twice."""
     trained = setup.state.trained
     adapter = trained if isinstance(trained, Adapter) else None
     return flops.training(
         setup.model.config,
-        slots=used,
-        pairs=batch.pairs(used),
-        reads=batch.slots_read(),
+        slots=source.report.slots_used,
+        pairs=source.pairs,
+        reads=source.slots_read,
         rank=adapter.spec.rank if adapter else 0,
         targets=[path.rsplit("/", 1)[-1] for path in adapter.weights] if adapter else (),
     ).needed

@@ -246,9 +246,9 @@ def test_what_can_not_be_is_refused(one, message):
 
 def test_rows_of_padding_are_read_nowhere():
     built = forests.build([Encoded.of((1, 2), (3,))], 8)
-    forest, reads = forests.pad_rows(built.forest, built.reads, 3)
+    forest, reads = forests.pad(built.forest, built.reads, 3)
     assert forest.tokens.shape == (3, 8)
     assert (reads.column[1:] == -1).all()
     assert reads.observations.sum() == 1
     with pytest.raises(ValueError, match="can't be padded"):
-        forests.pad_rows(forest, reads, 2)
+        forests.pad(forest, reads, 2)

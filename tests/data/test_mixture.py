@@ -1,5 +1,8 @@
 """Mixtures: a pure function of seed and step, every row once an epoch, each family its share."""
 
+import itertools
+import json
+
 import numpy as np
 import pytest
 
@@ -195,3 +198,41 @@ def test_what_can_not_be_is_refused(families, message):
 def test_rows_that_are_too_short_say_so():
     with pytest.raises(DataError, match=r"nothing to learn from at 4 slots a row: .* longer"):
         mixture(family("a", 3), slots=4)[0]
+
+
+@pytest.mark.parametrize("weights", [(None, None), (3.0, 1.0)])
+def test_shards_of_a_step_are_the_step(weights):
+    families = [family("a", 13, 2, weight=weights[0]), family("b", 7, weight=weights[1])]
+    whole = mixture(*families, rows_per_step=6)
+    posted = {}
+
+    def shard(index):
+        """One of three processes, of which the others have posted their values already."""
+        calls = itertools.count()
+
+        def all_gather(value):
+            posted[call := next(calls), index] = json.loads(json.dumps(value))
+            return [posted.get((call, other), [other, value[1]]) for other in range(3)]
+
+        return mixture(
+            *families, rows_per_step=6, shard_index=index, shard_count=3, all_gather=all_gather
+        )
+
+    # The second time round all three know what the others have.
+    for _ in range(3 if weights[0] else 2):
+        shards = [[one[step] for step in range(whole.steps)] for one in map(shard, range(3))]
+    for step in range(whole.steps):
+        batch, source = whole[step]
+        parts = [one[step][0] for one in shards]
+        assert len({part.forest.tokens.shape for part in parts}) == 1
+        assert len({part.reads.token.shape for part in parts}) == 1
+        for figure in ("weight", "observations"):
+            apart = sum(getattr(part.reads, figure).sum() for part in parts)
+            assert apart == pytest.approx(getattr(batch.reads, figure).sum(), rel=1e-5)
+        (of_all,) = {str(one[step][1]) for one in shards}
+        assert of_all == str(source)
+        reports = [one[step][1].report for one in shards]
+        assert {report.observations for report in reports} == {source.report.observations}
+        assert reports[0].tokens_apart == source.report.tokens_apart
+        assert reports[0].slots_computed == sum(part.forest.tokens.size for part in parts)
+        assert shards[0][step][1].slots_read >= source.slots_read

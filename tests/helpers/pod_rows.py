@@ -12,11 +12,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from befm_jax.data.pipeline import lay_out
 from befm_jax.distributed import mesh as meshes
 from befm_jax.distributed import processes, transfer
-from befm_jax.distributed.mesh import Layout
-from tests.helpers.small import real_paths
+from tests.helpers.small import mixture_of, real_paths
 
 
 def main():
@@ -30,12 +28,21 @@ def main():
     processes.start(flags.coordinator, flags.processes, flags.process_id)
     mesh = meshes.make_mesh(data=flags.processes)
     conversations = real_paths(observations=200)
+    shard = meshes.row_shard(mesh)
+    mixture = mixture_of(
+        conversations,
+        slots=768,
+        epochs=1,
+        rows_per_step=-(-len(conversations) // 4),
+        parts=len(shard.places),
+        shard_index=shard.index,
+        shard_count=shard.count,
+        all_gather=processes.all_gatherer("rows"),
+    )
     read = []
     for step in range(4):
-        own = np.array_split(np.arange(len(conversations)), 4)[step]
-        batch, _ = lay_out([conversations[number] for number in own], slots=768,
-                           parts=Layout(mesh).parts("rows"), seed=step)  # fmt: skip
-        reads = transfer.put_global(batch, meshes.batch_sharding(mesh)).reads
+        batch, _ = mixture[step]
+        reads = transfer.put_rows(batch, mesh).reads
         mine = zip(
             *(jax.tree.map(lambda shard: np.asarray(shard.data), each.addressable_shards)
               for each in (reads.token, reads.observations)),

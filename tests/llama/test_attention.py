@@ -105,7 +105,7 @@ def test_bfloat16_heads_are_mixed_with_a_softmax_in_float32():
 def test_in_any_try_a_path_is_mixed_as_if_it_stood_alone(seed):
     """The forests that training lays out, against softmax over each path's own slots, by NumPy."""
     built = forests.build(random_paths(seed), 96)
-    forest, _ = forests.pad_rows(built.forest, built.reads, 8)
+    forest, _ = forests.pad(built.forest, built.reads, 8)
     heads = heads_of(*forest.end.shape, seed=seed)[:3]
     mixed = np.asarray(forest_attention(*heads, jnp.asarray(forest.end)))
     query, key, value = (np.asarray(array, np.float64) for array in heads)

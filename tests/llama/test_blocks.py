@@ -12,7 +12,7 @@ from tests.helpers import small
 def real_games():
     """Rows of real games, some of them padding."""
     built = forest.build(small.real_paths(), 512)
-    return forest.pad_rows(built.forest, built.reads, 3)[0]
+    return forest.pad(built.forest, built.reads, 3)[0]
 
 
 CASES = {

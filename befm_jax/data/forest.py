@@ -256,15 +256,6 @@ def rung(slots: int, growth: float = GROWTH) -> int:
     return length
 
 
-def growth_for(rows: int) -> float:
-    """The growth of the ladder for steps of so many rows of data.
-
-    What a step of many rows needs varies less from step to step, so that as few lengths are
-    compiled for with less padding.
-    """
-    return min(GROWTH, max(GROWTH / 4, GROWTH * 4 / math.sqrt(rows)))
-
-
 def empty(rows: int, slots: int) -> Forest:
     """A forest of padding: every slot sees itself alone, and nothing is read."""
     shape = (rows, slots)

@@ -19,13 +19,18 @@ from typing import Any, cast
 
 import numpy as np
 
-from befm_jax.data.forest import Encoded, LeftOut, Report, growth_for
+from befm_jax.data.forest import Encoded, LeftOut, Report
 from befm_jax.data.items import Example
 from befm_jax.data.pipeline import Batch, Encoder, encode, lay_out
 from befm_jax.errors import DataError
 
 # Conversations that are rendered once while they come again: whole families of games fit.
 _RENDERED = 1 << 12
+
+# Every length of rows is compiled for: what so many steps need is spread over so many lengths, of
+# which each is longer than the one before by a share within these bounds.
+_SAMPLED, _LENGTHS = 8, 3
+_GROWTH = (0.03, 0.3)
 
 # Takes a value that JSON keeps, and returns every process's.
 AllGather = Callable[[Any], list[Any]]
@@ -144,7 +149,6 @@ class Mixture:
         per_epoch = sum(self._visits) / epochs
         self.steps_per_epoch = math.ceil(per_epoch / rows_per_step) if rows_per_step else 1
         self.steps = epochs * self.steps_per_epoch
-        self._growth = growth_for(math.ceil(per_epoch / self.steps_per_epoch))
         self._encode = functools.lru_cache(maxsize=_RENDERED)(encoder.encode)
         self._shuffled = functools.lru_cache(maxsize=2 * len(self.families))(self._permutation)
         self._last: tuple[tuple[Any, ...], tuple[Batch, Report]] | None = None
@@ -183,17 +187,7 @@ class Mixture:
         Raises:
             DataError: nothing of the step's rows can be learnt from at this row length; says why.
         """
-        conversations: list[list[Encoded]] = []
-        rows = 0
-        for number, family in enumerate(self.families):
-            made: list[Encoded] = []
-            for lap, row in self._laps(number, step):
-                if rows % self._shard_count == self._shard_index:
-                    # Draws are a row's own in its lap, whatever else is in the step.
-                    rng = np.random.default_rng((self._seed, number, lap, row))
-                    made += encode(family.examples(family.rows[row], rng), self)
-                rows += 1
-            conversations.append(made)
+        conversations, rows = self._encoded(step)
         batch, report = self._laid_out(self._scaled(conversations), step)
         micro_batches, _, slots = batch.forest.tokens.shape
         of_all = self._from_shards(
@@ -218,6 +212,37 @@ class Mixture:
             raise DataError(f"nothing to learn from at {self._slots} slots a row: {reasons}")
         epoch = (step + 1) * self._epochs / self.steps
         return batch, Source(step, epoch, rows, report, *np.sum(counts, axis=0).tolist())
+
+    def _encoded(self, step: int) -> tuple[list[list[Encoded]], int]:
+        """This shard's conversations of a step, by family; how many rows all shards have."""
+        conversations: list[list[Encoded]] = []
+        rows = 0
+        for number, family in enumerate(self.families):
+            made: list[Encoded] = []
+            for lap, row in self._laps(number, step):
+                if rows % self._shard_count == self._shard_index:
+                    # Draws are a row's own in its lap, whatever else is in the step.
+                    rng = np.random.default_rng((self._seed, number, lap, row))
+                    made += encode(family.examples(family.rows[row], rng), self)
+                rows += 1
+            conversations.append(made)
+        return conversations, rows
+
+    @functools.cached_property
+    def _growth(self) -> float:
+        """Of the ladder of lengths of rows: the more the steps of the run differ, the coarser."""
+        if self.steps_per_epoch == 1:
+            return _GROWTH[0]
+        needed = []
+        for step in np.unique(np.linspace(0, self.steps - 1, _SAMPLED).round()).astype(int):
+            made = [one for family in self._encoded(int(step))[0] for one in family]
+            batch, _ = lay_out(
+                made, slots=self._slots, parts=self._parts, seed=self._seed, growth=0.0
+            )
+            needed.append(batch.forest.tokens.size)
+        shards = self._from_shards(needed)
+        spread = np.max(shards) / np.min(shards)
+        return float(np.clip(spread ** (1 / _LENGTHS) - 1, *_GROWTH))
 
     def _laid_out(self, scaled: Sequence[Encoded], step: int) -> tuple[Batch, Report]:
         # Where every row is in every step and nothing is drawn, batches are one and the same.

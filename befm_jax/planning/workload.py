@@ -14,7 +14,7 @@ import numpy as np
 from befm_jax import config
 from befm_jax.config import Config, ConfigError
 from befm_jax.data import examples as example_files
-from befm_jax.data.forest import growth_for, rung
+from befm_jax.data.forest import rung
 from befm_jax.data.items import Message
 from befm_jax.data.mixture import Mixture
 from befm_jax.data.pipeline import Encoder
@@ -133,10 +133,7 @@ def from_figures(
         steps=steps,
         micro_batches=micro_batches,
         rows=parts,
-        slots=min(
-            data.slots,
-            rung(math.ceil(used / micro_batches / parts), growth_for(math.ceil(per_step))),
-        ),
+        slots=min(data.slots, rung(math.ceil(used / micro_batches / parts))),
         used=used,
         pairs=used * (min(slots_per_observation, data.slots) + 1) / 2,
         reads=used,

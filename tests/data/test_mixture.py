@@ -81,6 +81,9 @@ def test_only_a_steps_own_rows_are_read_and_encoded():
     many = Family("many", Rows(), family("many", 1).examples, "many")
     run = mixture(many)
     assert run.steps == 600_000
+    _ = run[0]  # looks at a few steps of the run for the lengths of its rows
+    assert len(read) <= 5 * 10
+    read.clear()
     before = Letters.calls
     _, source = run[123_456]
     assert read == run.dealt(123_456)[0]
@@ -236,3 +239,21 @@ def test_shards_of_a_step_are_the_step(weights):
         assert reports[0].tokens_apart == source.report.tokens_apart
         assert reports[0].slots_computed == sum(part.forest.tokens.size for part in parts)
         assert shards[0][step][1].slots_read >= source.slots_read
+
+
+@pytest.mark.parametrize("longest", [1, 40])
+def test_a_run_compiles_for_few_shapes_with_little_padding(longest):
+    lengths = np.random.default_rng(1).integers(1, longest + 1, 2000)
+
+    def examples(row, rng):
+        yield Example.of("", f"{row}?", "ab" * (5 + int(lengths[row])))
+
+    run = Mixture([Family("texts", range(2000), examples, "")], Letters(), slots=600, epochs=1,
+                  rows_per_step=16)  # fmt: skip
+    batches = [run[step] for step in range(run.steps)]
+    assert len({(*batch.forest.tokens.shape, *batch.reads.token.shape) for batch, _ in batches}) < 9
+    used, computed = (
+        sum(getattr(source.report, name) for _, source in batches)
+        for name in ("slots_used", "slots_computed")
+    )
+    assert computed < 1.1 * used

@@ -15,7 +15,6 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -51,9 +50,8 @@ from befm_jax.tasks.games import item_of
 from befm_jax.tasks.sources import Source
 from befm_jax.training import loop, metrics, restarts
 from befm_jax.training import setup as setups
-from befm_jax.training.loop import Phase
 from befm_jax.training.metrics import Watch
-from befm_jax.training.step import State
+from befm_jax.training.setup import Setup
 
 FLAGS = flags.FLAGS
 BASE, ADAPTER, TUNED = "base", "adapter", "tuned"
@@ -106,9 +104,13 @@ def learn_and_compare(settings: Config, workdir: Path, watch: Watch) -> None:
         raise UserError(f"--profile_steps={watch.profile[0]}: the run has {mixture.steps} steps")
     validation = validation_of(settings, everybody, tokenizer, mesh)
     # The step compiles while the weights are read.
-    tuning = tuning_ahead(settings, resolved, mesh, mixture, validation)
-    base = base_model(settings, resolved, tokenizer, mesh, tuning.setup.model)
-    tuned = tune(settings, base, tuning, workdir, learnt, watch)
+    shape, abstract = hf.abstract(
+        resolved.directory, meshes.over(mesh), quantize=settings.model.quantize
+    )
+    setup = setups.of(settings, shape, abstract, mesh, mixture.steps)
+    setup.step.compile(setup.place(mixture[0][0]))
+    base = base_model(settings, resolved, tokenizer, mesh, setup.model)
+    tuned = tune(settings, base, setup, mixture, validation, learnt, watch)
 
     if everybody:
         results = compare(settings, base, tuned, everybody)
@@ -334,61 +336,33 @@ def make_base(
         slices = mesh.shape["slice"]
         alike = Mesh(mesh.devices.reshape(slices, -1, 1, 1), meshes.AXES)
         setup = setups.from_nothing(settings, shape, alike, mixture.steps)
-        teaching = loop.ahead("base", setup, mixture)
-        fresh = partial(setup.fresh, setups.fresh_parameters, params, seed=settings.seed)
-        params = loop.run(settings, teaching, None, fresh, {}, Watch(board=watch.board))
+        params = loop.run(settings, setup, mixture, None, params, {}, Watch(board=watch.board))
     write_model(workdir / BASE, shape, params, tokenizer)
-
-
-def tuning_ahead(
-    settings: Config,
-    resolved: ResolvedModel,
-    mesh: Mesh,
-    mixture: Mixture,
-    validation: Mixture | None,
-) -> Phase:
-    """Begins to compile the step that tunes a model whose weights were not read yet."""
-    shape, params = hf.abstract(
-        resolved.directory, meshes.over(mesh), quantize=settings.model.quantize
-    )
-    setup = setups.of(settings, shape, params, mesh, mixture.steps)
-    return loop.ahead("tune", setup, mixture, validation)
 
 
 def tune(
     settings: Config,
     base: Engine,
-    tuning: Phase,
-    workdir: Path,
+    setup: Setup,
+    mixture: Mixture,
+    validation: Mixture | None,
     learnt: Sequence[Source],
     watch: Watch,
 ) -> Engine:
     """Trains the adapter (or every parameter), writes it, and returns the tuned model."""
-    inputs = {"base": hf.fingerprint(base.resolved.directory)}
-    setup, seed = tuning.setup, settings.seed
-    adapter_dir = None
+    workdir, resolved = Path(settings.workdir), base.resolved
+    inputs = {"base": hf.fingerprint(resolved.directory)}
+    trained = loop.run(settings, setup, mixture, validation, base.params, inputs, watch)
     if settings.trained == "adapter":
-
-        def fresh() -> State:
-            return setup.fresh(partial(setups.fresh_adapter, settings, setup.base), seed=seed)
-
-        adapter = loop.run(settings, tuning, base.params, fresh, inputs, watch)
-        made_here = not settings.model.path
-        template = base.tokenizer.template_hash
-        on_host = transfer.gather(adapter)
+        on_host = transfer.gather(trained)
         if processes.is_first():
-            peft.save(workdir / ADAPTER, on_host, base.resolved.name, template)
-        model, adapter_dir = BASE if made_here else base.resolved.pinned, ADAPTER
-        params = lora.attach(base.params, adapter)
+            peft.save(workdir / ADAPTER, on_host, resolved.name, base.tokenizer.template_hash)
+        params = lora.attach(base.params, trained)
+        made_here = not settings.model.path
+        model, adapter_dir = BASE if made_here else resolved.pinned, ADAPTER
     else:
-
-        def fresh() -> State:
-            return setup.fresh(setups.fresh_parameters, base.params, seed=seed)
-
-        params = loop.run(settings, tuning, None, fresh, inputs, watch)
-        source, shape = base.resolved.directory, base.model.config
-        write_model(workdir / TUNED, shape, params, base.tokenizer, source)
-        model, made_here = TUNED, True
+        write_model(workdir / TUNED, base.model.config, trained, base.tokenizer, resolved.directory)
+        params, made_here, model, adapter_dir = trained, True, TUNED, None
     trained_on = {
         "sources": [source.record() for source in learnt],
         "examples": settings.data.examples,

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from befm_jax import files
 from befm_jax.config import Config, ConfigError
 from befm_jax.data.mixture import Mixture
-from befm_jax.data.pipeline import Batch
-from befm_jax.distributed import mesh as meshes
-from befm_jax.distributed import processes, transfer
+from befm_jax.distributed import processes
+from befm_jax.llama.model import Params
 from befm_jax.training import step as steps
-from befm_jax.training.ahead import StepAhead
 from befm_jax.training.checkpoint import Checkpoints
 from befm_jax.training.metrics import Log, Watch
 from befm_jax.training.setup import Setup
@@ -21,75 +19,53 @@ from befm_jax.training.setup import Setup
 INPUTS = "inputs.json"
 
 
-class Phase(NamedTuple):
-    """A training loop to come, its first program compiling in the background.
-
-    `validation`: what the loss is measured on at every checkpoint, or None.
-    """
-
-    name: str
-    setup: Setup
-    mixture: Mixture
-    validation: Mixture | None
-    step: StepAhead
-
-
-def ahead(name: str, setup: Setup, mixture: Mixture, validation: Mixture | None = None) -> Phase:
-    """Begins to compile a phase's step."""
-    step = StepAhead(setup.step(), setup.state, setup.base, placed(setup, mixture[0][0]))
-    return Phase(name, setup, mixture, validation, step)
-
-
-def placed(setup: Setup, batch: Batch) -> Batch:
-    """A batch on the devices of a phase's mesh; every process hands over its own rows."""
-    on_devices: Batch = transfer.put_global(batch, meshes.batch_sharding(setup.mesh))
-    return on_devices
-
-
 def run(
     settings: Config,
-    phase: Phase,
-    base: Any,
-    fresh: Callable[[], steps.State],
+    setup: Setup,
+    mixture: Mixture,
+    validation: Mixture | None,
+    params: Params,
     inputs: Mapping[str, str],
     watch: Watch,
 ) -> Any:
-    """What a phase has trained after its last step.
+    """Trains a phase to its last step; returns what was trained.
 
-    `fresh` makes the state before the first step, where there is no checkpoint; `inputs` are hashes
-    of what is learnt from beside the batches (see `check_same_inputs`).
+    `validation`: the people whose loss is measured at every checkpoint; `params`: the model's
+    parameters before training; `inputs`: hashes of what is learnt from beside the batches (see
+    `check_same_inputs`).
 
     Raises:
         ConfigError: the inputs are not those that the last checkpoint was made from.
         NonFiniteLossError: see `Log.step`.
-        PreemptedError: the run was asked to stop, and its state is saved.
+        PreemptedError: the run was requested to stop, and its state is saved.
     """
-    workdir, setup, mixture = Path(settings.workdir), phase.setup, phase.mixture
-    best = phase.validation is not None and settings.checkpoints.use == "best"
-    saved = Checkpoints(workdir / "checkpoints" / phase.name, settings.checkpoints.keep, best)
+    workdir, phase = Path(settings.workdir), setup.phase
+    base = None if setup.base is None else params
+    best = validation is not None and settings.checkpoints.use == "best"
+    saved = Checkpoints(workdir / "checkpoints" / phase, settings.checkpoints.keep, best)
     inputs = {"data": mixture.fingerprint, **inputs}
-    check_same_inputs(workdir, phase.name, inputs, go_on=saved.last is not None)
+    check_same_inputs(workdir, phase, inputs, go_on=saved.last is not None)
     state = saved.restore(setup.state)
     if state is None:
-        state = fresh()
+        state = setup.fresh(params)
     start = int(state.step)
     if start:
-        print(f"{phase.name}: going on from the checkpoint of step {start}")
+        print(f"{phase}: going on from the checkpoint of step {start}")
     if start < mixture.steps:
-        print(f"{phase.name}: {phase.step.wait(placed(setup, mixture[start][0]))}")
-    validate = _validation(phase, base)
+        print(f"{phase}: {setup.step.wait(setup.place(mixture[start][0]))}")
+    validate = _validation(setup, validation, base)
     # Compiling takes some processes longer than others; CPU collectives wait 30 s for each other.
-    processes.barrier(f"{phase.name} is compiled")
-    log = Log(workdir, phase.name, mixture.steps, start, setup, watch)
+    processes.barrier(f"{phase} is compiled")
+    log = Log(workdir, setup, mixture.steps, start, watch)
     try:
         with processes.stopping_at_steps():
             batches = mixture.ahead(start, mixture.steps)
             for number in range(start + 1, mixture.steps + 1):
                 with log.timed("data"):
                     batch, source = next(batches)
-                    on_devices = placed(setup, batch)
+                    on_devices = setup.place(batch)
                 with log.profiled(number), log.timed("device"):
-                    state, metrics = phase.step(state, base, on_devices)
+                    state, metrics = setup.step(state, base, on_devices)
                 log.step(number, metrics, source, batch)
                 stop = processes.asked_to_stop()
                 due = number % settings.checkpoints.every == 0 or number == mixture.steps
@@ -103,14 +79,14 @@ def run(
                         figure = validate(state.trained) if due and not best else figure
                     log.checkpoint(number, figure)
                 if stop:
-                    raise processes.PreemptedError(f"{phase.name}: saved at step {number}")
+                    raise processes.PreemptedError(f"{phase}: saved at step {number}")
             # Outside of these steps SIGTERM ends the run at once: nothing may be under way then.
             saved.settle()
         if best:
-            found = saved.restore_best(setup.state.trained)
-            if found is not None:
-                step, trained = found
-                print(f"{phase.name}: step {step} has the least loss on validation people")
+            best_checkpoint = saved.restore_best(setup.state.trained)
+            if best_checkpoint is not None:
+                step, trained = best_checkpoint
+                print(f"{phase}: step {step} has the least loss on validation people")
                 return trained
     finally:
         log.close()
@@ -118,13 +94,14 @@ def run(
     return state.trained
 
 
-def _validation(phase: Phase, base: Any) -> Callable[[Any], float | None]:
-    """The loss on the observations held out for it, by what is trained."""
-    if phase.validation is None:
+def _validation(
+    setup: Setup, validation: Mixture | None, base: Params | None
+) -> Callable[[Any], float | None]:
+    """The loss on validation people, as a function of what is trained."""
+    if validation is None:
         return lambda trained: None
-    setup = phase.setup
     loss = steps.make_loss(setup.model, setup.combine)
-    batch = placed(setup, phase.validation[0][0])
+    batch = setup.place(validation[0][0])
     return lambda trained: float(loss(trained, base, batch))
 
 

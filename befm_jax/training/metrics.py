@@ -69,11 +69,9 @@ class Log:
     `memory_bytes`: the most that a device of this process has held, where it says so.
     """
 
-    def __init__(
-        self, directory: Path, phase: str, steps: int, start: int, setup: Setup, watch: Watch
-    ) -> None:
-        self._phase, self._setup, self._watch = phase, setup, watch
-        self._directory = directory
+    def __init__(self, directory: Path, setup: Setup, steps: int, start: int, watch: Watch) -> None:
+        self._phase = phase = setup.phase
+        self._setup, self._watch, self._directory = setup, watch, directory
         self._writes = processes.is_first()
         if self._writes:
             directory.mkdir(parents=True, exist_ok=True)

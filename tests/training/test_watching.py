@@ -34,10 +34,7 @@ def ran(folder, watch):
     mesh = meshes.make_mesh(devices=meshes.jax.devices()[:1])
     batches = mixture_of(random_paths(0), slots=128, epochs=6)
     made = setup.of(settings, model.config, params, mesh, batches.steps)
-    loop.run(
-        settings, loop.ahead("tune", made, batches), None,
-        lambda: made.fresh(setup.fresh_parameters, params, seed=0), {}, watch,
-    )  # fmt: skip
+    loop.run(settings, made, batches, None, params, {}, watch)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return lines, model, batches
 

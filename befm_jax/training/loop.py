@@ -6,17 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from befm_jax import files
-from befm_jax.config import Config, ConfigError
+from befm_jax.config import Config
 from befm_jax.data.mixture import Mixture
 from befm_jax.distributed import processes
 from befm_jax.llama.model import Params
+from befm_jax.training import restarts
 from befm_jax.training import step as steps
 from befm_jax.training.checkpoint import Checkpoints
 from befm_jax.training.metrics import Log, Watch
 from befm_jax.training.setup import Setup
-
-INPUTS = "inputs.json"
 
 
 def run(
@@ -32,7 +30,7 @@ def run(
 
     `validation`: the people whose loss is measured at every checkpoint; `params`: the model's
     parameters before training; `inputs`: hashes of what is learnt from beside the batches (see
-    `check_same_inputs`).
+    `restarts.check_same_inputs`).
 
     Raises:
         ConfigError: the inputs are not those that the last checkpoint was made from.
@@ -44,7 +42,7 @@ def run(
     best = validation is not None and settings.checkpoints.use == "best"
     saved = Checkpoints(workdir / "checkpoints" / phase, settings.checkpoints.keep, best)
     inputs = {"data": mixture.fingerprint, **inputs}
-    check_same_inputs(workdir, phase, inputs, go_on=saved.last is not None)
+    restarts.check_same_inputs(workdir, phase, inputs, go_on=saved.last is not None)
     state = saved.restore(setup.state)
     if state is None:
         state = setup.fresh(params)
@@ -103,30 +101,3 @@ def _validation(
     loss = steps.make_loss(setup.model, setup.combine)
     batch = setup.place(validation[0][0])
     return lambda trained: float(loss(trained, base, batch))
-
-
-def check_same_inputs(workdir: Path, phase: str, inputs: Mapping[str, str], go_on: bool) -> None:
-    """Refuses to go on where files changed behind the paths of an unchanged config.
-
-    `inputs` are hashes of what a phase learns from; the first process keeps them in `inputs.json`.
-    Raises ConfigError if the phase goes on from a checkpoint that was made from others, or if this
-    process has not read what the first has.
-    """
-    firsts: dict[str, str] = processes.broadcast(f"{phase} inputs", dict(inputs))
-    other = [name for name in inputs if firsts.get(name) != inputs[name]]
-    if other:
-        raise ConfigError(
-            f"{phase}: the {' and the '.join(other)} that this host reads are not those of the "
-            "first process; all hosts must read the same files"
-        )
-    path = workdir / INPUTS
-    kept = files.read_object(path, ConfigError) if path.is_file() else {}
-    changed = [name for name in inputs if kept.get(phase, {}).get(name) != inputs[name]]
-    if go_on and changed:
-        raise ConfigError(
-            f"{workdir}: the {' and the '.join(changed)} changed since this run began ({phase}). "
-            "Give another --workdir, or delete that one"
-        )
-    processes.barrier(f"{phase} inputs")
-    if processes.is_first():
-        files.write_object(path, kept | {phase: dict(inputs)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import sys
 import time
 from collections import defaultdict
@@ -16,15 +17,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from befm_jax import files
 from befm_jax.adapters.lora import Adapter
 from befm_jax.config import Config
-from befm_jax.data.mixture import Source
+from befm_jax.data.mixture import Mixture, Source
 from befm_jax.data.pipeline import Batch
 from befm_jax.distributed import hardware, processes
+from befm_jax.distributed import mesh as meshes
 from befm_jax.errors import UserError
 from befm_jax.llama import flops
 from befm_jax.training.setup import Setup
@@ -32,6 +35,8 @@ from befm_jax.training.step import Metrics
 
 # What the time of a step goes to; see `Log`.
 PARTS = ("data", "device", "checkpoint")
+# Above this share of padding a run prints a warning.
+MOST_PADDING = 0.5
 
 
 class NonFiniteLossError(UserError):
@@ -48,6 +53,44 @@ class Watch:
 
     profile: tuple[int, int] | None = None
     board: Any = None
+
+
+def steps_to_profile(text: str | None) -> tuple[int, int] | None:
+    """First and last step of `5:8` (or of `5`), the value of `--profile_steps`.
+
+    Raises UserError for another form.
+    """
+    if not text:
+        return None
+    match = re.fullmatch(r"([1-9]\d*)(?::([1-9]\d*))?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if first > last:
+        raise UserError(f"--profile_steps={text}: give a first and a last step, such as 5:8")
+    return first, last
+
+
+def describe(mixture: Mixture, mesh: Mesh) -> str:
+    """Lines for a reader: what is learnt from, what sharing saves, which devices share the work."""
+    _, first = mixture[0]
+    forests = first.report
+    padding = 1 - forests.slots_used / forests.slots_computed
+    lines = [
+        f"{mixture.rows:,} rows, {mixture.steps:,} steps; in the first {first.rows:,} rows, "
+        f"{forests.tokens_apart:,.0f} tokens one by one, {forests.slots_used:,} slots as forests "
+        f"({forests.saved:.2%} saved), {forests.slots_computed:,} computed ({padding:.1%} padding)"
+    ]
+    if padding > MOST_PADDING:
+        lines.append(
+            f"warning: {padding:.0%} of what is computed is padding; give a step more rows "
+            "(data.rows_per_step), or fewer devices (mesh)"
+        )
+    if forests.left_out:
+        lines.append(f"left out: {forests.reasons()}")
+    if mesh.size > 1:
+        lines.append(
+            f"{mesh.size} devices of {processes.count()} processes: {meshes.in_words(mesh)}"
+        )
+    return "\n".join(lines)
 
 
 class Log:

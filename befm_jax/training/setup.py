@@ -5,6 +5,7 @@ A run allocates what is described here (`Setup.fresh`); a plan only compiles for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,13 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from befm_jax import config
 from befm_jax.adapters import lora
 from befm_jax.config import Config
 from befm_jax.data.pipeline import Batch
 from befm_jax.distributed import mesh as meshes
-from befm_jax.distributed import transfer
+from befm_jax.distributed import processes, transfer
 from befm_jax.distributed.mesh import AnyMesh
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Llama, Params
@@ -74,6 +76,19 @@ class Setup:
         """A batch on the devices of the mesh; every process transfers the rows of its own."""
         on_devices: Batch = transfer.put_global(batch, meshes.batch_sharding(self.mesh))
         return on_devices
+
+
+def mesh_of(settings: Config) -> Mesh:
+    """The run's mesh: over all devices, or over the first of one machine's where it is smaller.
+
+    Raises ShardingError where the config's sizes or slices do not fit the devices.
+    """
+    mesh, devices = settings.mesh, jax.devices()
+    meshes.check_slices(mesh.slices, devices)
+    sizes = (mesh.slices, mesh.data, mesh.fsdp, mesh.tensor)
+    if processes.count() == 1 and 0 not in sizes:
+        devices = devices[: math.prod(sizes)]
+    return meshes.make_mesh(**meshes.filled(*sizes, devices=len(devices)), devices=devices)
 
 
 def of(settings: Config, shape: LlamaConfig, params: Params, mesh: AnyMesh, steps: int) -> Setup:

@@ -18,12 +18,14 @@ def put_global(tree: Any, sharding: Sharding) -> Any:
 
     Every process has them whole, and hands over what its own devices hold.
     """
-    return jax.tree.map(
-        lambda whole: jax.make_array_from_callback(
-            whole.shape, sharding, lambda index: whole[index]
-        ),
-        tree,
-    )
+    # What `jax.device_put` is to `jax.transfer_guard`: a transfer that the caller requests.
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(
+            lambda whole: jax.make_array_from_callback(
+                whole.shape, sharding, lambda index: whole[index]
+            ),
+            tree,
+        )
 
 
 def place(tree: Any, placed: Any) -> Any:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from befm_jax.config import Config
 from befm_jax.data.mixture import Mixture
 from befm_jax.distributed import processes
@@ -59,12 +61,15 @@ def run(
         with processes.stopping_at_steps():
             batches = mixture.ahead(start, mixture.steps)
             for number in range(start + 1, mixture.steps + 1):
-                with log.timed("data"):
-                    batch, source = next(batches)
-                    on_devices = setup.place(batch)
-                with log.profiled(number), log.timed("device"):
-                    state, metrics = setup.step(state, base, on_devices)
-                log.step(number, metrics, source, batch)
+                # An implicit transfer would make the host wait for the devices, or copy an array
+                # again at every step.  Orbax makes some of its own, for checkpoints.
+                with jax.transfer_guard("disallow"):
+                    with log.timed("data"):
+                        batch, source = next(batches)
+                        on_devices = setup.place(batch)
+                    with log.profiled(number), log.timed("device"):
+                        state, metrics = setup.step(state, base, on_devices)
+                    log.step(number, metrics, source, batch)
                 stop = processes.asked_to_stop()
                 due = number % settings.checkpoints.every == 0 or number == mixture.steps
                 if stop or due:
@@ -100,4 +105,4 @@ def _validation(
         return lambda trained: None
     loss = steps.make_loss(setup.model, setup.combine)
     batch = setup.place(validation[0][0])
-    return lambda trained: float(loss(trained, base, batch))
+    return lambda trained: float(jax.device_get(loss(trained, base, batch)))

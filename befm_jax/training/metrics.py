@@ -136,8 +136,8 @@ class Log:
         devices = setup.mesh.devices
         chip = hardware.of(devices.flat[0].device_kind)
         self._peak = chip.operations * devices.size if chip else None
-        # All at once: asked for step by step, each would wait behind the step under way.
-        self._rates = np.asarray(setup.rates(np.arange(steps)))
+        # All at once: fetched step by step, each would wait for the step that is running.
+        self._rates = jax.device_get(setup.rates(np.arange(steps)))
         self._waiting: tuple[int, Metrics, Source, Batch] | None = None
         self._since = time.perf_counter()
         self._spent: dict[str, float] = defaultdict(float)
@@ -212,7 +212,7 @@ class Log:
 
     def _write(self, step: int, metrics: Metrics, source: Source, batch: Batch) -> None:
         with self.timed("device"):
-            loss, gradient_norm = float(metrics.loss), float(metrics.gradient_norm)
+            loss, gradient_norm = map(float, jax.device_get(metrics))
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             kept = (
                 "there is no checkpoint before it"

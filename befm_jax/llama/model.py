@@ -12,6 +12,9 @@ Parameters follow Hugging Face's names and layout, layers stacked on a leading a
     layers/mlp/{gate,up,down}_proj/weight  [L, out, in]
     norm/weight                            [D]
     lm_head/weight                         [V, D]        (absent where embeddings are tied)
+
+Profiles and HLO name operations by module (`layers/self_attn/q_proj`), as Linen does by itself, and
+by the scopes `embed`, `rotary`, `attention` and `unembed`.
 """
 
 from __future__ import annotations
@@ -99,7 +102,8 @@ class SelfAttention(nn.Module):
             key = RMSNorm(config.rms_norm_eps, name="k_norm")(key)
         query, key = rope.rotate(query, *rotary), rope.rotate(key, *rotary)
         value = heads("v_proj", config.num_key_value_heads)
-        attended, state = attention(query, key, value, state)
+        with jax.named_scope("attention"):
+            attended, state = attention(query, key, value, state)
         output = Linear(config.hidden_size, config.attention_bias, self.layout, name="o_proj")
         return output(attended.reshape(batch, length, -1)), state
 
@@ -212,19 +216,22 @@ class Llama(nn.Module):
         state: Any = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Final hidden states, normalised, and the attention's state stacked over layers."""
-        x = self.embed_tokens(tokens).astype(self.dtype)
-        x = placed(self.layout, x, "rows", "slots", "features")
-        rotary = rope.tables(positions, self.config)
+        with jax.named_scope("embed"):
+            x = self.embed_tokens(tokens).astype(self.dtype)
+            x = placed(self.layout, x, "rows", "slots", "features")
+        with jax.named_scope("rotary"):
+            rotary = rope.tables(positions, self.config)
         x, state = self.layers(x, rotary, attention, state)
         return self.norm(x), state
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Vocabulary logits of hidden states, float32."""
         tied = self.config.tie_word_embeddings
-        logits = self.embed_tokens.project(hidden) if tied else self.lm_head(hidden)
-        between = (None,) * (logits.ndim - 2)
-        logits = placed(self.layout, logits, "rows", *between, "each_logit")
-        return logits.astype(jnp.float32)
+        with jax.named_scope("unembed"):
+            logits = self.embed_tokens.project(hidden) if tied else self.lm_head(hidden)
+            between = (None,) * (logits.ndim - 2)
+            logits = placed(self.layout, logits, "rows", *between, "each_logit")
+            return logits.astype(jnp.float32)
 
     def __call__(
         self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], attention: Attention
@@ -283,15 +290,17 @@ def hidden_states_unstacked(
     """
     config = model.config
     embedding = Embedding(config.vocab_size, config.hidden_size, model.layout)
-    x: Any = embedding.apply({"params": params.shared["embed_tokens"]}, tokens)
-    x = placed(model.layout, x.astype(model.dtype), "rows", "slots", "features")
-    rotary = rope.tables(positions, config)
-    found = []
+    with jax.named_scope("embed"):
+        x: Any = embedding.apply({"params": params.shared["embed_tokens"]}, tokens)
+        x = placed(model.layout, x.astype(model.dtype), "rows", "slots", "features")
+    with jax.named_scope("rotary"):
+        rotary = rope.tables(positions, config)
+    new_states = []
     for layer, state in zip(params.layers, states, strict=True):
         x, state = Layer(config, model.layout).apply({"params": layer}, x, rotary, attention, state)
-        found.append(state)
+        new_states.append(state)
     x = RMSNorm(config.rms_norm_eps).apply({"params": params.shared["norm"]}, x)
-    return x, tuple(found)
+    return x, tuple(new_states)
 
 
 def vocabulary_logits(

@@ -120,12 +120,14 @@ def make_train_step(
     """
 
     def train_step(state: State, base: Any, batch: Batch) -> tuple[State, Metrics]:
-        key = jax.random.fold_in(state.key, state.step)
-        loss, gradient = value_and_gradient(model, combine, base, state.trained, batch, key)
-        updates, moments = optimizer.update(gradient, state.moments, state.trained)
-        trained = optax.apply_updates(state.trained, updates)
-        new = state.replace(step=state.step + 1, trained=trained, moments=moments)
-        return new, Metrics(loss, optax.tree.norm(gradient))
+        with jax.named_scope("loss"):
+            key = jax.random.fold_in(state.key, state.step)
+            loss, gradient = value_and_gradient(model, combine, base, state.trained, batch, key)
+        with jax.named_scope("optimizer"):
+            updates, moments = optimizer.update(gradient, state.moments, state.trained)
+            trained = optax.apply_updates(state.trained, updates)
+            metrics = Metrics(loss, optax.tree.norm(gradient))
+        return state.replace(step=state.step + 1, trained=trained, moments=moments), metrics
 
     options = linear.compiler_options(model.layout)
     # The metrics stand where the step's number does: everywhere.

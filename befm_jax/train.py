@@ -166,7 +166,7 @@ def validation_of(
 def base_of(
     settings: Config, families: Sequence[Family], workdir: Path, mesh: Mesh, watch: Watch
 ) -> ResolvedModel:
-    """The files of the model to tune: a checkpoint, or a small one made here."""
+    """The files of the model to tune: a checkpoint's, or those of a small one made by this run."""
     if settings.model.path:
         resolved = resolve_model(settings.model.path)
         if resolved.run:

@@ -28,7 +28,7 @@ def run(
     inputs: Mapping[str, str],
     watch: Watch,
 ) -> Any:
-    """Trains a phase to its last step; returns what was trained.
+    """Trains a phase to its last step; returns its adapter, or all parameters.
 
     `validation`: the people whose loss is measured at every checkpoint; `params`: the model's
     parameters before training; `inputs`: hashes of what is learnt from beside the batches (see
@@ -74,16 +74,17 @@ def run(
                 due = number % settings.checkpoints.every == 0 or number == mixture.steps
                 if stop or due:
                     log.settle()
-                    # Where a run is stopped must not move which step is best: nothing is measured
-                    # that an undisturbed run would not measure.  Who needs no figure saves first.
+                    # Which step is best must not depend on where a run is stopped: nothing is
+                    # measured that an uninterrupted run would not measure.  Without a need for the
+                    # loss, saving starts before it is measured.
                     with log.timed("checkpoint"):
-                        figure = validate(state.trained) if due and best else None
-                        saved.save(number, state, figure)
-                        figure = validate(state.trained) if due and not best else figure
-                    log.checkpoint(number, figure)
+                        loss = validate(state.trained) if due and best else None
+                        saved.save(number, state, loss)
+                        loss = validate(state.trained) if due and not best else loss
+                    log.checkpoint(number, loss)
                 if stop:
                     raise processes.PreemptedError(f"{phase}: saved at step {number}")
-            # Outside of these steps SIGTERM ends the run at once: nothing may be under way then.
+            # After these steps SIGTERM ends the run at once: nothing may still be being saved.
             saved.settle()
         if best:
             best_checkpoint = saved.restore_best(setup.state.trained)

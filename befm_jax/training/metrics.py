@@ -1,4 +1,4 @@
-"""Where the figures of a run go: a progress bar, `metrics.jsonl`, TensorBoard, Weights & Biases."""
+"""Metrics of a run: a progress bar, `metrics.jsonl`, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class NonFiniteLossError(UserError):
 class Watch:
     """What is recorded on request.
 
-    `profile`: first and last step of which a profile is written (see `--profile_steps`); `board`:
-    a run of Weights & Biases that every figure goes to, or None.
+    `profile`: first and last step to profile (see `--profile_steps`); `board`: a run of Weights &
+    Biases that every metric is sent to, or None.
     """
 
     profile: tuple[int, int] | None = None
@@ -96,20 +96,19 @@ def describe(mixture: Mixture, mesh: Mesh) -> str:
 class Log:
     """The log of one phase of a run.
 
-    Step `k`'s figures are read after step `k + 1` was dispatched, so that reading them does not
-    hold the device up.  Steps are numbered from 1; on resuming, lines of steps that are about to
-    be done again are dropped.  Only the first process writes and shows anything.
+    Step `k`'s metrics are fetched after step `k + 1` was dispatched, so that the device does not
+    wait for the host.  Steps are numbered from 1; on resuming, lines of steps that are about to be
+    repeated are dropped.  Only the first process writes and shows anything.
 
-    The time of a step is that between its figures and those of the step before, as this process
-    saw it: `seconds` = `seconds_data` (laying out a batch and handing it over) +
+    The time of a step is that between its metrics and those of the step before, as measured in this
+    process: `seconds` = `seconds_data` (building a batch and transferring it) +
     `seconds_checkpoint` (validation and saving, as far as training waits for it) +
-    `seconds_device` (handing work to the devices and waiting for them) + a little rest.  Where
+    `seconds_device` (dispatching a step and waiting for the devices) + a small remainder.  Where
     `seconds_device` is near 0, the devices wait for data.
 
-    `utilisation`: the operations that the mathematics of the step needs, padding left out, over
-    what the chips could do in its time (their peak in bf16); where `distributed.hardware` knows
-    them.
-    `memory_bytes`: the most that a device of this process has held, where it says so.
+    `utilisation`: the FLOPs that the mathematics of the step needs, without padding, over the peak
+    of the chips in its time (in bf16); where `distributed.hardware` has their peak.
+    `memory_bytes`: the peak of any device of this process, where its runtime reports it.
     """
 
     def __init__(self, directory: Path, setup: Setup, steps: int, start: int, watch: Watch) -> None:
@@ -121,7 +120,7 @@ class Log:
             path = directory / "metrics.jsonl"
             _forget(path, phase, start)
             self._file = path.open("a", encoding="utf-8")
-            # A run of its own: what one phase forgets, TensorBoard drops from all of a run.
+            # A directory of its own: `purge_step` drops the steps of all that one holds.
             board = directory / "tensorboard" / phase
             self._board = SummaryWriter(str(board), purge_step=start + 1)
         self._bar = tqdm(
@@ -129,7 +128,7 @@ class Log:
             initial=start,
             desc=phase,
             unit="step",
-            # In a log file, a line now and then instead of one a step.
+            # In a log file, a line every ten seconds instead of one a step.
             mininterval=0.2 if sys.stderr.isatty() else 10.0,
             disable=not self._writes,
         )
@@ -147,10 +146,10 @@ class Log:
         self.last_checkpoint: int | None = start or None
 
     def step(self, step: int, metrics: Metrics, source: Source, batch: Batch) -> None:
-        """Takes the figures of a step that was just dispatched, and logs those of the one before.
+        """Takes the metrics of a step that was just dispatched, and logs those of the one before.
 
         Raises:
-            NonFiniteLossError: names the step, what its batch was made of and the checkpoint
+            NonFiniteLossError: names the step, the source of its batch and the checkpoint
                 before it.
         """
         before, self._waiting = self._waiting, (step, metrics, source, batch)
@@ -167,7 +166,7 @@ class Log:
             self._write(*before)
 
     def checkpoint(self, step: int, validation_loss: float | None) -> None:
-        """Notes a checkpoint, and the loss on what is held out for it, where there is any."""
+        """Records a checkpoint, and the loss on validation people, where there are any."""
         self.last_checkpoint = step
         if validation_loss is not None:
             self._record(step, {"validation_loss": validation_loss})
@@ -183,7 +182,7 @@ class Log:
 
     @contextmanager
     def profiled(self, step: int) -> Iterator[None]:
-        """Writes a profile to `profile/` where this step is one of those that are wanted."""
+        """Writes a profile to `profile/` where this step is one of those requested."""
         first, last = self._watch.profile or (0, -1)
         if self._writes and first <= step <= last and not self._profiling:
             self.settle()
@@ -193,7 +192,7 @@ class Log:
             yield
 
     def close(self) -> None:
-        """Closes bar, files and a profile that was not ended."""
+        """Closes bar, files and a profile that is still being written."""
         if self._profiling:
             self._end_profile()
         self._bar.close()
@@ -214,15 +213,15 @@ class Log:
         with self.timed("device"):
             loss, gradient_norm = map(float, jax.device_get(metrics))
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-            kept = (
+            last_good = (
                 "there is no checkpoint before it"
                 if self.last_checkpoint is None
                 else f"the last good checkpoint is that of step {self.last_checkpoint}"
             )
             raise NonFiniteLossError(
                 f"{self._phase}, step {step}: the loss is {loss} and the gradient's norm "
-                f"{gradient_norm} ({source}, {source.report.observations:g} observations); {kept}. "
-                "Try a lower learning rate"
+                f"{gradient_norm} ({source}, {source.report.observations:g} observations); "
+                f"{last_good}. Try a lower learning rate"
             )
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
@@ -239,11 +238,11 @@ class Log:
         }
         self._spent.clear()
         if self._peak is not None:
-            needed = _needed(self._setup, batch, report.slots_used)
-            figures["utilisation"] = needed / seconds / self._peak
-        held = _memory_held()
-        if held is not None:
-            figures["memory_bytes"] = held
+            flops_needed = _flops_needed(self._setup, batch, report.slots_used)
+            figures["utilisation"] = flops_needed / seconds / self._peak
+        memory = _peak_memory()
+        if memory is not None:
+            figures["memory_bytes"] = memory
         self._record(step, figures)
         rate = f"{figures['observations_per_second']:,.0f}"
         self._bar.set_postfix(loss=f"{loss:.4f}", obs_per_s=rate, refresh=False)
@@ -261,8 +260,8 @@ class Log:
             self._watch.board.log({f"{self._phase}/step": step, **named})
 
 
-def _needed(setup: Setup, batch: Batch, used: int) -> float:
-    """Flops that a step needs: those of the `used` slots of a batch, nothing twice."""
+def _flops_needed(setup: Setup, batch: Batch, used: int) -> float:
+    """FLOPs that a step needs: those of the `used` slots of a batch, nothing recomputed."""
     trained = setup.state.trained
     adapter = trained if isinstance(trained, Adapter) else None
     return flops.training(
@@ -275,17 +274,17 @@ def _needed(setup: Setup, batch: Batch, used: int) -> float:
     ).needed
 
 
-def _memory_held() -> int | None:
-    """The most bytes that a device of this process has held, where its runtime says so."""
-    held = [
+def _peak_memory() -> int | None:
+    """The peak in bytes of any device of this process, where its runtime reports it."""
+    peaks = [
         (device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()
     ]
-    known = [size for size in held if size is not None]
-    return max(known) if known else None
+    reported = [peak for peak in peaks if peak is not None]
+    return max(reported) if reported else None
 
 
 def _forget(path: Path, phase: str, start: int) -> None:
-    """Drops a phase's lines of steps after `start`, and a last line that was cut off."""
+    """Drops a phase's lines of steps after `start`, and a last line that is truncated."""
     if not path.is_file():
         return
     kept = []
@@ -301,10 +300,10 @@ def _forget(path: Path, phase: str, start: int) -> None:
 
 @contextmanager
 def weights_and_biases(project: str | None, settings: Config) -> Iterator[Any]:
-    """A run of a project of Weights & Biases, or its going on where the working directory has one.
+    """Starts a run of a project of Weights & Biases, or resumes that of the working directory.
 
-    None without a project.  The working directory has to be there.  What the service needs is said
-    by its own variables (`WANDB_API_KEY`, `WANDB_MODE=offline`).
+    None without a project.  The working directory must exist.  The service is configured by its own
+    variables (`WANDB_API_KEY`, `WANDB_MODE=offline`).
 
     Raises:
         UserError: the package is not installed, or the service refuses (no key, no network).

@@ -92,7 +92,7 @@ def mesh_of(settings: Config) -> Mesh:
 
 
 def of(settings: Config, shape: LlamaConfig, params: Params, mesh: AnyMesh, steps: int) -> Setup:
-    """What a config tunes of a model: an adapter, or every parameter.
+    """The setup that tunes a model as configured: an adapter, or every parameter.
 
     `params` are abstract and carry their shardings (`hf.abstract`, `meshes.abstract_parameters`);
     `steps` is the length of the schedule.
@@ -115,7 +115,7 @@ def of(settings: Config, shape: LlamaConfig, params: Params, mesh: AnyMesh, step
 
 
 def from_nothing(settings: Config, shape: LlamaConfig, mesh: AnyMesh, steps: int) -> Setup:
-    """How a small model from nothing is taught: every parameter, in float32.
+    """The setup that teaches a small model from nothing: every parameter, in float32.
 
     Raises:
         ShardingError: the model can't be sharded over the mesh.

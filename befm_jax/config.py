@@ -29,7 +29,7 @@ USE = ("last", "best")
 
 
 class ConfigError(UserError):
-    """A field with a value that can't be, or no such field; the message names it."""
+    """A field with an invalid value, or an unknown field; the message names it."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Scratch:
     key_value_heads: int = 2
     feed_forward: int = 512
     pieces: int = 600  # learnt tokenizer pieces, beside bytes, numbers and special tokens
-    embedding_scale: float = 0.3  # standard deviation; see llama.scratch.init_params
+    embedding_scale: float = 0.3  # standard deviation; see llama.tiny.init_params
     steps: int = 150  # rounded up to whole rounds through every answer
     answers_per_step: int = 264  # uniform answers, over all games
     learning_rate: float = 3e-3
@@ -111,7 +111,7 @@ class Checkpoints:
 
 @dataclass
 class Evaluation:
-    """How base and tuned model are held against people at the end."""
+    """How base and tuned model are compared with people at the end."""
 
     split: str = "test"
     participants: int = 1000  # simulated people a game
@@ -122,8 +122,8 @@ class Evaluation:
 class Mesh:
     """How devices share the work; the sizes multiply to the number of devices.
 
-    One of them may be 0: all devices that are left.  Of one machine the first so many are taken
-    where the sizes multiply to fewer.
+    One of them may be 0: all devices that are left.  A run on one machine uses its first devices
+    only, where the sizes multiply to fewer than it has.
     """
 
     slices: int = 1  # TPU slices, joined by the data centre's network: rows are shared
@@ -197,12 +197,12 @@ _RULES: dict[str, tuple[str, Any]] = {
 
 
 def validate(config: Config) -> None:
-    """Raises ConfigError naming the first field that can't be, its value and what it may be."""
+    """Raises ConfigError naming the first invalid field, its value and what it must be."""
     for name, value in fields(config):
         if name in _RULES:
-            words, holds = _RULES[name]
+            requirement, holds = _RULES[name]
             if not holds(value):
-                raise ConfigError(f"{name} is {value!r}; it must be {words}")
+                raise ConfigError(f"{name} is {value!r}; it must be {requirement}")
     scratch = config.model.scratch
     if scratch.width % (2 * scratch.heads):
         raise ConfigError(
@@ -232,7 +232,7 @@ def validate(config: Config) -> None:
         if config.evaluation.split == "validation":
             raise ConfigError(
                 "checkpoints.use is 'best' and evaluation.split 'validation': a model that was "
-                "chosen by these people can't be held against them; use the test split"
+                "selected by these people can't be compared with them; use the test split"
             )
 
 
@@ -243,12 +243,12 @@ def names(listed: str) -> list[str]:
 
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every field as `(dotted name, value)`."""
-    for one in dataclasses.fields(config):
-        value = getattr(config, one.name)
+    for declared in dataclasses.fields(config):
+        value = getattr(config, declared.name)
         if dataclasses.is_dataclass(value):
-            yield from fields(value, f"{prefix}{one.name}.")
+            yield from fields(value, f"{prefix}{declared.name}.")
         else:
-            yield f"{prefix}{one.name}", value
+            yield f"{prefix}{declared.name}", value
 
 
 def save(config: Config, path: Path) -> None:
@@ -262,8 +262,8 @@ _MAY_CHANGE = ("mesh.", "checkpoints.", "evaluation.")
 def check_same(config: Config, path: Path) -> None:
     """Raises ConfigError where a saved config differs in a field that changes what is learnt.
 
-    The working directory, the mesh, checkpointing and the final evaluation may change between the
-    sittings of one run.
+    The working directory, the mesh, checkpointing and the final evaluation may change when a run is
+    restarted.
     """
     saved = files.read_object(path, ConfigError)
     differing = []
@@ -285,7 +285,7 @@ def check_same(config: Config, path: Path) -> None:
 def check_arguments(arguments: Sequence[str]) -> None:
     """Raises ConfigError for a `--config.field` or a `--config` file that does not exist.
 
-    For a field, the message names the near ones.
+    The message names fields that are near an unknown one.
     """
     known = [name for name, _ in fields(Config())]
     for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
@@ -299,18 +299,18 @@ def check_arguments(arguments: Sequence[str]) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
             last = name.split(".")[-1]
-            near = near or [one for one in known if one.split(".")[-1] == last]
+            near = near or [path for path in known if path.split(".")[-1] == last]
             hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
             raise ConfigError(f"--config.{name}: no such field; {hint}")
 
 
 def _check_file(name: str) -> None:
-    """Raises ConfigError for a config file that does not run to a Config; says where and why."""
+    """Raises ConfigError for a config file that does not give a Config; names line and reason."""
     file = Path(name)
     if not file.is_file():
         raise ConfigError(f"--config {name}: no such file; configs/ has some")
     try:
-        found = runpy.run_path(str(file))["get_config"]()
+        config = runpy.run_path(str(file))["get_config"]()
     except KeyError:
         raise ConfigError(f"{name}: has no get_config()") from None
     except Exception as error:  # the user's own code may raise anything
@@ -319,12 +319,12 @@ def _check_file(name: str) -> None:
         ]
         where = f"{name}:{lines[-1]}" if lines else name
         raise ConfigError(f"{where}: {type(error).__name__}: {error}{_near(error)}") from error
-    if not isinstance(found, Config):
-        raise ConfigError(f"{name}: get_config() gives a {type(found).__name__}, not a Config")
+    if not isinstance(config, Config):
+        raise ConfigError(f"{name}: get_config() gives a {type(config).__name__}, not a Config")
 
 
 def _near(error: Exception) -> str:
-    """For a keyword that no part of the config has: the fields that are near it."""
+    """Names the fields that are near a keyword which no part of the config has."""
     keyword = str(error).rsplit("unexpected keyword argument ", 1)[-1].strip("'")
     known = {part for name, _ in fields(Config()) for part in name.split(".")}
     near = difflib.get_close_matches(keyword, sorted(known), n=3, cutoff=0.6)

@@ -239,9 +239,9 @@ def power_cut(monkeypatch):
 def test_an_interrupted_run_ends_where_an_undisturbed_one_does(run, tmp_path, power_cut):
     power_cut(tiny(tmp_path), "tune", 8)
     assert not (tmp_path / "results.json").exists()
-    assert (tmp_path / restarts.FILE).exists()
+    assert (tmp_path / restarts.RESTARTS).exists()
     training.train(tiny(tmp_path))
-    assert not (tmp_path / restarts.FILE).exists()
+    assert not (tmp_path / restarts.RESTARTS).exists()
     shape = llama_config.read(run / "base")
     whole, resumed = (peft.load(path / "adapter", shape) for path in (run, tmp_path))
     for one, other in zip(
@@ -281,10 +281,10 @@ def test_a_run_that_never_comes_to_its_next_checkpoint_is_not_started_for_ever(
     for at_step in (3, 6, 7, 7):
         power_cut(tiny(tmp_path), "tune", at_step)
     with pytest.raises(
-        restarts.NoProgressError, match=r"begun 2 times, .*then delete .*sittings\.json and go on"
+        restarts.NoProgressError, match=r"started 2 times, .*then delete .*restarts\.json and start"
     ):
         training.train(tiny(tmp_path))
-    (tmp_path / "sittings.json").unlink()
+    (tmp_path / "restarts.json").unlink()
     power_cut(tiny(tmp_path), "tune", 8)
 
 
@@ -319,7 +319,7 @@ def test_a_mistake_before_anything_is_trained_is_not_for_ever(tmp_path):
     with pytest.raises(UserError, match=r"nope\.jsonl"):
         training.train(config)
     config.data.examples = ""
-    assert training.start_or_resume(config) == tmp_path
+    assert restarts.start_or_resume(config) == tmp_path
 
 
 def test_another_config_in_the_same_directory_is_refused(run):

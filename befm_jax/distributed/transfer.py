@@ -20,12 +20,14 @@ def put_global(tree: Any, sharding: Sharding) -> Any:
 
     Every process has them whole, and hands over what its own devices hold.
     """
-    return jax.tree.map(
-        lambda whole: jax.make_array_from_callback(
-            whole.shape, sharding, lambda index: whole[index]
-        ),
-        tree,
-    )
+    # What `jax.device_put` is to `jax.transfer_guard`: a transfer that the caller requests.
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(
+            lambda whole: jax.make_array_from_callback(
+                whole.shape, sharding, lambda index: whole[index]
+            ),
+            tree,
+        )
 
 
 def put_rows(batch: Any, mesh: meshes.AnyMesh) -> Any:
@@ -44,7 +46,8 @@ def put_rows(batch: Any, mesh: meshes.AnyMesh) -> Any:
 
         return jax.make_array_from_callback((own.shape[0], rows, own.shape[2]), sharding, on_device)
 
-    return jax.tree.map(put, batch)
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(put, batch)
 
 
 def place(tree: Any, placed: Any) -> Any:

@@ -12,6 +12,9 @@ Parameters follow Hugging Face's names and layout, layers stacked on a leading a
     layers/mlp/{gate,up,down}_proj/weight  [L, out, in]
     norm/weight                            [D]
     lm_head/weight                         [V, D]        (absent where embeddings are tied)
+
+Profiles and HLO name operations by module (`layers/self_attn/q_proj`), as Linen does by itself, and
+by the scopes `embed`, `rotary`, `attention` and `unembed`.
 """
 
 from __future__ import annotations
@@ -69,7 +72,7 @@ class RMSNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Projections and rotary positions; who sees whom is the strategy's business."""
+    """Projections and rotary positions; which slots a slot sees is up to `attention`."""
 
     config: LlamaConfig
     layout: Layout | None = None
@@ -82,7 +85,7 @@ class SelfAttention(nn.Module):
         attention: Attention,
         state: Any,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """Mixed values projected back to the model's width, and the strategy's new state."""
+        """The attention output projected to the model's width, and the attention's new state."""
         config = self.config
         batch, length, _ = x.shape
 
@@ -99,7 +102,8 @@ class SelfAttention(nn.Module):
             key = RMSNorm(config.rms_norm_eps, name="k_norm")(key)
         query, key = rope.rotate(query, *rotary), rope.rotate(key, *rotary)
         value = heads("v_proj", config.num_key_value_heads)
-        attended, state = attention(query, key, value, state)
+        with jax.named_scope("attention"):
+            attended, state = attention(query, key, value, state)
         output = Linear(config.hidden_size, config.attention_bias, self.layout, name="o_proj")
         return output(attended.reshape(batch, length, -1)), state
 
@@ -165,8 +169,8 @@ class Embedding(nn.Module):
         tokens = placed(self.layout, tokens, "rows_to_embed", "slots")
         x = jnp.take(self.weight, tokens, axis=0)
         x = placed(self.layout, x, "rows_to_embed", "slots", "embedding_width")
-        # Rows first change hands within `fsdp`, then columns within `tensor`: asked for both at
-        # once, the compiler gives all of it to everyone.
+        # Rows are exchanged within `fsdp` first, then columns within `tensor`: requested both at
+        # once, the compiler all-gathers the array.
         return placed(self.layout, x, "rows", "slots", "each_embedding_width")
 
     def project(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
@@ -178,7 +182,7 @@ class Llama(nn.Module):
     """A Llama model as pure functions of its parameters.
 
     `dtype` is what the layers compute in; `remat` recomputes each layer in the backward pass
-    instead of keeping its activations; `layout` cuts what is computed over devices.
+    instead of keeping its activations; `layout` shards activations over devices.
     """
 
     config: LlamaConfig
@@ -212,19 +216,22 @@ class Llama(nn.Module):
         state: Any = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Final hidden states, normalised, and the attention's state stacked over layers."""
-        x = self.embed_tokens(tokens).astype(self.dtype)
-        x = placed(self.layout, x, "rows", "slots", "features")
-        rotary = rope.tables(positions, self.config)
+        with jax.named_scope("embed"):
+            x = self.embed_tokens(tokens).astype(self.dtype)
+            x = placed(self.layout, x, "rows", "slots", "features")
+        with jax.named_scope("rotary"):
+            rotary = rope.tables(positions, self.config)
         x, state = self.layers(x, rotary, attention, state)
         return self.norm(x), state
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Vocabulary logits of hidden states, float32."""
         tied = self.config.tie_word_embeddings
-        logits = self.embed_tokens.project(hidden) if tied else self.lm_head(hidden)
-        between = (None,) * (logits.ndim - 2)
-        logits = placed(self.layout, logits, "rows", *between, "each_logit")
-        return logits.astype(jnp.float32)
+        with jax.named_scope("unembed"):
+            logits = self.embed_tokens.project(hidden) if tied else self.lm_head(hidden)
+            between = (None,) * (logits.ndim - 2)
+            logits = placed(self.layout, logits, "rows", *between, "each_logit")
+            return logits.astype(jnp.float32)
 
     def __call__(
         self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], attention: Attention
@@ -242,28 +249,28 @@ def hidden_states(
     state: Any = None,
 ) -> tuple[Float[Array, "B T D"], Any]:
     """`Llama.hidden` as a function of the parameters."""
-    found: Any = model.apply(
+    hidden: Any = model.apply(
         {"params": params}, tokens, positions, attention, state, method=Llama.hidden
     )
-    return found
+    return hidden
 
 
 class Unstacked(NamedTuple):
-    """Parameters with one tree a layer; `shared` is what stands outside of the layers."""
+    """Parameters with one tree a layer; `shared` are those outside of the layers."""
 
     shared: Params
     layers: tuple[Params, ...]
 
 
 def unstack(params: Params) -> Unstacked:
-    """The parameters layer by layer."""
+    """The parameters unstacked, layer by layer."""
     shared = {name: leaf for name, leaf in params.items() if name != "layers"}
     stacked = params["layers"]
     count = jax.tree.leaves(stacked)[0].shape[0]
 
     def layer(number: int) -> Params:
-        found: Params = jax.tree.map(lambda leaf: leaf[number], stacked)
-        return found
+        params_of_layer: Params = jax.tree.map(lambda leaf: leaf[number], stacked)
+        return params_of_layer
 
     return Unstacked(shared, tuple(layer(number) for number in range(count)))
 
@@ -276,34 +283,36 @@ def hidden_states_unstacked(
     attention: Attention,
     states: Sequence[Any],
 ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
-    """`hidden_states` with the layers written out one after the other, and a state for each.
+    """`hidden_states` with unrolled layers, and a state for each.
 
-    A scan over layers takes their states in as one array and gives out another: all of a cache is
-    copied for every token.  Here each layer's state is its own, and a write happens in place.
+    A scan over layers takes their states as one array and returns another: all of a cache is copied
+    for every token.  Here each layer has its own state, which is updated in place.
     """
     config = model.config
     embedding = Embedding(config.vocab_size, config.hidden_size, model.layout)
-    x: Any = embedding.apply({"params": params.shared["embed_tokens"]}, tokens)
-    x = placed(model.layout, x.astype(model.dtype), "rows", "slots", "features")
-    rotary = rope.tables(positions, config)
-    found = []
+    with jax.named_scope("embed"):
+        x: Any = embedding.apply({"params": params.shared["embed_tokens"]}, tokens)
+        x = placed(model.layout, x.astype(model.dtype), "rows", "slots", "features")
+    with jax.named_scope("rotary"):
+        rotary = rope.tables(positions, config)
+    new_states = []
     for layer, state in zip(params.layers, states, strict=True):
         x, state = Layer(config, model.layout).apply({"params": layer}, x, rotary, attention, state)
-        found.append(state)
+        new_states.append(state)
     x = RMSNorm(config.rms_norm_eps).apply({"params": params.shared["norm"]}, x)
-    return x, tuple(found)
+    return x, tuple(new_states)
 
 
 def vocabulary_logits(
     model: Llama, params: Params, hidden: Float[Array, "... D"]
 ) -> Float[Array, "... V"]:
     """`Llama.logits` as a function of the parameters."""
-    found: Any = model.apply({"params": params}, hidden, method=Llama.logits)
-    return found
+    logits: Any = model.apply({"params": params}, hidden, method=Llama.logits)
+    return logits
 
 
-# What the axes of each parameter are, by its module's name; stacked layers come before them.
-# `befm_jax.distributed.mesh` says over which devices each axis is cut.
+# The logical axes of each parameter, by its module's name; stacked layers come before them.
+# `befm_jax.distributed.mesh` has the mesh axes over which each of them is sharded.
 _WEIGHT_AXES: dict[str, tuple[str, ...]] = {
     "embed_tokens": ("embedding_rows", "embedding_width"),
     "lm_head": ("vocabulary", "width"),
@@ -325,7 +334,7 @@ _WEIGHT_AXES: dict[str, tuple[str, ...]] = {
 def logical_axes(path: tuple[str, ...]) -> tuple[str, ...]:
     """The names of a parameter's axes: `("layers", "heads", "width")` for a query projection.
 
-    Raises KeyError for a module without an entry: nothing is laid out by default.
+    Raises KeyError for a module without an entry: there is no default sharding.
     """
     axes = _WEIGHT_AXES[path[-2]]
     if path[-1] == "bias":
@@ -335,14 +344,14 @@ def logical_axes(path: tuple[str, ...]) -> tuple[str, ...]:
 
 def shapes(config: LlamaConfig) -> Params:
     """The parameter tree as `jax.ShapeDtypeStruct`s (float32), without allocating anything."""
-    one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
 
-    def unmixed(query: Array, key: Array, value: Array, state: Any) -> tuple[Array, Any]:
+    def identity(query: Array, key: Array, value: Array, state: Any) -> tuple[Array, Any]:
         return query, state
 
     def init(tokens: Array) -> Params:
-        variables: Any = Llama(config).init(jax.random.key(0), tokens, tokens, unmixed)
+        variables: Any = Llama(config).init(jax.random.key(0), tokens, tokens, identity)
         return dict(variables["params"])
 
-    tree: Params = jax.eval_shape(init, one)
+    tree: Params = jax.eval_shape(init, token)
     return tree

@@ -87,7 +87,7 @@ def compile_step(given: Setup, work: Workload) -> Compiled:
     whole: Any = jax.ShapeDtypeStruct(size, jnp.int32, sharding=place)
     weight: Any = jax.ShapeDtypeStruct(size, jnp.float32, sharding=place)
     batch = Batch(Forest(whole, whole, whole, whole), Reads(whole, whole, whole, weight, weight))
-    return _compile(lambda: given.step().lower(given.state, given.base, batch))
+    return _compile(lambda: given.step.lower(batch))
 
 
 def compile_sampler(

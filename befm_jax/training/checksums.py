@@ -1,8 +1,7 @@
-"""Sealed folders: whether every byte of every file in them is the one that was written.
+"""Checksummed folders: whether every file in them is as it was written.
 
-The seal is a file of its own, written last: the size and SHA-256 of every other file, what the
-writer says of the folder, and the seal's own sum.  Whatever is cut off or changed shows, the seal
-itself included.
+`SUMS.json`, written last, has the size and SHA-256 of every other file, metadata of the folder, and
+a checksum of itself.  Any truncation or change is detected, of `SUMS.json` too.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ FILE = "SUMS.json"
 
 
 class ChecksumError(Exception):
-    """A folder that is not as it was sealed; the message says in what, without the folder."""
+    """A folder that is not as it was written; the message names the file, without the folder."""
 
 
-def write(folder: Path, said: Mapping[str, Any]) -> None:
-    """Seals a folder whose files are all there, and has them on disk before it returns.
+def write(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Writes the checksums of a folder whose files are all written, and syncs them to disk.
 
-    `said` is kept in the seal, as JSON.
+    `metadata` is stored beside the checksums, as JSON.
     """
     names = sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
@@ -38,8 +37,8 @@ def write(folder: Path, said: Mapping[str, Any]) -> None:
 
     with ThreadPoolExecutor() as pool:
         files = dict(zip(names, pool.map(sum_of, names), strict=True))
-    content = {"said": dict(said), "files": files}
-    # Not a byte after the closing brace: cut off anywhere, it is no JSON.
+    content = {"metadata": dict(metadata), "files": files}
+    # No byte after the closing brace: truncated anywhere, it is no JSON.
     text = json.dumps({**content, "sum": _sum(content)}, indent=1)
     with (folder / FILE).open("w", encoding="utf-8") as file:
         file.write(text)
@@ -48,15 +47,15 @@ def write(folder: Path, said: Mapping[str, Any]) -> None:
 
 
 def verify(folder: Path, contents: bool) -> dict[str, Any]:
-    """What was said when a folder was sealed.  Looks at sizes alone unless `contents`.
+    """The metadata of a folder that is as it was written.  Checks only sizes unless `contents`.
 
     Raises:
-        ChecksumError: there is no seal, or a file is missing or not as it was.
+        ChecksumError: a file is missing, `SUMS.json` included, or not as it was written.
     """
     try:
-        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        content = {"said": found["said"], "files": found["files"]}
-        intact = found["sum"] == _sum(content)
+        sums = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        content = {"metadata": sums["metadata"], "files": sums["files"]}
+        intact = sums["sum"] == _sum(content)
     except FileNotFoundError:
         raise ChecksumError(f"{FILE} is missing") from None
     except (ValueError, KeyError, TypeError):
@@ -78,8 +77,8 @@ def verify(folder: Path, contents: bool) -> dict[str, Any]:
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(compare, content["files"]))
-    said: dict[str, Any] = content["said"]
-    return said
+    metadata: dict[str, Any] = content["metadata"]
+    return metadata
 
 
 def _digest(file: Any) -> str:

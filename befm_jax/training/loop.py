@@ -4,112 +4,93 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from befm_jax import files
-from befm_jax.config import Config, ConfigError
+import jax
+
+from befm_jax.config import Config
 from befm_jax.data.mixture import Mixture
-from befm_jax.data.pipeline import Batch
-from befm_jax.distributed import processes, transfer
+from befm_jax.distributed import processes
+from befm_jax.llama.model import Params
+from befm_jax.training import restarts
 from befm_jax.training import step as steps
-from befm_jax.training.ahead import StepAhead
 from befm_jax.training.checkpoint import Checkpoints
 from befm_jax.training.metrics import Log, Watch
 from befm_jax.training.setup import Setup
 
-INPUTS = "inputs.json"
-
-
-class Phase(NamedTuple):
-    """A training loop to come, its first program compiling in the background.
-
-    `validation`: what the loss is measured on at every checkpoint, or None.
-    """
-
-    name: str
-    setup: Setup
-    mixture: Mixture
-    validation: Mixture | None
-    step: StepAhead
-
-
-def ahead(name: str, setup: Setup, mixture: Mixture, validation: Mixture | None = None) -> Phase:
-    """Begins to compile a phase's step."""
-    step = StepAhead(setup.step(), setup.state, setup.base, placed(setup, mixture[0][0]))
-    return Phase(name, setup, mixture, validation, step)
-
-
-def placed(setup: Setup, batch: Batch) -> Batch:
-    """A batch on the devices of a phase's mesh; every process hands over its own rows."""
-    on_devices: Batch = transfer.put_rows(batch, setup.mesh)
-    return on_devices
-
 
 def run(
     settings: Config,
-    phase: Phase,
-    base: Any,
-    fresh: Callable[[], steps.State],
+    setup: Setup,
+    mixture: Mixture,
+    validation: Mixture | None,
+    params: Params,
     inputs: Mapping[str, str],
     watch: Watch,
 ) -> Any:
-    """What a phase has trained after its last step.
+    """Trains a phase to its last step; returns its adapter, or all parameters.
 
-    `fresh` makes the state before the first step, where there is no checkpoint; `inputs` are hashes
-    of what is learnt from beside the batches (see `check_same_inputs`).
+    `validation`: the people whose loss is measured at every checkpoint; `params`: the model's
+    parameters before training; `inputs`: hashes of what is learnt from beside the batches (see
+    `restarts.check_same_inputs`).
 
     Raises:
         ConfigError: the inputs are not those that the last checkpoint was made from.
         NonFiniteLossError: see `Log.step`.
-        PreemptedError: the run was asked to stop, and its state is saved.
+        PreemptedError: the run was requested to stop, and its state is saved.
     """
-    workdir, setup, mixture = Path(settings.workdir), phase.setup, phase.mixture
-    best = phase.validation is not None and settings.checkpoints.use == "best"
-    saved = Checkpoints(workdir / "checkpoints" / phase.name, settings.checkpoints.keep, best)
+    workdir, phase = Path(settings.workdir), setup.phase
+    base = None if setup.base is None else params
+    best = validation is not None and settings.checkpoints.use == "best"
+    saved = Checkpoints(workdir / "checkpoints" / phase, settings.checkpoints.keep, best)
     inputs = {"data": mixture.fingerprint, **inputs}
-    check_same_inputs(workdir, phase.name, inputs, go_on=saved.last is not None)
+    restarts.check_same_inputs(workdir, phase, inputs, go_on=saved.last is not None)
     state = saved.restore(setup.state)
     if state is None:
-        state = fresh()
+        state = setup.fresh(params)
     start = int(state.step)
     if start:
-        print(f"{phase.name}: going on from the checkpoint of step {start}")
+        print(f"{phase}: going on from the checkpoint of step {start}")
     if start < mixture.steps:
-        print(f"{phase.name}: {phase.step.wait(placed(setup, mixture[start][0]))}")
-    validate = _validation(phase, base)
+        print(f"{phase}: {setup.step.wait(setup.place(mixture[start][0]))}")
+    validate = _validation(setup, validation, base)
     # Compiling takes some processes longer than others; CPU collectives wait 30 s for each other.
-    processes.barrier(f"{phase.name} is compiled")
-    log = Log(workdir, phase.name, mixture.steps, start, setup, watch)
+    processes.barrier(f"{phase} is compiled")
+    log = Log(workdir, setup, mixture.steps, start, watch)
     try:
         with processes.stopping_at_steps():
             batches = mixture.ahead(start, mixture.steps)
             for number in range(start + 1, mixture.steps + 1):
-                with log.timed("data"):
-                    batch, source = next(batches)
-                    on_devices = placed(setup, batch)
-                with log.profiled(number), log.timed("device"):
-                    state, metrics = phase.step(state, base, on_devices)
-                log.step(number, metrics, source)
+                # An implicit transfer would make the host wait for the devices, or copy an array
+                # again at every step.  Orbax makes some of its own, for checkpoints.
+                with jax.transfer_guard("disallow"):
+                    with log.timed("data"):
+                        batch, source = next(batches)
+                        on_devices = setup.place(batch)
+                    with log.profiled(number), log.timed("device"):
+                        state, metrics = setup.step(state, base, on_devices)
+                    log.step(number, metrics, source)
                 stop = processes.asked_to_stop()
                 due = number % settings.checkpoints.every == 0 or number == mixture.steps
                 if stop or due:
                     log.settle()
-                    # Where a run is stopped must not move which step is best: nothing is measured
-                    # that an undisturbed run would not measure.  Who needs no figure saves first.
+                    # Which step is best must not depend on where a run is stopped: nothing is
+                    # measured that an uninterrupted run would not measure.  Without a need for the
+                    # loss, saving starts before it is measured.
                     with log.timed("checkpoint"):
-                        figure = validate(state.trained) if due and best else None
-                        saved.save(number, state, figure)
-                        figure = validate(state.trained) if due and not best else figure
-                    log.checkpoint(number, figure)
+                        loss = validate(state.trained) if due and best else None
+                        saved.save(number, state, loss)
+                        loss = validate(state.trained) if due and not best else loss
+                    log.checkpoint(number, loss)
                 if stop:
-                    raise processes.PreemptedError(f"{phase.name}: saved at step {number}")
-            # Outside of these steps SIGTERM ends the run at once: nothing may be under way then.
+                    raise processes.PreemptedError(f"{phase}: saved at step {number}")
+            # After these steps SIGTERM ends the run at once: nothing may still be being saved.
             saved.settle()
         if best:
-            found = saved.restore_best(setup.state.trained)
-            if found is not None:
-                step, trained = found
-                print(f"{phase.name}: step {step} has the least loss on validation people")
+            best_checkpoint = saved.restore_best(setup.state.trained)
+            if best_checkpoint is not None:
+                step, trained = best_checkpoint
+                print(f"{phase}: step {step} has the least loss on validation people")
                 return trained
     finally:
         log.close()
@@ -117,38 +98,12 @@ def run(
     return state.trained
 
 
-def _validation(phase: Phase, base: Any) -> Callable[[Any], float | None]:
-    """The loss on the observations held out for it, by what is trained."""
-    if phase.validation is None:
+def _validation(
+    setup: Setup, validation: Mixture | None, base: Params | None
+) -> Callable[[Any], float | None]:
+    """The loss on validation people, as a function of what is trained."""
+    if validation is None:
         return lambda trained: None
-    setup = phase.setup
     loss = steps.make_loss(setup.model, setup.combine)
-    batch = placed(setup, phase.validation[0][0])
-    return lambda trained: float(loss(trained, base, batch))
-
-
-def check_same_inputs(workdir: Path, phase: str, inputs: Mapping[str, str], go_on: bool) -> None:
-    """Refuses to go on where files changed behind the paths of an unchanged config.
-
-    `inputs` are hashes of what a phase learns from; the first process keeps them in `inputs.json`.
-    Raises ConfigError if the phase goes on from a checkpoint that was made from others, or if this
-    process has not read what the first has.
-    """
-    firsts: dict[str, str] = processes.broadcast(f"{phase} inputs", dict(inputs))
-    other = [name for name in inputs if firsts.get(name) != inputs[name]]
-    if other:
-        raise ConfigError(
-            f"{phase}: the {' and the '.join(other)} that this host reads are not those of the "
-            "first process; all hosts must read the same files"
-        )
-    path = workdir / INPUTS
-    kept = files.read_object(path, ConfigError) if path.is_file() else {}
-    changed = [name for name in inputs if kept.get(phase, {}).get(name) != inputs[name]]
-    if go_on and changed:
-        raise ConfigError(
-            f"{workdir}: the {' and the '.join(changed)} changed since this run began ({phase}). "
-            "Give another --workdir, or delete that one"
-        )
-    processes.barrier(f"{phase} inputs")
-    if processes.is_first():
-        files.write_object(path, kept | {phase: dict(inputs)})
+    batch = setup.place(validation[0][0])
+    return lambda trained: float(jax.device_get(loss(trained, base, batch)))

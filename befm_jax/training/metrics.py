@@ -1,10 +1,11 @@
-"""Where the figures of a run go: a progress bar, `metrics.jsonl`, TensorBoard, Weights & Biases."""
+"""Metrics of a run: a progress bar, `metrics.jsonl`, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+import re
 import sys
 import time
 from collections import defaultdict
@@ -16,14 +17,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from befm_jax import files
 from befm_jax.adapters.lora import Adapter
 from befm_jax.config import Config
-from befm_jax.data.mixture import Source
+from befm_jax.data.mixture import Mixture, Source
 from befm_jax.distributed import hardware, processes
+from befm_jax.distributed import mesh as meshes
 from befm_jax.errors import UserError
 from befm_jax.llama import flops
 from befm_jax.training.setup import Setup
@@ -31,6 +34,8 @@ from befm_jax.training.step import Metrics
 
 # What the time of a step goes to; see `Log`.
 PARTS = ("data", "device", "checkpoint")
+# Above this share of padding a run prints a warning.
+MOST_PADDING = 0.5
 
 
 class NonFiniteLossError(UserError):
@@ -41,45 +46,80 @@ class NonFiniteLossError(UserError):
 class Watch:
     """What is recorded on request.
 
-    `profile`: first and last step of which a profile is written (see `--profile_steps`); `board`:
-    a run of Weights & Biases that every figure goes to, or None.
+    `profile`: first and last step to profile (see `--profile_steps`); `board`: a run of Weights &
+    Biases that every metric is sent to, or None.
     """
 
     profile: tuple[int, int] | None = None
     board: Any = None
 
 
+def steps_to_profile(text: str | None) -> tuple[int, int] | None:
+    """First and last step of `5:8` (or of `5`), the value of `--profile_steps`.
+
+    Raises UserError for another form.
+    """
+    if not text:
+        return None
+    match = re.fullmatch(r"([1-9]\d*)(?::([1-9]\d*))?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if first > last:
+        raise UserError(f"--profile_steps={text}: give a first and a last step, such as 5:8")
+    return first, last
+
+
+def describe(mixture: Mixture, mesh: Mesh) -> str:
+    """Lines for a reader: what is learnt from, what sharing saves, which devices share the work."""
+    _, first = mixture[0]
+    forests = first.report
+    padding = 1 - forests.slots_used / forests.slots_computed
+    lines = [
+        f"{mixture.rows:,} rows, {mixture.steps:,} steps; in the first {first.rows:,} rows, "
+        f"{forests.tokens_apart:,.0f} tokens one by one, {forests.slots_used:,} slots as forests "
+        f"({forests.saved:.2%} saved), {forests.slots_computed:,} computed ({padding:.1%} padding)"
+    ]
+    if padding > MOST_PADDING:
+        lines.append(
+            f"warning: {padding:.0%} of what is computed is padding; give a step more rows "
+            "(data.rows_per_step), or fewer devices (mesh)"
+        )
+    if forests.left_out:
+        lines.append(f"left out: {forests.reasons()}")
+    if mesh.size > 1:
+        lines.append(
+            f"{mesh.size} devices of {processes.count()} processes: {meshes.in_words(mesh)}"
+        )
+    return "\n".join(lines)
+
+
 class Log:
     """The log of one phase of a run.
 
-    Step `k`'s figures are read after step `k + 1` was dispatched, so that reading them does not
-    hold the device up.  Steps are numbered from 1; on resuming, lines of steps that are about to
-    be done again are dropped.  Only the first process writes and shows anything.
+    Step `k`'s metrics are fetched after step `k + 1` was dispatched, so that the device does not
+    wait for the host.  Steps are numbered from 1; on resuming, lines of steps that are about to be
+    repeated are dropped.  Only the first process writes and shows anything.
 
-    The time of a step is that between its figures and those of the step before, as this process
-    saw it: `seconds` = `seconds_data` (laying out a batch and handing it over) +
+    The time of a step is that between its metrics and those of the step before, as measured in this
+    process: `seconds` = `seconds_data` (building a batch and transferring it) +
     `seconds_checkpoint` (validation and saving, as far as training waits for it) +
-    `seconds_device` (handing work to the devices and waiting for them) + a little rest.  Where
+    `seconds_device` (dispatching a step and waiting for the devices) + a small remainder.  Where
     `seconds_device` is near 0, the devices wait for data.
 
-    `utilisation`: the operations that the mathematics of the step needs, padding left out, over
-    what the chips could do in its time (their peak in bf16); where `distributed.hardware` knows
-    them.
-    `memory_bytes`: the most that a device of this process has held, where it says so.
+    `utilisation`: the FLOPs that the mathematics of the step needs, without padding, over the peak
+    of the chips in its time (in bf16); where `distributed.hardware` has their peak.
+    `memory_bytes`: the peak of any device of this process, where its runtime reports it.
     """
 
-    def __init__(
-        self, directory: Path, phase: str, steps: int, start: int, setup: Setup, watch: Watch
-    ) -> None:
-        self._phase, self._setup, self._watch = phase, setup, watch
-        self._directory = directory
+    def __init__(self, directory: Path, setup: Setup, steps: int, start: int, watch: Watch) -> None:
+        self._phase = phase = setup.phase
+        self._setup, self._watch, self._directory = setup, watch, directory
         self._writes = processes.is_first()
         if self._writes:
             directory.mkdir(parents=True, exist_ok=True)
             path = directory / "metrics.jsonl"
             _forget(path, phase, start)
             self._file = path.open("a", encoding="utf-8")
-            # A run of its own: what one phase forgets, TensorBoard drops from all of a run.
+            # A directory of its own: `purge_step` drops the steps of all that one holds.
             board = directory / "tensorboard" / phase
             self._board = SummaryWriter(str(board), purge_step=start + 1)
         self._bar = tqdm(
@@ -87,15 +127,15 @@ class Log:
             initial=start,
             desc=phase,
             unit="step",
-            # In a log file, a line now and then instead of one a step.
+            # In a log file, a line every ten seconds instead of one a step.
             mininterval=0.2 if sys.stderr.isatty() else 10.0,
             disable=not self._writes,
         )
         devices = setup.mesh.devices
         chip = hardware.of(devices.flat[0].device_kind)
         self._peak = chip.operations * devices.size if chip else None
-        # All at once: asked for step by step, each would wait behind the step under way.
-        self._rates = np.asarray(setup.rates(np.arange(steps)))
+        # All at once: fetched step by step, each would wait for the step that is running.
+        self._rates = jax.device_get(setup.rates(np.arange(steps)))
         self._waiting: tuple[int, Metrics, Source] | None = None
         self._since = time.perf_counter()
         self._spent: dict[str, float] = defaultdict(float)
@@ -105,10 +145,10 @@ class Log:
         self.last_checkpoint: int | None = start or None
 
     def step(self, step: int, metrics: Metrics, source: Source) -> None:
-        """Takes the figures of a step that was just dispatched, and logs those of the one before.
+        """Takes the metrics of a step that was just dispatched, and logs those of the one before.
 
         Raises:
-            NonFiniteLossError: names the step, what its batch was made of and the checkpoint
+            NonFiniteLossError: names the step, the source of its batch and the checkpoint
                 before it.
         """
         before, self._waiting = self._waiting, (step, metrics, source)
@@ -125,7 +165,7 @@ class Log:
             self._write(*before)
 
     def checkpoint(self, step: int, validation_loss: float | None) -> None:
-        """Notes a checkpoint, and the loss on what is held out for it, where there is any."""
+        """Records a checkpoint, and the loss on validation people, where there are any."""
         self.last_checkpoint = step
         if validation_loss is not None:
             self._record(step, {"validation_loss": validation_loss})
@@ -141,7 +181,7 @@ class Log:
 
     @contextmanager
     def profiled(self, step: int) -> Iterator[None]:
-        """Writes a profile to `profile/` where this step is one of those that are wanted."""
+        """Writes a profile to `profile/` where this step is one of those requested."""
         first, last = self._watch.profile or (0, -1)
         if self._writes and first <= step <= last and not self._profiling:
             self.settle()
@@ -151,7 +191,7 @@ class Log:
             yield
 
     def close(self) -> None:
-        """Closes bar, files and a profile that was not ended."""
+        """Closes bar, files and a profile that is still being written."""
         if self._profiling:
             self._end_profile()
         self._bar.close()
@@ -170,17 +210,17 @@ class Log:
 
     def _write(self, step: int, metrics: Metrics, source: Source) -> None:
         with self.timed("device"):
-            loss, gradient_norm = float(metrics.loss), float(metrics.gradient_norm)
+            loss, gradient_norm = map(float, jax.device_get(metrics))
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-            kept = (
+            last_good = (
                 "there is no checkpoint before it"
                 if self.last_checkpoint is None
                 else f"the last good checkpoint is that of step {self.last_checkpoint}"
             )
             raise NonFiniteLossError(
                 f"{self._phase}, step {step}: the loss is {loss} and the gradient's norm "
-                f"{gradient_norm} ({source}, {source.report.observations:g} observations); {kept}. "
-                "Try a lower learning rate"
+                f"{gradient_norm} ({source}, {source.report.observations:g} observations); "
+                f"{last_good}. Try a lower learning rate"
             )
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
@@ -197,11 +237,11 @@ class Log:
         }
         self._spent.clear()
         if self._peak is not None:
-            needed = _needed(self._setup, source)
-            figures["utilisation"] = needed / seconds / self._peak
-        held = _memory_held()
-        if held is not None:
-            figures["memory_bytes"] = held
+            flops_needed = _flops_needed(self._setup, source)
+            figures["utilisation"] = flops_needed / seconds / self._peak
+        memory = _peak_memory()
+        if memory is not None:
+            figures["memory_bytes"] = memory
         self._record(step, figures)
         rate = f"{figures['observations_per_second']:,.0f}"
         self._bar.set_postfix(loss=f"{loss:.4f}", obs_per_s=rate, refresh=False)
@@ -219,8 +259,8 @@ class Log:
             self._watch.board.log({f"{self._phase}/step": step, **named})
 
 
-def _needed(setup: Setup, source: Source) -> float:
-    """FLOPs that a step needs: those of the slots that hold a token, nothing twice."""
+def _flops_needed(setup: Setup, source: Source) -> float:
+    """FLOPs that a step needs: those of the slots that hold a token, nothing recomputed."""
     trained = setup.state.trained
     adapter = trained if isinstance(trained, Adapter) else None
     return flops.training(
@@ -233,17 +273,17 @@ def _needed(setup: Setup, source: Source) -> float:
     ).needed
 
 
-def _memory_held() -> int | None:
-    """The most bytes that a device of this process has held, where its runtime says so."""
-    held = [
+def _peak_memory() -> int | None:
+    """The peak in bytes of any device of this process, where its runtime reports it."""
+    peaks = [
         (device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()
     ]
-    known = [size for size in held if size is not None]
-    return max(known) if known else None
+    reported = [peak for peak in peaks if peak is not None]
+    return max(reported) if reported else None
 
 
 def _forget(path: Path, phase: str, start: int) -> None:
-    """Drops a phase's lines of steps after `start`, and a last line that was cut off."""
+    """Drops a phase's lines of steps after `start`, and a last line that is truncated."""
     if not path.is_file():
         return
     kept = []
@@ -259,10 +299,10 @@ def _forget(path: Path, phase: str, start: int) -> None:
 
 @contextmanager
 def weights_and_biases(project: str | None, settings: Config) -> Iterator[Any]:
-    """A run of a project of Weights & Biases, or its going on where the working directory has one.
+    """Starts a run of a project of Weights & Biases, or resumes that of the working directory.
 
-    None without a project.  The working directory has to be there.  What the service needs is said
-    by its own variables (`WANDB_API_KEY`, `WANDB_MODE=offline`).
+    None without a project.  The working directory must exist.  The service is configured by its own
+    variables (`WANDB_API_KEY`, `WANDB_MODE=offline`).
 
     Raises:
         UserError: the package is not installed, or the service refuses (no key, no network).

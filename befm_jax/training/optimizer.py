@@ -8,7 +8,7 @@ import optax
 def schedule(peak: float, steps: int, warmup_fraction: float) -> optax.Schedule:
     """Linear warm-up over a fraction of the steps, then cosine decay to zero.
 
-    The first step already moves: warm-up runs from `peak / w` to `peak` over `w` steps.
+    The first step's rate is above 0: warm-up runs from `peak / w` to `peak` over `w` steps.
     """
     warmup = max(1, round(warmup_fraction * steps))
     return optax.warmup_cosine_decay_schedule(

@@ -23,12 +23,12 @@ from befm_jax.llama import linear
 from befm_jax.llama.log_probs import log_likelihood
 from befm_jax.llama.model import Llama, Params
 
-# (frozen base, what is trained, key of its dropout or None) -> what the model runs on
+# (frozen base, trained parameters, key of their dropout or None) -> the model's parameters
 Combine = Callable[[Any, Any, Array | None], Params]
 
 
 class State(flax.struct.PyTreeNode):
-    """Everything that changes from step to step: what a checkpoint holds."""
+    """Everything that changes from step to step, and is saved in checkpoints."""
 
     step: Array
     trained: Any
@@ -60,20 +60,20 @@ def init_state(trained: Any, optimizer: optax.GradientTransformation, seed: int)
 
 
 def state_shardings(
-    optimizer: optax.GradientTransformation, trained: Any, shardings: Any, everywhere: Any
+    optimizer: optax.GradientTransformation, trained: Any, shardings: Any, replicated: Any
 ) -> State:
-    """The sharding of every part of a state: moments stand where what they belong to stands.
+    """The sharding of every array of a state: moments are sharded as the parameters they belong to.
 
-    `trained` is abstract, `shardings` its tree of shardings; `everywhere` is that of scalars.
+    `trained` is abstract, `shardings` its tree of shardings; `replicated` is that of scalars.
     """
     moments = optax.tree.map_params(
         optimizer,
         lambda _, sharding: sharding,
         jax.eval_shape(optimizer.init, trained),
         shardings,
-        transform_non_params=lambda _: everywhere,
+        transform_non_params=lambda _: replicated,
     )
-    return State(everywhere, shardings, moments, everywhere)
+    return State(replicated, shardings, moments, replicated)
 
 
 def value_and_gradient(
@@ -82,7 +82,7 @@ def value_and_gradient(
     """Mean loss of a batch and its gradient with respect to `trained`.
 
     Micro-batches are scanned; sums are carried and divided once by the observations, so the result
-    does not depend on how the rows are dealt to micro-batches.
+    does not depend on how the rows are divided into micro-batches.
     """
 
     def micro_loss(trained: Any, forest: Forest, reads: Reads, number: Array) -> Array:
@@ -116,21 +116,23 @@ def make_train_step(
 ) -> Callable[[State, Any, Batch], tuple[State, Metrics]]:
     """One jitted optimiser step `(state, base, batch) -> (state, metrics)`; donates the state.
 
-    `shardings`: where the state stands, before the step and after it (see `state_shardings`).
+    `shardings`: those of the state, before the step and after it (see `state_shardings`).
     """
 
     def train_step(state: State, base: Any, batch: Batch) -> tuple[State, Metrics]:
-        key = jax.random.fold_in(state.key, state.step)
-        loss, gradient = value_and_gradient(model, combine, base, state.trained, batch, key)
-        updates, moments = optimizer.update(gradient, state.moments, state.trained)
-        trained = optax.apply_updates(state.trained, updates)
-        new = state.replace(step=state.step + 1, trained=trained, moments=moments)
-        return new, Metrics(loss, optax.tree.norm(gradient))
+        with jax.named_scope("loss"):
+            key = jax.random.fold_in(state.key, state.step)
+            loss, gradient = value_and_gradient(model, combine, base, state.trained, batch, key)
+        with jax.named_scope("optimizer"):
+            updates, moments = optimizer.update(gradient, state.moments, state.trained)
+            trained = optax.apply_updates(state.trained, updates)
+            metrics = Metrics(loss, optax.tree.norm(gradient))
+        return state.replace(step=state.step + 1, trained=trained, moments=moments), metrics
 
     options = linear.compiler_options(model.layout)
-    # The metrics stand where the step's number does: everywhere.
-    given = None if shardings is None else (shardings, shardings.step)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=given, compiler_options=options)
+    # The metrics are replicated, as the step's number is.
+    out = None if shardings is None else (shardings, shardings.step)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=out, compiler_options=options)
 
 
 def make_loss(model: Llama, combine: Combine) -> Callable[[Any, Any, Batch], Float[Array, ""]]:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from befm_jax import config, train
+from befm_jax import config
 from befm_jax.adapters import lora
 from befm_jax.config import Config
 from befm_jax.data.pipeline import lay_out
@@ -16,7 +16,7 @@ from befm_jax.distributed import mesh as meshes
 from befm_jax.distributed import transfer
 from befm_jax.distributed.mesh import Layout, ShardingError
 from befm_jax.llama import int8
-from befm_jax.training import optimizer
+from befm_jax.training import optimizer, setup
 from befm_jax.training import step as steps
 from tests.helpers.collective_order import beside_loops
 from tests.helpers.small import random_paths, small_model
@@ -183,7 +183,7 @@ def test_chips_of_another_number_of_slices_are_said_with_the_remedy(monkeypatch)
     # Before anything else is said of the mesh: eight chips are what one slice has too few of.
     monkeypatch.setattr(jax, "devices", lambda: chips)
     with pytest.raises(ShardingError, match=r"mesh\.slices=2"):
-        train.mesh_of(Config(mesh=config.Mesh(data=4)))
+        setup.mesh_of(Config(mesh=config.Mesh(data=4)))
 
 
 def test_a_trees_shardings_are_those_that_it_is_loaded_and_trained_with(case):

@@ -121,7 +121,7 @@ def main() -> None:
         else:
             check(found, flags.expect, mesh)
         for step in flags.save:
-            saved.save(step, state(step, mesh), figure=abs(step - 20.5))
+            saved.save(step, state(step, mesh), loss=abs(step - 20.5))
     finally:
         saved.close()
     best = saved.restore_best(abstract(mesh).trained)

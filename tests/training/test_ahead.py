@@ -59,7 +59,8 @@ def test_steps_compiled_ahead_are_those_of_jit_and_are_compiled_once_a_shape():
     assert 1 < len(shapes) < len(batches)
     jitted = steps.make_train_step(model, optimizer, steps.train_adapter)
     with Compilations() as compilations:
-        ahead = StepAhead(jitted, jax.eval_shape(start, adapter), params, batches[0])
+        ahead = StepAhead(jitted, jax.eval_shape(start, adapter), params)
+        ahead.compile(batches[0])
         assert "s to compile" in ahead.wait(batches[0])
         state = start(adapter)
         found = []

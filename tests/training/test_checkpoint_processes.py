@@ -39,7 +39,7 @@ def test_from_one_process_to_two_and_back(tmp_path, capsys):
     run = tmp_path / "run"
     saved = Checkpoints(run, keep=2)
     for step in (10, 20):
-        saved.save(step, state(step, mesh_of(1, 1, 1)), figure=float(step))
+        saved.save(step, state(step, mesh_of(1, 1, 1)), loss=float(step))
     saved.close()
     (run / "20" / checksums.FILE).write_text("{")
 
@@ -67,8 +67,8 @@ def test_a_folder_that_not_all_processes_see_is_an_error_on_all(tmp_path):
     assert result.returncode == 2
     # Each names its own folder, unless it ends before because the other one was first.
     assert re.search(
-        r"error: .*(run/5: not whole as process 1 sees it|"
-        r"elsewhere/5: not whole as process 1 sees it \(SUMS\.json is missing\))",
+        r"error: .*(run/5: damaged as process 1 sees it|"
+        r"elsewhere/5: damaged as process 1 sees it \(SUMS\.json is missing\))",
         result.stderr,
     )
     for index in (0, 1):

@@ -1,4 +1,4 @@
-"""Checkpoints: bit for bit on any mesh, whole after a kill, and damaged ones passed over."""
+"""Checkpoints: bit for bit on any mesh, intact after a kill, and damaged ones skipped."""
 
 import itertools
 import os
@@ -32,7 +32,7 @@ def three(tmp_path_factory):
     directory = tmp_path_factory.mktemp("three")
     saved = Checkpoints(directory, keep=3)
     for step in (1, 2, 3):
-        saved.save(step, state(step, mesh_of(*ONE)), figure=float(step))
+        saved.save(step, state(step, mesh_of(*ONE)), loss=float(step))
     saved.close()
     return directory
 
@@ -105,10 +105,10 @@ def test_what_is_saved_may_be_overwritten_at_once(tmp_path, shape):
 def test_the_last_and_the_best_are_kept(tmp_path):
     mesh = mesh_of(*ONE)
     saved = Checkpoints(tmp_path, keep=2, best=True)
-    # The earliest of equals is the best; NaN and no figure never are.
-    figures = {1: 3.0, 2: None, 3: 1.0, 4: 1.0, 5: float("nan"), 6: 2.0, 7: 1.5}
-    for step, figure in figures.items():
-        saved.save(step, state(step, mesh), figure)
+    # The earliest of equals is the best; NaN and none never are.
+    losses = {1: 3.0, 2: None, 3: 1.0, 4: 1.0, 5: float("nan"), 6: 2.0, 7: 1.5}
+    for step, loss in losses.items():
+        saved.save(step, state(step, mesh), loss)
     saved.close()
     assert folders(tmp_path) == ["3", "6", "7"]
     again = Checkpoints(tmp_path, keep=2, best=True)
@@ -124,7 +124,7 @@ def test_the_last_and_the_best_are_kept(tmp_path):
 def test_without_best_only_the_last_are_kept(tmp_path):
     saved = Checkpoints(tmp_path, keep=1)
     for step in (1, 2, 3):
-        saved.save(step, state(step, mesh_of(*ONE)), figure=float(step))
+        saved.save(step, state(step, mesh_of(*ONE)), loss=float(step))
     saved.close()
     assert folders(tmp_path) == ["3"]
     assert saved.last == 3

@@ -1,4 +1,4 @@
-"""Which sittings of a run are counted together."""
+"""Which restarts of a run are counted together."""
 
 import pytest
 
@@ -6,16 +6,16 @@ from befm_jax.distributed import processes
 from befm_jax.training import restarts
 
 
-def test_sittings_count_where_nothing_came_of_the_last(tmp_path, monkeypatch):
+def test_restarts_are_counted_while_nothing_more_is_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(restarts, "PATIENCE", 2)
     config, base = tmp_path / "config.json", tmp_path / "base"
     config.write_text("one")
 
     def twice_and_no_more():
         for _ in range(2):
-            restarts.begin(tmp_path, config, [base])
+            restarts.count_restart(tmp_path, [base])
         with pytest.raises(restarts.NoProgressError):
-            restarts.begin(tmp_path, config, [base])
+            restarts.count_restart(tmp_path, [base])
 
     twice_and_no_more()
     base.mkdir()
@@ -23,7 +23,7 @@ def test_sittings_count_where_nothing_came_of_the_last(tmp_path, monkeypatch):
     half_written = tmp_path / "checkpoints" / "tune" / "3.orbax-checkpoint-tmp"
     half_written.mkdir(parents=True)
     with pytest.raises(restarts.NoProgressError):
-        restarts.begin(tmp_path, config, [base])
+        restarts.count_restart(tmp_path, [base])
     (tmp_path / "checkpoints" / "tune" / "3").mkdir()
     twice_and_no_more()
     config.write_text("another")

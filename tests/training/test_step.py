@@ -1,6 +1,7 @@
 """The forest's loss and gradient against ordinary supervised fine-tuning on padded sequences."""
 
 import dataclasses
+import re
 from functools import partial
 
 import jax
@@ -177,6 +178,18 @@ def test_a_step_compiles_once_and_learns():
     assert losses[-1] < 0.8 * losses[0]
     assert train_step._cache_size() == 1
     assert int(state.step) == 30
+
+
+def test_profiles_name_the_parts_of_a_step():
+    model, params, _, batch = case("random tries 1")
+    optimizer = optimizers.adamw(1e-3)
+    state = steps.init_state(lora.init(jax.random.key(0), params, rank=2), optimizer, seed=0)
+    train_step = steps.make_train_step(model, optimizer, steps.train_adapter)
+    text = train_step.lower(state, params, batch).as_text(debug_info=True)
+    # The name of an operation is its path of scopes, as in "jit(train_step)/loss/.../embed/mul".
+    scopes = {scope for name in re.findall(r'loc\("([^"]*)"', text) for scope in name.split("/")}
+    of_the_model = {"embed", "rotary", "self_attn", "attention", "mlp", "unembed"}
+    assert of_the_model | {"loss", "optimizer"} <= scopes
 
 
 def test_remat_and_dropout_key_leave_the_loss_of_an_adapter_without_dropout_alone():

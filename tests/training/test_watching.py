@@ -6,14 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from befm_jax.config import Config, Model, Optimizer
+from befm_jax.config import Config
 from befm_jax.distributed import hardware
-from befm_jax.distributed import mesh as meshes
 from befm_jax.errors import UserError
 from befm_jax.llama import flops
-from befm_jax.training import loop, metrics, setup
+from befm_jax.training import metrics
 from befm_jax.training.metrics import PARTS, Watch
-from tests.helpers.small import mixture_of, random_paths, small_model
+from tests.helpers.small_training import train_small_model
 
 
 class Board:
@@ -28,16 +27,7 @@ class Board:
 
 def ran(folder, watch):
     """The log of six steps that train every parameter of a small model, and their batches."""
-    model, params = small_model()
-    settings = Config(workdir=str(folder), trained="all", model=Model(dtype="float32", remat=False),
-                      optimizer=Optimizer(learning_rate=1e-3))  # fmt: skip
-    mesh = meshes.make_mesh(devices=meshes.jax.devices()[:1])
-    batches = mixture_of(random_paths(0), slots=128, epochs=6)
-    made = setup.of(settings, model.config, params, mesh, batches.steps)
-    loop.run(
-        settings, loop.ahead("tune", made, batches), None,
-        lambda: made.fresh(setup.fresh_parameters, params, seed=0), {}, watch,
-    )  # fmt: skip
+    model, batches = train_small_model(folder, watch)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return lines, model, batches
 

@@ -30,7 +30,7 @@ from befm_jax.inference import kv_cache
 from befm_jax.inference.kv_cache import Cache, Decode, KeysValues, Prefill, Rows
 from befm_jax.llama import linear
 from befm_jax.llama.attention import ForestAttention
-from befm_jax.llama.linear import Layout, placed
+from befm_jax.llama.linear import ShardingRules, placed
 from befm_jax.llama.log_probs import vocabulary_head
 from befm_jax.llama.model import (
     Llama,
@@ -84,7 +84,7 @@ class Answers(NamedTuple):
     suffix: tuple[KeysValues, ...]
 
 
-def placements(layout: Layout | None) -> tuple[Asked, Answers]:
+def placements(layout: ShardingRules | None) -> tuple[Asked, Answers]:
     """The sharding of what stands in a batch: one for every array of a part.
 
     Caches are cut; the rest, a few numbers a row, every device and so every process has whole.

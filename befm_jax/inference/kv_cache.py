@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from befm_jax.llama.attention import ForestAttention
-from befm_jax.llama.linear import Layout
+from befm_jax.llama.linear import ShardingRules
 
 _LARGEST = 127.0
 
@@ -100,7 +100,7 @@ class Decode(flax.struct.PyTreeNode):
     rows: Rows
     lengths: Int[Array, " G"]
     written: Int[Array, ""]
-    layout: Layout | None = flax.struct.field(pytree_node=False, default=None)
+    layout: ShardingRules | None = flax.struct.field(pytree_node=False, default=None)
 
     def __call__(
         self,

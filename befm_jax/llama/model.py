@@ -27,7 +27,8 @@ from jaxtyping import Array, Float, Int
 
 from befm_jax.llama import rope
 from befm_jax.llama.config import LlamaConfig
-from befm_jax.llama.linear import Layout, dot, parts, placed
+from befm_jax.llama.linear import ShardingRules as Layout
+from befm_jax.llama.linear import dot, parts, placed
 
 Attention = Callable[..., tuple[Array, Any]]
 Params = dict[str, Any]

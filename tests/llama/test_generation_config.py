@@ -50,7 +50,7 @@ def test_a_directory_without_the_file_says_nothing(tmp_path):
     ("content", "message"),
     [
         ("{", "not valid JSON"),
-        ("[2]", "a JSON object is needed"),
+        ("[2]", "it must be a JSON object"),
         ('{"eos_token_id": "</s>"}', "eos_token_id is '</s>'; it must be a token id or a list"),
         ('{"eos_token_id": [2, null]}', r"eos_token_id is \[2, None\]"),
         ('{"eos_token_id": true}', "eos_token_id is True"),

@@ -1,15 +1,15 @@
-r"""Compares a model, or a file of answers, with people; a page of figures out.
+r"""Compares a model, or a file of answers, with people, and writes a report.
 
     python -m befm_jax.evaluate --model RUN_OR_HF_DIR --tasks games \
         [--humans joint.csv] --out DIR
     python -m befm_jax.evaluate --answers choices.csv --tasks games \
         [--humans joint.csv] --out DIR
 
-A model is read exactly (every answer scored) unless `--sampled` asks for a population of draws.
-`--answers` takes what `befm_jax.simulate` writes, choices or distribution, or any file of that
-layout.  People are the embedded reference, or a CSV: MobLab's table, `game,participant,choice`,
-or `game,choice,count`; those whom the model was trained on are left out.  DIR gets results.json,
-report.html and populations.png.
+A model is evaluated exactly (every answer scored), or with `--sampled` by a population of draws.
+`--answers` is a file of choices or a distribution, as `befm_jax.simulate` writes it.  People are
+the embedded reference, or a CSV: MobLab's table, `game,participant,choice`, or `game,choice,count`;
+those whom the model was trained on are left out.  Writes results.json, figures.csv, report.html and
+populations.png to DIR.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ FLAGS = flags.FLAGS
 def held_out(
     source: Source, trained_on: Mapping[str, Any], split: str | None, seed: int | None
 ) -> tuple[Source, str]:
-    """The people to compare a model with, and a warning where it may have learnt from them.
+    """The people to compare a model with, and a warning if it may have been trained on them.
 
-    By default those whom it has not seen: the test split of the embedded reference, and of a table
-    that shares people with one it was trained on; everybody of any other table.  `trained_on` is
-    that of `models.write_run`.
+    By default the held-out people: the test split of the embedded reference, and of a table that
+    shares people with one it was trained on; all of any other table.  `trained_on` is that of
+    `models.write_run`.
     """
     seen = source.seen_by(trained_on)
-    chosen = split or ("test" if seen or not source.table else "all")
+    split = split or ("test" if seen or not source.table else "all")
     split_seed = seed if seed is not None else seen["split_seed"] if seen else 0
-    people = source.part(chosen, split_seed)
+    people = source.part(split, split_seed)
     if seen is None:
         return people, ""
-    if chosen not in ("test", "validation"):
-        reason = f"{chosen!r} has people that it was trained on"
+    if split not in ("test", "validation"):
+        reason = f"{split!r} has people that it was trained on"
     elif bool(seen["sketch"]) != bool(source.rows.sketch):
         reason = "a table and the histograms made from it are split differently"
     elif seen["split_seed"] != split_seed:
@@ -67,17 +67,18 @@ def held_out(
 
 
 def how_recorded(recorded: Recorded) -> How:
-    """How recorded answers were asked for; what nobody noted down is taken to be the default."""
+    """How recorded answers were asked; missing settings are assumed to be the defaults."""
     if recorded.exact:
         return Exact()
-    noted = recorded.describe()["how"] or {}
-    return Sampled(**{one.name: noted[one.name] for one in fields(Sampled) if one.name in noted})
+    settings = recorded.describe()["how"] or {}
+    names = [field.name for field in fields(Sampled) if field.name in settings]
+    return Sampled(**{name: settings[name] for name in names})
 
 
 def main() -> None:
     """`python -m befm_jax.evaluate`."""
     if (FLAGS.model is None) == (FLAGS.answers is None):
-        raise UserError("give either --model or --answers: what is to be compared with people")
+        raise UserError("give either --model or --answers, to compare with people")
     if FLAGS.answers is not None:
         cli.note_unused_flags(
             ("adapter", "force_template", "dtype", "quantize", "devices", "sampled", *cli.SAMPLING),
@@ -85,18 +86,18 @@ def main() -> None:
         )
     elif not FLAGS.sampled:
         cli.note_unused_flags(cli.SAMPLING, "without --sampled: the model is read exactly")
-    chosen = games.select(FLAGS.games)
-    everybody = sources.select(FLAGS.tasks, chosen, FLAGS.humans)
+    selected = games.select(FLAGS.games)
+    all_sources = sources.select(FLAGS.tasks, selected, FLAGS.humans)
     how: How = Exact()
     respondent: Respondent
     if FLAGS.answers is not None:
         respondent = recorded = Recorded(FLAGS.answers)
         origin, how = recorded.describe()["respondent"] or {}, how_recorded(recorded)
-        asked = [item for source in everybody for item in source.items()]
-        asked += [item_of(game) for game in chosen]
-        for name in recorded.unasked(asked):
+        items = [item for source in all_sources for item in source.items()]
+        items += [item_of(game) for game in selected]
+        for name in recorded.unasked(items):
             print(
-                f"note: {FLAGS.answers}: nobody asks for {name} (--games takes .py files that "
+                f"note: {FLAGS.answers}: {name} is in no task (--games takes .py files that "
                 "declare more)",
                 file=sys.stderr,
             )
@@ -107,18 +108,18 @@ def main() -> None:
         respondent, origin = engine, engine.origin
         how = simulate.sampled_from_flags() if FLAGS.sampled else how
     results = Results()
-    for source in everybody:
+    for source in all_sources:
         people, warning = held_out(
             source, origin.get("trained_on", {}), FLAGS.split, FLAGS.split_seed
         )
         print(people.describe())
         if FLAGS.answers is not None and not origin and not warning:
-            warning = "of unknown origin: whoever made these answers may have seen these people"
+            warning = "of unknown origin: the respondent may have been trained on these people"
         if warning:
             print(f"warning: {warning}", file=sys.stderr)
-        # Where nobody of the source was trained on, baselines know the compared people themselves.
-        whole = people.rows.split == "all"
-        learnt = people if whole else source.part("train", people.rows.split_seed)
+        # Without a training split, baselines are fitted on the compared people themselves.
+        no_split = people.rows.split == "all"
+        learnt = people if no_split else source.part("train", people.rows.split_seed)
         comparing.compare(
             results,
             people,
@@ -141,21 +142,20 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "tasks",
         "games",
-        f"any of {', '.join(tasks.names())}, or FILE.py=TABLE for tasks of your own; separated by "
-        "commas",
+        f"comma-separated: any of {', '.join(tasks.names())}, or FILE.py=TABLE for your own tasks",
     )
     flags.DEFINE_string("humans", "", "CSV of people's choices (default: the embedded reference)")
     flags.DEFINE_enum(
         "split",
         None,
         SPLITS,
-        "which of these people (default: test for the embedded reference and for a table that the "
+        "the people's split (default: test for the embedded reference and for a table that the "
         "model was trained on, all for any other table)",
     )
     flags.DEFINE_integer(
-        "split_seed", None, "which of the possible splits (default: the model's)", lower_bound=0
+        "split_seed", None, "seed of the split (default: the model's)", lower_bound=0
     )
-    flags.DEFINE_integer("resamples", 10_000, "of the bootstrap", lower_bound=100)
+    flags.DEFINE_integer("resamples", 10_000, "number of bootstrap resamples", lower_bound=100)
     flags.DEFINE_string("out", None, "the directory to write")
     flags.mark_flag_as_required("out")
     cli.run(main, __doc__ or "")

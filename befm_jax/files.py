@@ -1,4 +1,4 @@
-"""Files: text, tables and JSON read with errors that name the place; all written atomically."""
+"""Reads text, tables and JSON with errors that name file and line; writes files atomically."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_bytes(path: str | Path) -> bytes:
     """The content of a file.
 
     Raises:
-        DataError: the file is absent, not a file, not readable, or empty.
+        DataError: no such file, not a file, not readable, or empty.
     """
     try:
         content = Path(path).read_bytes()
@@ -39,7 +39,7 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def decode(content: bytes, path: str | Path) -> str:
-    """The UTF-8 text of a file's content, without its byte-order mark; line ends as they are.
+    """The UTF-8 text of a file's content, without its byte-order mark; line ends are kept.
 
     Raises:
         DataError: the content is binary or in another encoding.
@@ -52,14 +52,14 @@ def decode(content: bytes, path: str | Path) -> str:
             f"{path}:{line}: not UTF-8 text (byte {content[error.start]:#04x}); save it as UTF-8"
         ) from None
     if "\0" in text:
-        raise DataError(f"{path}: holds NUL bytes, so it is no text file; save it as UTF-8 text")
+        raise DataError(f"{path}: holds NUL bytes, so it is not a text file; save it as UTF-8 text")
     return text
 
 
 def table(path: str | Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """The header and the rows of a table in a file: CSV, or Parquet where the name ends so.
+    """The header and the rows of a CSV file, or of a Parquet file with that suffix.
 
-    A row comes with the number of its line (of Parquet, the number of its row, counted from 1).
+    A row has its line number (for Parquet, the row's number from 1).
 
     Raises:
         DataError: as `read_bytes`, `decode` and `read_table`; Parquet without pyarrow, or damaged.
@@ -71,14 +71,14 @@ def table(path: str | Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]
 
 
 def records(path: str | Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a table as `table` gives them, each as its cells by column, without spaces.
+    """The rows of a `table` with their line numbers, each as stripped cells by column.
 
     Args:
         path: the table.
-        columns: which columns are needed; the others are there, too.
+        columns: required columns; the others are included too.
 
     Raises:
-        DataError: as `table`; a column that is missing, a row with another number of cells.
+        DataError: as `table`; a missing column, a row with another number of cells.
     """
     header, rows = table(path)
     missing = [column for column in columns if column not in header]
@@ -112,16 +112,16 @@ def _read_parquet(
 
 
 def _as_cell(value: object) -> str:
-    """A value of a Parquet column as CSV would hold it; missing ones are empty."""
+    """A value of a Parquet column as in a CSV file; missing ones are empty."""
     return "" if value is None or value != value else str(value)  # only NaN differs from itself
 
 
 def read_table(text: str, path: str | Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     """The header of a CSV text, and its rows, each with the number of its first line.
 
-    Blank lines are passed over; rows keep whatever number of cells they have. Names in the header
-    are stripped of spaces. What Excel leaves is understood: a first line `sep=;` that names the
-    separator, and empty columns at the end.
+    Blank lines are skipped; rows may have any number of cells.  Names in the header are stripped.
+    Handles what Excel writes: a first line `sep=;` with the separator, and empty columns at the
+    end.
 
     Raises:
         DataError: no header, a column named twice, or (while iterating) broken quoting.
@@ -133,7 +133,7 @@ def read_table(text: str, path: str | Path) -> tuple[list[str], Iterator[tuple[i
     line, header = next(rows, (1, []))
     header = [name.strip() for name in header]
     if not any(header):
-        raise DataError(f"{path}:{line}: no header; the first line names the columns")
+        raise DataError(f"{path}:{line}: no header; the first line must name the columns")
     empty = len(header)
     while not header[-1]:
         header.pop()
@@ -146,7 +146,7 @@ def read_table(text: str, path: str | Path) -> tuple[list[str], Iterator[tuple[i
 def _without_empty_columns(
     rows: Iterator[tuple[int, list[str]]], named: int, columns: int
 ) -> Iterator[tuple[int, list[str]]]:
-    """Rows without their cells in columns that have no name, where those are empty."""
+    """Rows without their cells in unnamed columns, if those are empty."""
     for line, cells in rows:
         if named < len(cells) <= columns and not any(map(str.strip, cells[named:])):
             cells = cells[:named]
@@ -157,7 +157,7 @@ _EXCEL_SEPARATOR = re.compile(r"\ufeff?sep=([,;\t|])\r?\n?")
 
 
 def _rows(text: str, path: str | Path, separator: str) -> Iterator[tuple[int, list[str]]]:
-    # strict: without it a quote that is never closed swallows the rest of the file as one cell.
+    # strict: otherwise an unclosed quote makes one cell of the rest of the file.
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     line = 1
     try:
@@ -177,12 +177,12 @@ def read_object(path: Path, error: type[UserError] = UserError) -> dict[str, Any
         UserError: of the class `error`: not valid JSON, or not an object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as reason:
         raise error(f"{path}: not valid JSON ({reason})") from reason
-    if not isinstance(found, dict):
-        raise error(f"{path}: holds a {type(found).__name__}; a JSON object is needed")
-    return found
+    if not isinstance(content, dict):
+        raise error(f"{path}: holds a {type(content).__name__}; it must be a JSON object")
+    return content
 
 
 def write_object(path: Path, content: Mapping[str, Any]) -> None:
@@ -191,7 +191,7 @@ def write_object(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file atomically: under another name, then renamed; makes the folder if need be."""
+    """Writes a file atomically, by a rename; creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(content)
@@ -199,28 +199,28 @@ def write(path: Path, content: bytes) -> None:
 
 
 class NotWrittenError(UserError):
-    """Files that could not be written; the message says what became of those that were there."""
+    """Files that could not be written; the message says whether existing ones are unchanged."""
 
 
-# What a folder is called while it is written.
+# The prefix of a temporary folder.
 _WRITING = ".writing-"
 
 
 class _StuckError(Exception):
-    """An exchange that could be neither finished nor undone."""
+    """An exchange of files that could be neither finished nor undone."""
 
 
 @contextmanager
 def atomic_directory(
     directory: Path, replaces: Callable[[str], bool] = lambda name: False
 ) -> Iterator[Path]:
-    """A folder to write in; its files take their place when the block ends without error.
+    """A temporary folder whose files are moved to `directory` when the block ends without error.
 
-    `directory` is made if need be.  Files of the same names are replaced, and so is every file
-    whose name `replaces` takes for one of an older version; the others stay.  Where an exchange
-    fails half-way, the old files are put back.  Where the power fails, `config.json` is not there
-    (it goes first and comes last), so that nobody takes the mix for a whole; what a writer that
-    was killed had written aside is removed by the next.
+    Creates `directory`.  Files of the same names are replaced, and files for whose names `replaces`
+    is true are removed; the others stay.  If moving fails half-way, the old files are restored.
+    After a power failure `config.json` is missing (it is removed first and moved last), so that a
+    mix of old and new files does not load.  The next writer removes the temporary folder of a
+    killed one.
 
     Raises:
         NotWrittenError: a file can't be written (the disk is full, say).
@@ -247,8 +247,8 @@ def atomic_directory(
             with suppress(OSError):  # so that the next writer leaves it
                 folder = folder.rename(folder.with_name(folder.name.replace(_WRITING, ".new-", 1)))
             raise NotWrittenError(
-                f"{directory}: half exchanged ({error}); what is missing of the old files is in "
-                f"{old.name}, of the new ones in {folder.name}"
+                f"{directory}: half exchanged ({error}); missing old files are in {old.name}, "
+                f"missing new ones in {folder.name}"
             ) from error
         finally:
             if lock is not None:
@@ -259,15 +259,14 @@ def atomic_directory(
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise NotWrittenError(
-            f"{directory}: can't be written ({reason}); what was there before is as it was"
+            f"{directory}: can't be written ({reason}); existing files are unchanged"
         ) from error
 
 
 def _locked(folder: Path) -> int | None:
-    """A lock on a folder for as long as this process lives, or None: another's, or not to be had.
+    """A descriptor with a lock on a folder; None if another process has it, or locks don't work.
 
-    The kernel ends it with the process, however that ends, so that what a living one writes can be
-    told from what a dead one left.
+    The kernel releases it with the process, which distinguishes a living writer from a dead one.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -279,7 +278,7 @@ def _locked(folder: Path) -> int | None:
 
 
 def _remove_if_left(folder: Path) -> None:
-    """Removes a folder that nobody is writing any more."""
+    """Removes a temporary folder whose writer has died."""
     with suppress(FileNotFoundError):  # another process removed it
         lock = _locked(folder)
         if lock is not None:
@@ -292,14 +291,14 @@ def _config_last(names: set[str]) -> list[str]:
 
 
 def _exchange(directory: Path, folder: Path, old: Path, new: list[str], before: list[str]) -> None:
-    """Moves the files of `before` out and those of `new` in; the other way round on failure."""
+    """Moves the files `before` out and those of `new` in; undoes that on failure."""
     moved: list[tuple[Path, Path]] = []
     try:
         for source, target, names in ((directory, old, before), (folder, directory, new)):
             for name in names:
                 os.replace(source / name, target / name)
                 moved.append((source / name, target / name))
-    except BaseException:  # an interruption by the keyboard, too
+    except BaseException:  # KeyboardInterrupt too
         try:
             for source, target in reversed(moved):
                 os.replace(target, source)

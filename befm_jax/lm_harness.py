@@ -1,4 +1,4 @@
-"""`python -m befm_jax.lm_harness`: a door to `befm_jax.serving.lm_harness`."""
+"""`python -m befm_jax.lm_harness`: runs `befm_jax.serving.lm_harness`."""
 
 import sys
 

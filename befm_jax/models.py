@@ -1,9 +1,9 @@
-"""Names of models resolved to their files, nothing loaded: what `--model` and `--adapter` take.
+"""Resolves names of models (`--model`, `--adapter`) to their files, without loading them.
 
 A name is a training run's directory, a Hugging Face directory, or a hub id: `owner/name` or
 `owner/name@revision` (a branch, a tag or a commit).  The access token comes from the environment
-(`HF_TOKEN`) or from `hf auth login`; `HF_HUB_OFFLINE=1` takes what was downloaded before.  Only
-safetensors, JSON and tokenizer files are fetched: never pickles, never code.
+(`HF_TOKEN`) or from `hf auth login`; `HF_HUB_OFFLINE=1` uses the local cache alone.  Only
+safetensors, JSON and tokenizer files are downloaded: never pickles, never code.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from befm_jax.errors import UserError
 
 RUN_FILE = "run.json"
 _ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
-_WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
-# Folders and copies hold other layouts of the same weights, or earlier states of them.
-_UNWANTED = ("*/*", "consolidated*")
+_ALLOWED = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+# Subdirectories and these files have the same weights in other formats, or earlier checkpoints.
+_IGNORED = ("*/*", "consolidated*")
 
 
 class HubError(UserError):
-    """A model or adapter that the hub does not give out; the message says what to do."""
+    """A model or adapter that can't be downloaded from the hub; the message says what to do."""
 
 
 def is_hub_id(name: str | Path) -> bool:
@@ -34,10 +34,10 @@ def is_hub_id(name: str | Path) -> bool:
 
 
 def directory_of(name: str | Path, kind: str = "model") -> Path:
-    """The local directory of a model or an adapter (`kind`, for messages), downloaded if need be.
+    """The local directory of a model or an adapter (`kind`, for messages), downloaded if necessary.
 
     Raises:
-        FileNotFoundError: neither a directory nor of the form of a hub id.
+        FileNotFoundError: neither a directory nor a hub id.
         HubError: no such repository or revision, no permission, or offline and not in the cache.
     """
     if str(name) and Path(name).is_dir():
@@ -56,31 +56,31 @@ def directory_of(name: str | Path, kind: str = "model") -> Path:
             snapshot_download(
                 repository,
                 revision=revision or None,
-                allow_patterns=list(_WANTED),
-                ignore_patterns=list(_UNWANTED),
+                allow_patterns=list(_ALLOWED),
+                ignore_patterns=list(_IGNORED),
             )
         )
     except errors.GatedRepoError as error:
-        reason = "it is gated: ask for access on its page, then set HF_TOKEN to a token of yours"
+        reason = "it is gated: request access on its page, then set HF_TOKEN"
         raise _refused(name, kind, reason) from error
     except errors.RepositoryNotFoundError as error:
-        reason = "the hub has none of that name, or it is private and HF_TOKEN has no access"
+        reason = "it does not exist, or it is private and HF_TOKEN has no access"
         raise _refused(name, kind, reason) from error
     except errors.RevisionNotFoundError as error:
-        raise _refused(name, kind, f"the hub has it, but no revision {revision!r}") from error
+        raise _refused(name, kind, f"it has no revision {revision!r}") from error
     except errors.LocalEntryNotFoundError as error:
         reason = "it is not in the local cache, and the hub can't be reached"
         raise _refused(name, kind, reason) from error
-    except Exception as error:  # whatever network library the client uses, it raises its own
-        raise _refused(name, kind, f"the hub did not give it out ({error})") from error
+    except Exception as error:  # the client's network libraries raise their own types
+        raise _refused(name, kind, f"the download failed ({error})") from error
 
 
 def _refused(name: str | Path, kind: str, reason: str) -> HubError:
-    return HubError(f"{name}: no such {kind} directory; and as a hub id: {reason}")
+    return HubError(f"{name}: no such {kind} directory; as a hub id: {reason}")
 
 
 def commit_of(directory: Path) -> str | None:
-    """The commit that a directory of the hub's cache is a snapshot of; None for others."""
+    """The commit of a snapshot directory in the hub's cache; None for other directories."""
     in_cache = directory.parent.name == "snapshots" and directory.parent.parent.name.startswith(
         "models--"
     )
@@ -91,9 +91,9 @@ def commit_of(directory: Path) -> str | None:
 class ResolvedModel:
     """A model's files.
 
-    `directory`: the base model's.  `name`: what the base is called elsewhere, a hub id (without a
-    revision) or an absolute path.  `adapter`: the adapter's directory, or None.  `run`: the fields
-    of the run that it is of (see `write_run`), or empty.
+    `directory`: the base model's.  `name`: the base's hub id (without a revision) or absolute path.
+    `adapter`: the adapter's directory, or None.  `run`: the fields of its run (see `write_run`), or
+    empty.
     """
 
     directory: Path
@@ -103,36 +103,36 @@ class ResolvedModel:
 
     @property
     def pinned(self) -> str:
-        """The name by which these very files are found again: a hub id with its commit."""
+        """The name of exactly these files: a hub id with its commit, or a path."""
         commit = commit_of(self.directory)
         return self.name if commit is None or Path(self.name).is_dir() else f"{self.name}@{commit}"
 
 
 def resolve_model(model: str | Path, adapter: str | Path | None = None) -> ResolvedModel:
-    """Finds the files of a run or a model, downloading what a hub id names.
+    """The files of a run or a model, downloaded for a hub id.
 
     Raises:
-        FileNotFoundError: neither a directory nor of the form of a hub id.
-        HubError: the hub does not give it out.
-        UserError: a damaged run, or a run that has an adapter of its own beside `adapter`.
+        FileNotFoundError: neither a directory nor a hub id.
+        HubError: the download failed.
+        UserError: a damaged run, or both `adapter` and a run with its own adapter.
     """
     run_file = Path(model) / RUN_FILE
     if not run_file.is_file():
         return _with_adapter(str(model), adapter, {})
     run = files.read_object(run_file)
-    lacking = {"model", "made_here", "adapter", "dtype", "quantize", "trained_on"} - set(run)
-    if lacking:
-        raise UserError(f"{run_file}: lacks {', '.join(sorted(lacking))}; was it cut off?")
+    missing = {"model", "made_here", "adapter", "dtype", "quantize", "trained_on"} - set(run)
+    if missing:
+        raise UserError(f"{run_file}: lacks {', '.join(sorted(missing))}; is it truncated?")
     if adapter is not None and run["adapter"]:
-        raise UserError(f"{model} is a run with an adapter of its own; leave --adapter out")
+        raise UserError(f"{model} is a run with its own adapter; leave --adapter out")
     base = str(Path(model) / run["model"]) if run["made_here"] else str(run["model"])
     return _with_adapter(base, Path(model) / run["adapter"] if run["adapter"] else adapter, run)
 
 
 def _with_adapter(base: str, adapter: str | Path | None, run: Mapping[str, Any]) -> ResolvedModel:
     name = base.partition("@")[0] if is_hub_id(base) else str(Path(base).resolve())
-    found = None if adapter is None else directory_of(adapter, "adapter")
-    return ResolvedModel(directory_of(base), name, found, run)
+    adapter_directory = None if adapter is None else directory_of(adapter, "adapter")
+    return ResolvedModel(directory_of(base), name, adapter_directory, run)
 
 
 def write_run(
@@ -145,13 +145,12 @@ def write_run(
     quantize: str,
     trained_on: Mapping[str, Any],
 ) -> None:
-    """Marks a directory as a run that `resolve_model` takes.
+    """Writes a run's `run.json`, which `resolve_model` reads.
 
     `model` is a path within the directory if `made_here`, else a path or a hub id; `adapter` a
-    path within it, or None; `dtype` is what the layers computed in and `quantize` what the base
-    was rounded to ("no" or "int8"); `trained_on` says which people it has seen: `fingerprint` and
-    `table` of their source (an empty table: the embedded reference), `split_seed`, and further
-    `examples`.
+    path within it, or None; `dtype` the dtype of activations and `quantize` the quantisation of the
+    base ("no" or "int8"); `trained_on` identifies the training people: `fingerprint` and `table` of
+    their source (an empty table: the embedded reference), `split_seed`, and further `examples`.
     """
     fields = {
         "model": model,

@@ -1,15 +1,15 @@
-"""Says what a run needs of hardware that is not here: does it fit, how long, what limits it.
+"""Plans a run on hardware that is not attached: does it fit, how long, what is the bottleneck.
 
     python -m befm_jax.plan --config configs/70b_tpu.py
     python -m befm_jax.plan --config configs/70b_tpu.py --topology v5e:16x16 --json plan.json
     python -m befm_jax.plan --config configs/70b_tpu.py --mesh fsdp=64 --mesh data=4,fsdp=16
     python -m befm_jax.plan --config configs/8b_tpu.py --search 3 --sampler
 
-The real training step is compiled for the topology by the compiler that the pod would use, which
-says what memory it needs.  Flops are counted from the model's shape, traffic between chips is
-read from the compiled program; held against the chip's figures they give the shortest time that a
-step can take, and what limits it.  Where that compiler is not installed, GPUs are estimated by
-formula, and the plan says so.  Exits with 1 where nothing fits.
+The real training step is compiled for the topology by the pod's own compiler, which reports its
+memory.  FLOPs are counted from the model's shape, and traffic between chips is read from the
+compiled program; with the chip's peak figures they give a lower bound of the step time and its
+bottleneck.  Where the compiler is not installed, GPUs are estimated by formula, with a note.  Exits
+with 1 if nothing fits.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ FLAGS = flags.FLAGS
 
 
 def main() -> None:
-    """Plans what the flags say, prints it, writes the JSON."""
+    """Makes the plans of the flags, prints them and writes the JSON."""
     import jax
 
-    # What is compiled for devices that are not here can't be read back.
+    # Programs for devices that are not attached can't be read back from the cache.
     jax.config.update("jax_enable_compilation_cache", False)
     settings: Config = FLAGS.config
     config.validate(settings)
-    wanted = FLAGS.topology or settings.mesh.topology
-    if not wanted:
-        raise ConfigError("mesh.topology is empty: say what to plan for, --topology v5p:4x4x4")
-    on = topology.parse(wanted)
+    name = FLAGS.topology or settings.mesh.topology
+    if not name:
+        raise ConfigError("mesh.topology is empty; give the topology, --topology v5p:4x4x4")
+    on = topology.parse(name)
     plans = made(settings, on, asked(settings, on))
     for plan in plans:
         print(described(plan))
@@ -56,12 +56,12 @@ def main() -> None:
 
 
 def asked(settings: Config, on: Topology) -> list[Sizes]:
-    """The meshes to plan: those of the flags, the config's, or what a search finds promising.
+    """The meshes to plan: those of the flags, the config's, or the best of a search.
 
-    The config's mesh goes for another topology too where it has as many chips.
+    The config's mesh is used for another topology too if it has as many chips.
 
     Raises:
-        ConfigError: a mesh of another form or size, or nothing that could be searched.
+        ConfigError: a mesh of another form or size, or no mesh to search.
     """
     from befm_jax.distributed.mesh import ShardingError
     from befm_jax.planning import plans, workload
@@ -69,15 +69,15 @@ def asked(settings: Config, on: Topology) -> list[Sizes]:
     if FLAGS.search:
         if FLAGS.mesh:
             raise ConfigError("--mesh and --search: give one of them")
-        found = list(plans.mesh_sizes(on, workload.shape_of(settings)))
-        if not found:
+        candidates = list(plans.mesh_sizes(on, workload.shape_of(settings)))
+        if not candidates:
             raise ConfigError(f"no mesh of {on} divides the model")
         by_formula = [
-            plans.make(settings, on, sizes, **_figures(), compile_it=False) for sizes in found
+            plans.make(settings, on, sizes, **_figures(), compile_it=False) for sizes in candidates
         ]
-        promising = [plan.mesh for plan in plans.ranked(by_formula)][: FLAGS.search]
-        print(f"{len(found)} meshes by formula; the {len(promising)} most promising follow")
-        return promising
+        best = [plan.mesh for plan in plans.ranked(by_formula)][: FLAGS.search]
+        print(f"{len(candidates)} meshes by formula; the {len(best)} best follow")
+        return best
     if FLAGS.mesh:
         return [read_mesh(text, on) for text in FLAGS.mesh]
     mesh = settings.mesh
@@ -89,16 +89,16 @@ def asked(settings: Config, on: Topology) -> list[Sizes]:
     try:
         return [read_mesh(text, on)]
     except ShardingError:
-        # Of another size than the config's: all that it says of this one is `tensor`.
+        # Another size than the config's, of which only `tensor` applies.
         return [read_mesh(f"tensor={mesh.tensor}", on)]
 
 
 def read_mesh(text: str, on: Topology) -> Sizes:
-    """`data=4,fsdp=16,tensor=1` as sizes; 0 is what is left, and so is `fsdp` where it is not said.
+    """The sizes of `data=4,fsdp=16,tensor=1`; 0 (the default of `fsdp`) is all that are left.
 
     Raises:
-        ConfigError: an unknown axis, or no number.
-        ShardingError: a product that is not the number of chips.
+        ConfigError: an unknown axis, or a size that is not a number.
+        ShardingError: the product is not the number of chips.
     """
     from befm_jax.distributed import mesh as meshes
 
@@ -113,7 +113,7 @@ def read_mesh(text: str, on: Topology) -> Sizes:
 
 
 def made(settings: Config, on: Topology, meshes: list[Sizes]) -> list[Plan]:
-    """The plans of some meshes, best first; GPUs by formula where they can't be compiled for."""
+    """The plans of some meshes, best first; GPUs by formula if their compiler is not installed."""
     from befm_jax.planning import plans
 
     try:
@@ -124,7 +124,7 @@ def made(settings: Config, on: Topology, meshes: list[Sizes]) -> list[Plan]:
             raise
         print(f"note: estimated by formula: {error}", file=sys.stderr)
         if FLAGS.sampler or FLAGS.text:
-            print("note: by formula there is neither --sampler nor --text", file=sys.stderr)
+            print("note: --sampler and --text need the compiler", file=sys.stderr)
         compiles = False
     return plans.ranked(
         [
@@ -143,42 +143,43 @@ def made(settings: Config, on: Topology, meshes: list[Sizes]) -> list[Plan]:
 
 
 def described(plan: Plan) -> str:
-    """A plan for a reader."""
+    """A plan as text."""
     chip, work, gb = plan.per_chip, plan.workload, 1e9
     how = "estimated by formula" if plan.estimate else f"compiled in {plan.compile_seconds:.0f} s"
     sent = [f"{kind} {size / gb:.2f}" for kind, size in plan.collective_bytes.items()]
-    times = ", ".join(f"{name} {each:.3f}" for name, each in plan.seconds.items() if each)
+    times = ", ".join(f"{name} {time:.3f}" for name, time in plan.seconds.items() if time)
     lines = [
         f"{plan.topology}, mesh {_mesh(plan.mesh)}: "
         f"{_verdict(plan.fits, chip.peak_bytes, chip.capacity_bytes)} ({how})",
-        f"  a chip holds: parameters {chip.parameters / gb:.2f} GB, adapter and optimiser "
+        f"  per chip: parameters {chip.parameters / gb:.2f} GB, adapter and optimiser "
         f"{chip.trained / gb:.2f} GB, activations at the peak {chip.activations / gb:.2f} GB",
-        f"  a step: {work.micro_batches} x {work.rows} rows of {work.slots} slots, "
+        f"  per step: {work.micro_batches} x {work.rows} rows of {work.slots} slots, "
         f"{work.used:,.0f} of {work.computed:,} slots used by {work.observations:,.0f}",
         f"  observations; from {work.source}",
-        f"  {plan.operations['needed'] / 1e12:,.0f} T operations needed, "
-        f"{plan.operations['done'] / 1e12:,.0f} T done; {plan.bytes_read / gb:,.0f} GB of weights "
-        f"read by a chip; sent by a chip, GB: {', '.join(sent) or 'nothing'}",
-        f"  seconds a step at the least: {times}: bound by {plan.bound}",
-        f"  with {plan.utilisation:.0%} of the peak: {plan.step_seconds:.2f} s a step, "
+        f"  {plan.operations['needed'] / 1e12:,.0f} TFLOPs needed, "
+        f"{plan.operations['done'] / 1e12:,.0f} with recomputation; {plan.bytes_read / gb:,.0f} GB "
+        f"of weights read per chip; sent per chip, GB: {', '.join(sent) or 'nothing'}",
+        f"  seconds per step, lower bounds: {times}: bound by {plan.bound}",
+        f"  at {plan.utilisation:.0%} of the peak: {plan.step_seconds:.2f} s per step, "
         f"{plan.tokens_per_second:,.0f} tokens and {plan.observations_per_second:,.1f} "
-        f"observations a second; {work.steps:,} steps in {plan.hours:.2f} hours",
+        f"observations per second; {work.steps:,} steps in {plan.hours:.2f} hours",
     ]
     if plan.sampler:
-        one = plan.sampler
+        sampler = plan.sampler
+        fits = _verdict(sampler.fits, sampler.peak_bytes, sampler.capacity_bytes)
         lines.append(
-            f"  sampling, {one.participants:,} participants at a time over a mesh "
-            f"{_mesh(one.mesh)}: {_verdict(one.fits, one.peak_bytes, one.capacity_bytes)}; at most "
-            f"{one.tokens_per_second:,.0f} tokens a second, bound by {one.bound}"
+            f"  sampling, {sampler.participants:,} participants at a time over a mesh "
+            f"{_mesh(sampler.mesh)}: {fits}; at most {sampler.tokens_per_second:,.0f} tokens per "
+            f"second, bound by {sampler.bound}"
         )
     return "\n".join(lines)
 
 
 def _verdict(fits: bool, peak: int, capacity: int) -> str:
     if fits:
-        return f"fits: {peak / 1e9:.1f} of {capacity / 1e9:.1f} GB a chip"
+        return f"fits: {peak / 1e9:.1f} of {capacity / 1e9:.1f} GB per chip"
     return (
-        f"does NOT fit: {peak / 1e9:.1f} GB a chip, of {capacity / 1e9:.1f} GB: "
+        f"does NOT fit: {peak / 1e9:.1f} GB per chip, of {capacity / 1e9:.1f} GB: "
         f"{(peak - capacity) / 1e9:.1f} GB too much"
     )
 
@@ -188,13 +189,13 @@ def _mesh(sizes: Sizes) -> str:
 
 
 def _figures() -> dict:
-    """What the flags say of time and data, for `plans.make`."""
-    told = (FLAGS.observations, FLAGS.slots_per_observation)
-    if (told[0] is None) != (told[1] is None):
+    """The arguments of `plans.make` from the flags."""
+    observations = (FLAGS.observations, FLAGS.slots_per_observation)
+    if (observations[0] is None) != (observations[1] is None):
         raise ConfigError("--observations and --slots_per_observation go together")
     return {
         "utilisation": FLAGS.utilisation,
-        "observations": None if told[0] is None else told,
+        "observations": None if observations[0] is None else observations,
     }
 
 
@@ -202,27 +203,29 @@ def define_flags() -> None:
     """Defines the command line."""
     config_flags.DEFINE_config_file("config", None, "a file with get_config(), such as configs/*")
     flags.DEFINE_string(
-        "topology", None, "v5p:4x4x4, 2*v5e:16x16 (two slices), h100:8; else the config's"
+        "topology", None, "v5p:4x4x4, 2*v5e:16x16 (two slices) or h100:8; default: the config's"
     )
     flags.DEFINE_multi_string(
-        "mesh", None, "data=4,fsdp=16,tensor=1; repeated, several are ranked; else the config's"
+        "mesh", None, "data=4,fsdp=16,tensor=1; may be repeated; default: the config's"
     )
     flags.DEFINE_integer(
         "search", 0, "rank all meshes by formula, and plan this many of the best", lower_bound=0
     )
-    flags.DEFINE_bool("sampler", False, "plan the drawing of answers too")
+    flags.DEFINE_bool("sampler", False, "plan sampling too")
     flags.DEFINE_float(
-        "utilisation", 0.4, "share of the peak that products reach, for hours", 0.01, 1.0
+        "utilisation", 0.4, "assumed fraction of peak FLOPs, for the step time", 0.01, 1.0
     )
-    flags.DEFINE_float("observations", None, "plan for so many instead of the config's data", 1)
-    flags.DEFINE_float("slots_per_observation", None, "slots that each of them takes", 1)
-    flags.DEFINE_string("text", None, "write the compiled steps as text to this directory")
-    flags.DEFINE_string("json", None, "write the plan (the best, and the others) to this file")
+    flags.DEFINE_float(
+        "observations", None, "number of observations, instead of the config's data", 1
+    )
+    flags.DEFINE_float("slots_per_observation", None, "slots per observation", 1)
+    flags.DEFINE_string("text", None, "write the compiled steps' HLO to this directory")
+    flags.DEFINE_string("json", None, "write the best plan, and the others, to this file")
     flags.mark_flag_as_required("config")
 
 
 def _in_its_own_environment() -> None:
-    """Starts over where a variable that JAX and the compilers read as they load is not set."""
+    """Re-executes where environment variables that JAX reads at import are not set."""
     if any(os.environ.get(name) != value for name, value in topology.ENVIRONMENT.items()):
         os.environ.update(topology.ENVIRONMENT)
         os.execv(sys.executable, [sys.executable, "-m", "befm_jax.plan", *sys.argv[1:]])

@@ -1,15 +1,15 @@
-r"""Simulated participants answer games; a table of choices out.
+r"""Simulates participants who answer games, and writes a table of choices.
 
     python -m befm_jax.simulate --model RUN_OR_HF_DIR --games all --participants 1000 \
         --seed 0 --out choices.csv
     python -m befm_jax.simulate --model RUN_OR_HF_DIR --games dictator,my_game.py --exact \
         --out distribution.csv
 
-`choices.csv` has the columns game, participant, choice: one row a simulated participant, the
-choice in the game's own unit (a named action by its number), empty where the answer could not be
-used.  `distribution.csv` has game, choice, probability: the model's exact distribution, no
-sampling; what is missing to 1 is the probability of anything that is no answer.  How the answers
-were made is written beside either file, as FILE.json.
+`choices.csv` has the columns game, participant, choice: one row per simulated participant, the
+choice in the game's own unit (a named action by its index), empty where the answer was unusable.
+`distribution.csv` has game, choice, probability: the model's exact distribution, without sampling;
+what is missing to 1 is the probability of outputs outside the answer set.  Metadata are written
+beside either file, as FILE.json.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FLAGS = flags.FLAGS
 
 
 def engine_from_flags() -> Engine:
-    """Loads what `--model`, `--adapter` and `--dtype` name, over `--devices`."""
+    """The engine of `--model`, `--adapter`, `--dtype` and `--devices`, loaded."""
     cli.keep_compiled_programs()
     engine = load(
         FLAGS.model,
@@ -48,7 +48,7 @@ def engine_from_flags() -> Engine:
 
 
 def sampled_from_flags() -> Sampled:
-    """How answers are drawn; raises UserError where a sampling flag is out of range."""
+    """The sampling settings of the flags; raises UserError where one is out of range."""
     return Sampled(
         FLAGS.participants,
         FLAGS.seed,
@@ -68,26 +68,26 @@ def main() -> None:
     out = Path(FLAGS.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.is_dir():
-        raise UserError(f"--out {out}: is a directory; name a file")
+        raise UserError(f"--out is {out}, a directory; it must be a file")
     engine = engine_from_flags()
-    since = time.perf_counter()
-    found = comparing.ask(engine, items, how)
-    responses = [found[item.id] for item in items]
+    start = time.perf_counter()
+    by_item = comparing.ask(engine, items, how)
+    responses = [by_item[item.id] for item in items]
     write = recorded.write_distribution if FLAGS.exact else recorded.write_choices
     write(out, items, responses)
-    made: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "model": engine.describe() | {"first_prompt": engine.first_prompt(items)},
         "answers": how_as_dict(how),
         "device": engine.device,
     }
-    files.write_object(out.with_name(out.name + ".json"), made)
+    files.write_object(out.with_name(out.name + ".json"), metadata)
     for response in responses:
         ends = response.ends_after_answer
-        said = f"outside the answer set: {response.outside:.3%}"
-        said += "" if ends is None else f"; stops after an answer: {ends:.3%}"
-        said += f"; {response.unread} of {response.draws} unreadable" if response.draws else ""
-        print(f"{response.item:24} {said}")
-    print(f"{out} ({len(items)} games, {time.perf_counter() - since:.1f} s)")
+        summary = f"outside the answer set: {response.outside:.3%}"
+        summary += "" if ends is None else f"; stops after an answer: {ends:.3%}"
+        summary += f"; {response.unread} of {response.draws} unreadable" if response.draws else ""
+        print(f"{response.item:24} {summary}")
+    print(f"{out} ({len(items)} games, {time.perf_counter() - start:.1f} s)")
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def test_devices_share_the_answers_and_files_say_so(run, choices, tmp_path):
     (respondent,) = results.read(tmp_path / "results.json").respondents.values()
     assert respondent["description"]["mesh"] == "data 2"
     printed = command("simulate", *flags, "--devices", 3, "--out", out, fails=True, **two)
-    assert printed == "error: devices is 3; there are 2 here: cpu (cpu)\n"
+    assert printed == "error: devices is 3; it must be 1 to 2: cpu (cpu)\n"
 
 
 def test_a_models_own_settings_and_another_template_are_answered(run, tmp_path):
@@ -149,7 +149,7 @@ def test_a_models_own_settings_and_another_template_are_answered(run, tmp_path):
     assert "trained with another chat template" in printed
     assert "--force_template" in printed
     printed = command("simulate", *flags, "--force_template")
-    assert printed.count("ignored in: temperature 0.6, top_p 0.9, do_sample True") == 1
+    assert printed.count("ignored: temperature 0.6, top_p 0.9, do_sample True") == 1
     made = json.loads((tmp_path / "x.csv.json").read_text())
     del settings["eos_token_id"]
     assert made["model"]["ignored_generation_config"] == settings

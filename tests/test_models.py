@@ -146,7 +146,7 @@ def test_what_the_hub_does_not_give_out_is_explained(served, tmp_path):
     address, _ = served
     assert "gated" in ask("lab/gated", tmp_path, address)
     assert (Path(ask("lab/gated", tmp_path, address, HF_TOKEN=TOKEN)) / "config.json").is_file()
-    assert "none of that name" in ask("lab/missing", tmp_path, address)
+    assert "it does not exist" in ask("lab/missing", tmp_path, address)
     assert "no revision 'v3'" in ask("lab/open@v3", tmp_path, address)
     for name in ("lab/open@v3", "lab/missing", "lab/gated"):
         assert ask(name, tmp_path / "new", address).startswith(f"error: {name}: ")

@@ -1,4 +1,4 @@
-"""A tuned model for others: an adapter for PEFT and vLLM, or merged for whatever reads a Llama."""
+"""Exports a tuned model: its adapter in PEFT's format, or merged weights for transformers."""
 
 from __future__ import annotations
 
@@ -29,16 +29,15 @@ def model(
     max_shard_bytes: int = 5_000_000_000,
     gather: Callable[[Any], np.ndarray] = jax.device_get,
 ) -> None:
-    """Writes a model that transformers and `befm_jax.load` read, all of it or nothing.
+    """Writes, atomically, a model that transformers and `befm_jax.load` read.
 
-    Weights in shards of at most `max_shard_bytes` with an index, an adapter merged into them as
-    they are written; `config.json`; the tokenizer with its chat template; and
-    `generation_config.json`, that of the `source` directory where it has one.  `gather`: see
-    `hf.save`.
+    Weights in files of at most `max_shard_bytes` with an index, with an adapter merged; the
+    `config.json`; the tokenizer with its chat template; and a `generation_config.json`, copied from
+    the `source` directory where it has one.  `gather`: see `hf.save`.
 
     Raises:
-        AdapterError: an adapter on a quantised base: it is merged into original weights alone.
-        NotWrittenError: there is no room, or a file can't be written.
+        AdapterError: the adapter's base is quantised.
+        NotWrittenError: the disk is full, or a file can't be written.
     """
 
     def beside(folder: Path) -> None:
@@ -57,11 +56,11 @@ def adapter(
 ) -> None:
     """Writes the adapter of a resolved model in PEFT's format.
 
-    `base` is the name under which others find the base model (a hub id, say); by default the one
-    that it was loaded by.
+    `base` is the base model's name in the config (a hub id, say); by default the name that the
+    model was loaded by.
 
     Raises:
-        AdapterError: there is none, or it can't be read.
+        AdapterError: the model has no adapter, or it can't be read.
         NotWrittenError: a file can't be written.
     """
     if resolved.adapter is None:
@@ -77,13 +76,13 @@ def adapter(
 
 
 def check_out(directory: Path, resolved: ResolvedModel) -> None:
-    """Refuses to write a model over what it is made of, or into a training run."""
+    """Raises UserError if `directory` is a file, an input of the export or a training run."""
     if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory}: is a file; name a directory")
+        raise UserError(f"{directory}: is a file; give a directory")
     own = {resolved.directory.resolve()}
     if resolved.adapter is not None:
         own.add(resolved.adapter.resolve())
     if directory.resolve() in own:
-        raise UserError(f"{directory}: holds what is to be exported; name another directory")
+        raise UserError(f"{directory}: contains the exported model; give another directory")
     if (directory / RUN_FILE).is_file():
-        raise UserError(f"{directory}: is a training run; name another directory")
+        raise UserError(f"{directory}: is a training run; give another directory")

@@ -4,9 +4,9 @@
     logits  = model.apply({"params": lora.attach(params, adapter)}, ...)
     merged  = lora.merge(lora.attach(params, adapter))
 
-`attach` replaces the chosen weights by `LoraKernel`s, which stand in for them in every matrix
-product; the model is not told.  An adapter is a pytree of float32 arrays whatever the base is
-stored in: differentiate with respect to it and the base gets no gradient.
+`attach` replaces the target weights by `LoraKernel`s, which implement `llama.linear.Kernel`.  An
+adapter is a pytree of float32 arrays, whatever the dtype of the base: differentiate with respect to
+it, and the base gets no gradient.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ __all__ = [
 @partial(jax.tree_util.register_dataclass, data_fields=["weights"], meta_fields=["spec"])
 @dataclass
 class Adapter:
-    """Trained matrices by the path of the linear they belong to, and the spec.
+    """Trained matrices by the path of their linear, and the spec.
 
     `weights["layers/self_attn/q_proj"]` is `{"a": [L, R, in], "b": [L, out, R]}`, float32, with
-    R the largest rank that this linear has in any layer.  Where a layer's rank is smaller (0: no
-    adapter there), the last rows of `a` and columns of `b` are zero.  Their gradients are zero
-    then too, so that training with AdamW leaves them so.
+    R the largest rank of this linear in any layer.  Where a layer's rank is smaller (0: no
+    adapter there), the last rows of `a` and columns of `b` are zero.  So are their gradients, so
+    that training with AdamW keeps them zero.
     """
 
     weights: dict[str, dict[str, Array]]
@@ -51,17 +51,17 @@ class Adapter:
         """Ranks and scalings of one linear.
 
         Raises:
-            AdapterError: the arrays are not of the rank that the spec says.
+            AdapterError: the arrays' rank is not the spec's.
         """
         a, b = self.weights[path]["a"], self.weights[path]["b"]
-        found = self.spec.per_layer(path, a.shape[0])
-        rank = max(found.ranks)
+        per_layer = self.spec.per_layer(path, a.shape[0])
+        rank = max(per_layer.ranks)
         if rank == 0 or (rank, rank) != (a.shape[1], b.shape[2]):
             raise AdapterError(
                 f"{path}: the arrays are of rank {a.shape[1]} and {b.shape[2]}, the spec says "
                 f"{rank or 'that there is no adapter'}"
             )
-        return found
+        return per_layer
 
 
 @partial(
@@ -71,7 +71,7 @@ class Adapter:
 )
 @dataclass
 class LoraKernel:
-    """A weight `[out, in]` plus `scaling * b @ a`, never formed: a leaf of attached parameters.
+    """A weight `[out, in]` plus `scaling * b @ a`, never materialised: a `llama.linear.Kernel`.
 
     `base` stays the first field: flax checks the shape of the first leaf alone.  With layers
     stacked, every field has a leading axis `L`.  `dropout_key` is None outside training.
@@ -90,12 +90,12 @@ class LoraKernel:
         return tuple(self.base.shape)
 
     def dense(self) -> Float[Array, "... F D"]:
-        """The matrix that this stands for, with the leading axis `L` or without.
+        """The merged matrix, with a leading axis `L` where stacked.
 
-        The sum is taken in float32 and stored in the dtype of the base.
+        The sum is taken in float32 and cast to the dtype of the base.
 
         Raises:
-            AdapterError: the base is not an array but quantised.
+            AdapterError: the base is quantised.
         """
         if not isinstance(self.base, jax.Array | np.ndarray):
             raise AdapterError(
@@ -109,25 +109,25 @@ class LoraKernel:
     def project(self, x: Float[Array, "... D"], cut: bool = False) -> Float[Array, "... F"]:
         """`x` times the base, plus the low-rank update; in the dtype of `x`.
 
-        `cut`: whether the base is cut over devices.  `x` is flattened to rows first: on CPU the
-        thin products are faster so.
+        `cut`: whether the base is sharded.  `x` is flattened to rows first, which makes the
+        low-rank products faster on CPU.
         """
         rows = x.reshape(-1, x.shape[-1])
         dropped = rows
         if self.dropout_key is not None:
             keep = jax.random.bernoulli(self.dropout_key, 1 - self.dropout, rows.shape)
             dropped = jnp.where(keep, rows / (1 - self.dropout), 0).astype(x.dtype)
-        # In the highest precision, which bfloat16 has anyway: XLA on GPU merges products of one
-        # input and one precision, and would for that write every weight with `a` below it to
-        # memory, in every layer of every step.
+        # Highest precision has no effect on bfloat16, except that XLA on GPU merges products of one
+        # input only if their precision is equal, for which it would concatenate every weight and
+        # its `a` in memory, in every layer of every step.
         narrow = jax.lax.dot_general(
             dropped,
             self.a.astype(x.dtype),
             (((1,), (1,)), ((), ())),
             precision=jax.lax.Precision.HIGHEST,
         )
-        # Scaled where it is wide.  While it is narrow that costs less on a CPU (1 to 10 %), but
-        # XLA then plans a step of 70B over two slices of v5e with 1.6 GB more, which is too much.
+        # Scaled after the second product.  Before it, a CPU is faster (1 to 10 %), but XLA needs
+        # 1.6 GB more for a step of 70B over two slices of v5e, which does not fit.
         update = dot(narrow, self.b) * self.scaling.astype(x.dtype)
         return (dot(rows, self.base, cut) + update).reshape(*x.shape[:-1], -1)
 
@@ -142,20 +142,19 @@ def init(
     dropout: float = 0.0,
     targets: Sequence[str] | str = ALL_LINEAR,
 ) -> Adapter:
-    """A fresh adapter of one rank for the chosen linears, named as in `LoraSpec`; see `init_from`.
+    """A new adapter of one rank on the target linears, named as in `LoraSpec`; see `init_from`.
 
     `alpha` defaults to twice the rank.
     """
-    chosen = targets if isinstance(targets, str) else tuple(targets)
+    targets = targets if isinstance(targets, str) else tuple(targets)
     alpha = 2.0 * rank if alpha is None else alpha
-    return init_from(key, params, LoraSpec(rank, alpha, rslora, dropout, chosen))
+    return init_from(key, params, LoraSpec(rank, alpha, rslora, dropout, targets))
 
 
 def init_from(key: Array, params: Params, spec: LoraSpec) -> Adapter:
-    """A fresh adapter as a spec says: `A` uniform in ±1/sqrt(in), `B` zero, as in PEFT.
+    """A new adapter of a spec: `A` uniform in ±1/sqrt(in), `B` zero, as in PEFT.
 
-    With `B` zero the attached model equals the base exactly.  Of the weights in `params` only
-    the shapes count.
+    With `B` zero the attached model equals the base exactly.  Only the shapes of `params` are used.
 
     Raises:
         AdapterError: the spec does not fit the model; see `LoraSpec.plan`.
@@ -165,12 +164,12 @@ def init_from(key: Array, params: Params, spec: LoraSpec) -> Adapter:
     for path, (ranks, _) in sorted(spec.plan(params).items()):
         layers, features, width = flat[f"{path}/weight"].shape
         rank = max(ranks)
-        key, used = jax.random.split(key)
+        key, subkey = jax.random.split(key)
         bound = 1 / math.sqrt(width)
-        drawn = jax.random.uniform(used, (layers, rank, width), jnp.float32, -bound, bound)
-        real = np.arange(rank) < np.array(ranks)[:, None]
+        a = jax.random.uniform(subkey, (layers, rank, width), jnp.float32, -bound, bound)
+        in_rank = np.arange(rank) < np.array(ranks)[:, None]
         weights[path] = {
-            "a": jnp.where(real[:, :, None], drawn, 0),
+            "a": jnp.where(in_rank[:, :, None], a, 0),
             "b": jnp.zeros((layers, features, rank), jnp.float32),
         }
     return Adapter(weights, spec)
@@ -179,26 +178,26 @@ def init_from(key: Array, params: Params, spec: LoraSpec) -> Adapter:
 def attach(params: Params, adapter: Adapter, dropout_key: Array | None = None) -> Params:
     """The parameter tree with `LoraKernel`s in place of the adapter's linears; nothing is copied.
 
-    `dropout_key` turns on the spec's dropout, drawn anew for every linear and layer; leave it out
-    for scoring and sampling.
+    `dropout_key` turns on the spec's dropout, with an independent mask for every linear and layer;
+    leave it out for scoring and sampling.
 
     Raises:
-        AdapterError: the adapter has a linear that is not in `params`, of another shape, or that
-            has an adapter already.
+        AdapterError: a linear of the adapter is not in `params`, has another shape, or has an
+            adapter already.
     """
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     spec = adapter.spec
     for number, (path, weight) in enumerate(sorted(adapter.weights.items())):
         name = f"{path}/weight"
         if name not in flat:
-            raise AdapterError(f"the adapter has {path}, which the model has not")
+            raise AdapterError(f"the adapter has {path}, which the model lacks")
         base = flat[name]
         if isinstance(base, LoraKernel):
             raise AdapterError(f"{path} has an adapter already; merge that one first")
-        found = (*weight["b"].shape[:-1], weight["a"].shape[-1])
-        if found != base.shape:
+        shape = (*weight["b"].shape[:-1], weight["a"].shape[-1])
+        if shape != base.shape:
             raise AdapterError(
-                f"{path}: the adapter is for {list(found)} (layers, out, in), the model has "
+                f"{path}: the adapter is for {list(shape)} (layers, out, in), the model has "
                 f"{list(base.shape)}"
             )
         keys = None
@@ -218,7 +217,7 @@ def attach(params: Params, adapter: Adapter, dropout_key: Array | None = None) -
 
 
 def merge(params: Params) -> Params:
-    """Plain arrays again: every `LoraKernel` becomes its `dense` matrix.
+    """The parameter tree with every `LoraKernel` replaced by its `dense` matrix.
 
     Raises:
         AdapterError: a base is quantised.

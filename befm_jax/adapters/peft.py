@@ -1,9 +1,8 @@
 """An adapter's directory in PEFT's file format: `adapter_config.json` and safetensors.
 
 Layers are stored one by one under PEFT's names, each with its own rank, so that
-`peft.PeftModel.from_pretrained` reads what is written here, and the reverse.  Every field of the
-config and every tensor is accounted for: what would change the model and is not supported is an
-error that names it.
+`peft.PeftModel.from_pretrained` reads what is written here, and vice versa.  An unsupported field
+or tensor that would change the model is an error that names it.
 """
 
 from __future__ import annotations
@@ -43,12 +42,12 @@ _PREFIX = "base_model.model."
 _KEY = re.compile(re.escape(_PREFIX) + r"(?P<module>.+)\.lora_[AB]\.weight")
 _PARTS = {"a": "lora_A", "b": "lora_B"}
 _FLOATS = ("F32", "BF16", "F16", "F64")
-# Starts that leave the base as it is.  The others (pissa, olora, corda, loftq, lora_ga) train
-# beside a rewritten base, which the adapter's files do not hold.
+# Initialisations that leave the base unchanged.  The others (pissa, olora, corda, loftq, lora_ga)
+# change the base weights, which the adapter's files do not contain.
 _INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
-# Fields that say nothing about the function of an adapter on the layers' linears, whatever they
-# hold: bookkeeping, settings of other fields that are refused or off, and of how weights started.
-_HARMLESS = {
+# Fields without effect on the function of an adapter on the layers' linears: bookkeeping,
+# initialisation, and settings of features that are off or unsupported.
+_IGNORED = {
     "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
     "inference_mode", "runtime_config", "fan_in_fan_out", "megatron_core", "qalora_group_size",
     "loftq_config", "eva_config", "corda_config", "lora_ga_config", "ensure_weight_tying",
@@ -61,12 +60,11 @@ def save(
     """Writes an adapter; `base_model` is the name or path where PEFT looks for the base.
 
     `template_hash` is that of the chat template that it was trained with (see `chat_template`).
-    Every layer is written with its own rank, in float32.  Files are written aside and moved into
-    place when both are complete.
+    Every layer is written with its own rank, in float32.  The write is atomic.
 
     Raises:
-        AdapterError: the arrays are not what the spec says.
-        NotWrittenError: the files can't be written; what was there is untouched.
+        AdapterError: the arrays do not match the spec.
+        NotWrittenError: the files can't be written; existing ones are untouched.
     """
     directory = Path(directory)
     tensors = {}
@@ -77,7 +75,7 @@ def save(
                 continue
             if (a[layer, rank:].any(axis=1) & b[layer, :, rank:].any(axis=0)).any():
                 raise AdapterError(
-                    f"{path}, layer {layer}: the spec says rank {rank}, but the arrays hold more"
+                    f"{path}, layer {layer}: the spec says rank {rank}, but the arrays have more"
                 )
             for part, matrix in (("a", a[layer, :rank]), ("b", b[layer, :, :rank])):
                 tensors[_key(path, layer, part)] = np.ascontiguousarray(matrix)
@@ -94,19 +92,21 @@ def load(directory: str | Path, config: LlamaConfig) -> Adapter:
 
     Raises:
         FileNotFoundError: a file is missing.
-        AdapterError: not LoRA, an option that changes the result and is not supported, an adapter
-            of another model, or tensors that are not those that the config implies.
+        AdapterError: not LoRA, an unsupported option that changes the result, an adapter of another
+            model, or other tensors than the config implies.
     """
     directory = Path(directory)
     if (directory / PICKLE).is_file() and not (directory / WEIGHTS).is_file():
         raise AdapterError(
-            f"{directory / PICKLE}: a pickle, which can run any code and is never read; where you "
+            f"{directory / PICKLE}: a pickle, which can run any code and is never read; if you "
             f"trust it, let PEFT write {WEIGHTS} instead: PeftModel.from_pretrained(base, "
             "directory).save_pretrained(directory)"
         )
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory / name}: not there; an adapter directory has one")
+            raise FileNotFoundError(
+                f"{directory / name}: no such file; an adapter directory has one"
+            )
     shapes = model.shapes(config)
     fields = files.read_object(directory / CONFIG, AdapterError)
     try:
@@ -118,10 +118,10 @@ def load(directory: str | Path, config: LlamaConfig) -> Adapter:
 
 
 class _Field(NamedTuple):
-    """What a field of the config must be: the test, and the same in words."""
+    """A config field's predicate, and what its error says the field must be."""
 
     valid: Callable[[Any], bool]
-    words: str
+    requirement: str
 
 
 def _is_count(value: Any) -> bool:
@@ -145,7 +145,7 @@ def _is_layers(value: Any) -> bool:
 
 
 def _maps_to(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, dict) and all(valid(one) for one in value.values())
+    return lambda value: isinstance(value, dict) and all(valid(entry) for entry in value.values())
 
 
 _REQUIRED = {
@@ -153,7 +153,7 @@ _REQUIRED = {
     "lora_alpha": _Field(_is_number, "a number"),
     "target_modules": _Field(_is_names, "a list of names, a pattern, or 'all-linear'"),
 }
-# An optional field may be null, too, which is the same as leaving it out.
+# An optional field may be null, which is the same as omitting it.
 _OPTIONAL = {
     "lora_dropout": _Field(
         lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to below 1"
@@ -168,18 +168,18 @@ _OPTIONAL = {
 
 
 def _spec(fields: Mapping[str, Any]) -> LoraSpec:
-    """The spec that a config's fields say; AdapterError names the field that can't be honoured."""
+    """The spec of a config's fields; AdapterError names a missing, invalid or unsupported field."""
     if fields.get("peft_type") != "LORA":
         raise AdapterError(f"peft_type is {fields.get('peft_type')!r}; supported: 'LORA'")
     if fields.get("bias", "none") != "none":
         raise AdapterError(f"bias is {fields['bias']!r}; supported: 'none'")
     if fields.get("init_lora_weights", True) not in _INITS:
         raise AdapterError(
-            f"init_lora_weights is {fields['init_lora_weights']!r}, which trains beside base "
-            "weights that it has changed; let PEFT convert the adapter to plain LoRA "
-            "(save_pretrained with path_initial_model_for_weight_conversion)"
+            f"init_lora_weights is {fields['init_lora_weights']!r}, which changes the base "
+            "weights; let PEFT convert the adapter to plain LoRA (save_pretrained with "
+            "path_initial_model_for_weight_conversion)"
         )
-    known = {*_REQUIRED, *_OPTIONAL, *_HARMLESS, "peft_type", "bias", "init_lora_weights"}
+    known = {*_REQUIRED, *_OPTIONAL, *_IGNORED, "peft_type", "bias", "init_lora_weights"}
     for name, value in fields.items():
         # An empty object turns some of PEFT's variants on, with their defaults.
         if name not in known and (value or value == {}):
@@ -187,9 +187,9 @@ def _spec(fields: Mapping[str, Any]) -> LoraSpec:
     for name, field in (_REQUIRED | _OPTIONAL).items():
         value = fields.get(name)
         if value is None and name in _REQUIRED:
-            raise AdapterError(f"{name} is missing; it must be {field.words}")
+            raise AdapterError(f"{name} is missing; it must be {field.requirement}")
         if value is not None and not field.valid(value):
-            raise AdapterError(f"{name} is {value!r}; it must be {field.words}")
+            raise AdapterError(f"{name} is {value!r}; it must be {field.requirement}")
     layers, before = fields.get("layers_to_transform"), fields.get("layers_pattern") or ()
     return LoraSpec(
         rank=fields["r"],
@@ -209,7 +209,7 @@ def _spec(fields: Mapping[str, Any]) -> LoraSpec:
 
 
 def _named(names: Any) -> tuple[str, ...] | str:
-    """A pattern as it is; a list in an order of our own, since PEFT writes sets."""
+    """A pattern unchanged; a list in a fixed order, since PEFT writes sets."""
     if isinstance(names, str):
         return names
     known = [name for name in ALL_LINEAR if name in names]
@@ -217,7 +217,7 @@ def _named(names: Any) -> tuple[str, ...] | str:
 
 
 def _fields(spec: LoraSpec, base_model: str) -> dict[str, Any]:
-    """The `adapter_config.json` that says the same as a spec."""
+    """The fields of a spec's `adapter_config.json`."""
 
     def listed(names: tuple[Any, ...] | str | None) -> Any:
         return list(names) if isinstance(names, tuple) else names
@@ -251,7 +251,7 @@ def _key(path: str, layer: int, part: str) -> str:
 def _read(
     file: Path, plan: Mapping[str, PerLayer], shapes: model.Params, depth: int
 ) -> dict[str, dict[str, Any]]:
-    """The tensors of every linear of the plan on a leading axis, padded to its largest rank."""
+    """Each linear's tensors in float32, stacked over layers and padded to its largest rank."""
     flat = flax.traverse_util.flatten_dict(shapes, sep="/")
     expected = {}
     for path, (ranks, _) in plan.items():
@@ -292,32 +292,32 @@ def _open(file: Path) -> Iterator[Any]:
 
 
 def _check(stored: Any, where: str, shape: tuple[int, int], is_a: bool) -> None:
-    """Shape and dtype of a tensor that is not read yet, against what is due."""
-    found, axis = tuple(stored.get_shape()), 0 if is_a else 1
-    if len(found) == 2 and found[axis] != shape[axis] and found[1 - axis] == shape[1 - axis]:
+    """Raises AdapterError where a tensor's header has another shape or an unsupported dtype."""
+    actual, axis = tuple(stored.get_shape()), 0 if is_a else 1
+    if len(actual) == 2 and actual[axis] != shape[axis] and actual[1 - axis] == shape[1 - axis]:
         raise AdapterError(
-            f"{where} has rank {found[axis]}; {CONFIG} says {shape[axis]} (r, or the first key of "
+            f"{where} has rank {actual[axis]}; {CONFIG} says {shape[axis]} (r, or the first key of "
             "rank_pattern that matches)"
         )
-    if found != shape:
+    if actual != shape:
         raise AdapterError(
-            f"{where} has shape {list(found)}; the model and {CONFIG} imply {list(shape)}"
+            f"{where} has shape {list(actual)}; the model and {CONFIG} imply {list(shape)}"
         )
     if stored.get_dtype() not in _FLOATS:
         raise AdapterError(f"{where} is {stored.get_dtype()}; supported: {', '.join(_FLOATS)}")
 
 
 def _why_not(key: str, depth: int) -> str:
-    """What is wrong with a tensor that the config does not imply."""
+    """The reason why a tensor is not among those that the config implies."""
     if "lora_magnitude_vector" in key:
         return "a magnitude of DoRA, which is not supported (use_dora)"
     for name in UNSUPPORTED:
         if name in key.split("."):
             return f"LoRA on {name}, or a trained {name}, is not supported"
-    found = _KEY.fullmatch(key)
-    if found is None:
+    match = _KEY.fullmatch(key)
+    if match is None:
         return f"not a LoRA matrix of a linear, such as {_key('layers/self_attn/q_proj', 0, 'a')}"
-    layer = re.match(r"model\.layers\.(\d+)\.", found["module"])
+    layer = re.match(r"model\.layers\.(\d+)\.", match["module"])
     if layer and int(layer[1]) >= depth:
         return f"layer {layer[1]} is beyond the model: the model has layers 0 to {depth - 1}"
-    return f"{CONFIG} gives {found['module']} no adapter (target_modules, layers_to_transform)"
+    return f"{CONFIG} gives {match['module']} no adapter (target_modules, layers_to_transform)"

@@ -1,9 +1,8 @@
-"""What an adapter is, beside its arrays: which linears it is on, with which ranks and scalings.
+"""The hyperparameters of an adapter: which linears it is on, with which ranks and scalings.
 
-The rules are PEFT's (0.21), so that a spec means here what its `adapter_config.json` means there.
-Linears are known here by their path in the parameter tree (`layers/self_attn/q_proj`, all layers
-at once) and matched under Hugging Face's names (`model.layers.3.self_attn.q_proj`, layer by
-layer).
+The rules are those of PEFT 0.21.  Linears are identified by their path in the parameter tree
+(`layers/self_attn/q_proj`, all layers at once) and matched under Hugging Face's names
+(`model.layers.3.self_attn.q_proj`, layer by layer).
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ from befm_jax.llama.config import LINEARS
 
 ALL_LINEAR = LINEARS
 UNSUPPORTED = ("lm_head", "embed_tokens")
-# Modules that have no parameters (of their own, where embeddings are tied): a pattern that takes
-# one of them in is an error in PEFT.
+# Modules without parameters (of their own, where embeddings are tied): a pattern that matches one
+# of them is an error in PEFT.
 _NOT_IN_THE_TREE = ("rotary_emb", "layers/mlp/act_fn", "lm_head")
-# From this many targets on, PEFT shortens the list, and with it what layers_to_transform governs.
+# From this many targets on, PEFT shortens names, to which layers_to_transform then applies.
 _SHORTENED_FROM = 20
 
 
 class AdapterError(UserError):
-    """An adapter that can't be used as it is, or not with this model; the message says why."""
+    """An adapter that can't be used, or not with this model; the message says why."""
 
 
 class PerLayer(NamedTuple):
-    """Of one linear, for every layer: its rank (0: no adapter) and the factor on its update."""
+    """One linear's rank (0: no adapter) and the scaling of its update, for every layer."""
 
     ranks: tuple[int, ...]
     scalings: tuple[float, ...]
@@ -43,26 +42,25 @@ class PerLayer(NamedTuple):
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """The fields of PEFT's `LoraConfig` that make an adapter's function.
+    """The fields of PEFT's `LoraConfig` that determine an adapter's function.
 
     `targets` (PEFT: `target_modules`) is a tuple of names, each short (`q_proj`), with parts of
-    its path (`self_attn.q_proj`) or whole (`model.layers.0.self_attn.q_proj`); or a string: a
-    regular expression that a whole name must match, or "all-linear".  `exclude_modules` likewise
-    takes linears out again.  `layers_to_transform` keeps to these layers, save for targets given
-    by their whole names; `layers_pattern` says what stands before a layer's number.
+    its path (`self_attn.q_proj`) or full (`model.layers.0.self_attn.q_proj`); or a string: a
+    regular expression that a full name must match, or "all-linear".  `exclude_modules` excludes
+    linears in the same way.  `layers_to_transform` restricts the layers, except for targets given
+    by their full names; `layers_pattern` is the module name before a layer's number.
 
     `alpha` over the rank (over its square root with `rslora`: Kalajdzievski, arXiv 2312.03732)
     scales the update.  `rank_pattern` and `alpha_pattern` are pairs of a regular expression for
-    the end of a name and the value that replaces `rank` or `alpha` there; the first that matches
-    counts.
+    the end of a name and the value that replaces `rank` or `alpha` there; the first match wins.
 
-    `dropout` is the rate at which the input of `A` is dropped in training.  It is per slot of a
-    forest: observations that share a prefix share its mask too, so it is a coarser noise than in
-    ordinary fine-tuning, where each observation draws its own.  It is off by default.
+    `dropout` is the rate at which the input of `A` is dropped in training, per slot of a forest:
+    observations that share a prefix share its mask too, which is coarser noise than in ordinary
+    fine-tuning, where each observation has its own.
 
     Raises:
-        AdapterError: a value out of range, a pattern that is no regular expression, or fields
-            that PEFT does not take together.
+        AdapterError: a value out of range, an invalid regular expression, or fields that PEFT does
+            not accept together.
     """
 
     rank: int
@@ -80,26 +78,26 @@ class LoraSpec:
         if isinstance(self.targets, str) and self.targets.lower() == "all-linear":
             object.__setattr__(self, "targets", ALL_LINEAR)
         if self.rank < 1:
-            raise AdapterError(f"rank must be at least 1, not {self.rank}")
+            raise AdapterError(f"rank is {self.rank}; it must be at least 1")
         if not math.isfinite(self.alpha):
-            raise AdapterError(f"alpha must be a finite number, not {self.alpha}")
+            raise AdapterError(f"alpha is {self.alpha}; it must be a finite number")
         if not 0 <= self.dropout < 1:
-            raise AdapterError(f"dropout must be in [0, 1), not {self.dropout}")
+            raise AdapterError(f"dropout is {self.dropout}; it must be in [0, 1)")
         if not self.targets:
             raise AdapterError(
                 f"targets (target_modules) is empty; choose from {', '.join(ALL_LINEAR)}"
             )
         for key, rank in self.rank_pattern:
             if rank < 1:
-                raise AdapterError(f"rank_pattern: the rank of {key!r} is {rank}; 1 or more is due")
+                raise AdapterError(f"rank_pattern: {key!r} is {rank}; it must be at least 1")
         for key, alpha in self.alpha_pattern:
             if not math.isfinite(alpha):
-                raise AdapterError(f"alpha_pattern: {key!r} has {alpha}; a finite number is due")
+                raise AdapterError(f"alpha_pattern: {key!r} is {alpha}; it must be a finite number")
         if isinstance(self.targets, str) and (self.layers_to_transform or self.layers_pattern):
             name = "layers_pattern" if self.layers_pattern else "layers_to_transform"
-            raise AdapterError(f"{name} goes with a list of target_modules, not with a pattern")
+            raise AdapterError(f"{name} needs a list of target_modules, not a pattern")
         if self.layers_pattern and self.layers_to_transform is None:
-            raise AdapterError("layers_pattern needs layers_to_transform, which is not given")
+            raise AdapterError("layers_pattern needs layers_to_transform, which is missing")
         for field, pattern in self._patterns():
             try:
                 _compiled(pattern)
@@ -109,17 +107,17 @@ class LoraSpec:
                 ) from error
 
     def per_layer(self, path: str, layers: int) -> PerLayer:
-        """Ranks and scalings of the linear at `path` in a model of so many layers."""
+        """Ranks and scalings of the linear at `path` in a model of `layers` layers."""
         return _per_layer(self, path, layers)
 
     def plan(self, params: Any) -> dict[str, PerLayer]:
-        """What `per_layer` says of every linear of the model that gets an adapter, by path.
+        """`per_layer` of every linear of the model that gets an adapter, by path.
 
         `params` is a parameter tree, or its shapes.
 
         Raises:
             AdapterError: a target, a pattern's key or a layer that matches nothing in the model,
-                or a target that takes in something else than a linear of the layers.
+                or a target that matches something else than a linear of the layers.
         """
         flat = flax.traverse_util.flatten_dict(params, sep="/")
         linears = {
@@ -133,10 +131,10 @@ class LoraSpec:
         others = (others | set(_NOT_IN_THE_TREE)) - set(linears)
         self._check_layers(depth)
         self._check_targets(set(_names(linears, depth)), set(_names(others, depth)) | {"model"})
-        found = {path: self.per_layer(path, depth) for path in linears}
+        plan = {path: self.per_layer(path, depth) for path in linears}
         adapted = [
             module_name(path, layer)
-            for path, (ranks, _) in found.items()
+            for path, (ranks, _) in plan.items()
             for layer, rank in enumerate(ranks)
             if rank
         ]
@@ -150,7 +148,7 @@ class LoraSpec:
             for key, _ in getattr(self, field):
                 if not any(_compiled(_at_end(key)).match(name) for name in adapted):
                     raise AdapterError(f"{field}: {key!r} matches no linear that has an adapter")
-        return {path: layers for path, layers in found.items() if any(layers.ranks)}
+        return {path: layers for path, layers in plan.items() if any(layers.ranks)}
 
     def covers(self, name: str) -> bool:
         """Whether the module of this name gets an adapter: PEFT's `check_target_module_exists`."""
@@ -169,13 +167,13 @@ class LoraSpec:
     def _layer(self, name: str) -> int | None:
         before = [_before_layer(pattern) for pattern in self.layers_pattern]
         for pattern in before or [_ANY_LAYER]:
-            found = _compiled(pattern).match(name)
-            if found:
-                return int(found["index"])
+            match = _compiled(pattern).match(name)
+            if match:
+                return int(match["index"])
         return None
 
     def _patterns(self) -> Iterable[tuple[str, str]]:
-        """Field and regular expression, for every one that the spec holds."""
+        """Field and regular expression of every pattern in the spec."""
         for field, value in (
             ("target_modules", self.targets),
             ("exclude_modules", self.exclude_modules),
@@ -212,16 +210,16 @@ class LoraSpec:
                 short = name.split(".")[-1]
                 why = f"LoRA on {short} is not supported" if short in UNSUPPORTED else "no linear"
                 raise AdapterError(
-                    f"target_modules takes in {name}: {why}; adapters are for the linears of the "
+                    f"target_modules matches {name}: {why}; adapters are for the linears of the "
                     f"layers ({supported})"
                 )
         if isinstance(self.targets, tuple) and self.layers_to_transform is not None:
-            whole = sorted(set(self.targets) & names)
-            if whole and len(set(self.targets)) >= _SHORTENED_FROM:
+            full_names = sorted(set(self.targets) & names)
+            if full_names and len(set(self.targets)) >= _SHORTENED_FROM:
                 raise AdapterError(
-                    f"target_modules gives {whole[0]} by its whole name beside "
-                    f"layers_to_transform; with {_SHORTENED_FROM} targets or more PEFT shortens "
-                    "such names, which changes what they mean: leave layers_to_transform out"
+                    f"target_modules has the full name {full_names[0]} beside layers_to_transform; "
+                    f"with {_SHORTENED_FROM} targets or more PEFT shortens such names, which "
+                    "changes what they match: leave layers_to_transform out"
                 )
 
 

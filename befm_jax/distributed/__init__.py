@@ -1,1 +1,1 @@
-"""Many devices and processes: meshes, shardings, transfers; how processes join and end."""
+"""Multi-device and multi-process runs: meshes, shardings, transfers, joining and exiting."""

@@ -1,15 +1,15 @@
-"""Accelerators: what a plan and a utilisation are held against.
+"""Peak figures of accelerators, for plans and utilisation.
 
-The makers' own figures, of one chip, read in November 2026:
+Vendors' figures per chip, read in November 2026:
 
 - TPU: docs.cloud.google.com/tpu/docs, pages v5e, v5p and v6e.  Their "bidirectional ICI bandwidth
   per chip" (400, 1200 and 800 GB/s) counts both directions of all links: half of it is here.  Data
-  centre network: 50 Gbit/s a chip of v5p; 2 x 100 and 4 x 200 Gbit/s a host of eight chips of v5e
-  and v6e, shared out.  Memory is what their compiler (libtpu 0.0.42) lets a program take.
-- GPU: NVIDIA's data sheets of A100 80GB SXM, H100 SXM and H200 SXM, dense bf16 (half of what they
-  say "with sparsity"), half of the NVLink figure, which counts both directions.  Memory is what the
-  driver reports, as in the target configs of openxla/xla.  Between hosts: one adapter a GPU of 200
-  (A100) or 400 Gbit/s, as in DGX systems.
+  centre network: 50 Gbit/s per chip of v5p; 2 x 100 and 4 x 200 Gbit/s per host of eight chips of
+  v5e and v6e, divided by eight.  Memory is the limit of their compiler (libtpu 0.0.42).
+- GPU: NVIDIA's data sheets of A100 80GB SXM, H100 SXM and H200 SXM, dense bf16 (half of the figure
+  "with sparsity"), half of the NVLink figure, which counts both directions.  Memory as reported by
+  the driver, as in the target configs of openxla/xla.  Between hosts: one adapter of 200 (A100) or
+  400 Gbit/s per GPU, as in DGX systems.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from dataclasses import dataclass
 class Chip:
     """One accelerator chip.
 
-    `operations`: bf16 operations a second; a multiplication and an addition are two.  `memory`:
-    bytes that a program can have.  `bandwidth`: bytes a second from memory.  `network`: bytes a
-    second that it can send to its neighbours, over all links.  `between_slices`: bytes a second
-    to other slices, or of a GPU to other hosts.
+    `operations`: peak bf16 FLOPs per second.  `memory`: bytes available to a program.  `bandwidth`:
+    memory bandwidth in bytes per second.  `network`: bytes per second that it can send to its
+    neighbours, over all links.  `between_slices`: bytes per second to other slices, or of a GPU to
+    other hosts.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Chip:
 
 _GB = 1e9
 _GIB = float(1 << 30)
-# By the name that topologies and plans give them.
+# By their name in topologies and plans.
 CHIPS = {
     chip.name: chip
     for chip in (
@@ -49,7 +49,7 @@ CHIPS = {
         Chip("h200", 989e12, 151_397_597_184, 4800 * _GB, 450 * _GB, 50 * _GB),
     )
 }
-# How JAX calls them (`Device.device_kind`).
+# By `jax.Device.device_kind`.
 _KINDS = {
     "TPU v5 lite": "v5e",
     "TPU v5e": "v5e",
@@ -64,6 +64,6 @@ _KINDS = {
 
 
 def of(device_kind: str) -> Chip | None:
-    """The chip that JAX calls so, or None where the table has none: a CPU, say."""
+    """The chip of a JAX device kind, or None if it is not in the table (a CPU, say)."""
     name = _KINDS.get(device_kind)
     return CHIPS[name] if name else None

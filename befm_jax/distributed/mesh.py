@@ -1,14 +1,13 @@
-"""Which axis of which array is cut over which devices: one mesh, one table.
+"""How arrays are sharded over devices: one mesh, one table of logical axes.
 
 The mesh has four axes: `slice` (rows of a batch, over the network between TPU slices), `data` (rows
-of a batch), `fsdp` (rows of a batch; parameters are cut and gathered layer by layer) and `tensor`
-(heads and feed-forward width; parameters stay cut).
+of a batch), `fsdp` (rows of a batch; parameters are sharded and gathered layer by layer) and
+`tensor` (heads and feed-forward width; parameters stay sharded).
 
-Parameters are cut along the rows in which they are stored wherever that can be: a process then
-reads one run of bytes a layer.  Two kinds are cut along columns, of which the disk gives whole
-pages (4 kB), whatever the width that is wanted: the inputs of `o_proj` and `down_proj`, which
-`tensor` cuts, and embeddings.  Those are looked up without being gathered: every device looks up
-its own columns for the rows of all, and what goes through the network are activations of one layer.
+Parameters are sharded along their rows wherever possible: a process then reads one contiguous range
+per layer.  Two kinds are sharded along columns, which reads full pages (4 kB) for any width: the
+inputs of `o_proj` and `down_proj`, over `tensor`, and embeddings.  Embeddings are not gathered:
+every device looks up its own columns for all rows, and the network carries activations.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from befm_jax.llama import int8, model
 from befm_jax.llama.config import LlamaConfig
 
 AXES = ("slice", "data", "fsdp", "tensor")
-# Logical axis -> mesh axes that cut it, major first.
+# Logical axis -> the mesh axes that it is sharded over, major first.
 RULES: Mapping[str, tuple[str, ...]] = {
     # Parameters (`llama.model.logical_axes`) and adapters.
     "layers": (),
@@ -56,7 +55,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "output_width": ("fsdp",),
     "input_heads": ("tensor",),
     "input_feed_forward": ("tensor",),
-    # What is computed: forests, hidden states, heads, caches, logits.
+    # Inputs and activations: forests, hidden states, heads, caches, logits.
     "micro_batches": (),
     "rows": ("slice", "data", "fsdp"),
     "rows_to_embed": ("slice", "data"),
@@ -66,12 +65,12 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "each_feed_forward": ("tensor",),
     "each_logit": ("tensor",),
     "each_embedding_width": ("tensor",),
-    # Sampling: every device that shares rows keeps the prompts of all, and draws for some.
+    # Sampling: prompts are replicated over data-parallel devices, rows are sharded for the draw.
     "prompts": (),
     "rows_to_draw": ("slice", "data", "fsdp", "tensor"),
 }
-# What compilers are asked for, by platform.  On v5p and v6e the gathers of weights otherwise run by
-# themselves, with nothing computed meanwhile; v5e fuses them with products in any case.
+# Compiler options by platform.  On v5p and v6e the all-gathers of weights otherwise do not overlap
+# with compute; v5e fuses them with products in any case.
 _COMPILER_OPTIONS: Mapping[str, dict[str, str]] = {
     "tpu": {
         "xla_enable_async_all_gather": "true",
@@ -82,12 +81,12 @@ _COMPILER_OPTIONS: Mapping[str, dict[str, str]] = {
     },
 }
 
-# What says where arrays stand: a mesh of devices, or of as many as there would be.
+# A mesh of devices, or an abstract one.
 AnyMesh = Mesh | AbstractMesh
 
 
 class ShardingError(UserError):
-    """A mesh that the model can't be cut over; names the parameter, the axis and the sizes."""
+    """A mesh that the model can't be sharded over; names the parameter, the axis and the sizes."""
 
 
 def make_mesh(
@@ -97,15 +96,17 @@ def make_mesh(
     slices: int = 1,
     devices: Sequence[Any] | None = None,
 ) -> Mesh:
-    """A mesh over all devices, or over those given, laid out as their network is.
+    """A mesh over all devices, or over `devices`, in the order of their network topology.
 
     Raises:
-        ShardingError: the axes do not multiply to the number of devices, or one is below 1.
+        ShardingError: the axis sizes do not multiply to the number of devices, or one is below 1.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = (slices, data, fsdp, tensor)
     if min(shape) < 1:
-        raise ShardingError(f"a mesh's axes are at least 1, not {', '.join(map(str, shape))}")
+        raise ShardingError(
+            f"the mesh's axes are {', '.join(map(str, shape))}; they must be at least 1"
+        )
     if math.prod(shape) != len(devices):
         sizes = " x ".join(f"{name} {size}" for name, size in zip(AXES, shape, strict=True))
         raise ShardingError(
@@ -114,135 +115,135 @@ def make_mesh(
     if devices[0].platform != "tpu":
         return Mesh(np.asarray(devices).reshape(shape), AXES)
     if slices == 1:
-        laid_out = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
-        laid_out = mesh_utils.create_hybrid_device_mesh(
+        array = mesh_utils.create_hybrid_device_mesh(
             (1, *shape[1:]), (slices, 1, 1, 1), devices, allow_split_physical_axes=True
         )
-    return Mesh(laid_out, AXES)
+    return Mesh(array, AXES)
 
 
 def check_slices(slices: int, devices: Sequence[Any]) -> None:
-    """Raises ShardingError where these chips are of another number of TPU slices."""
-    found = {getattr(device, "slice_index", 0) for device in devices}
-    if devices[0].platform == "tpu" and len(found) != slices:
+    """Raises ShardingError if these chips are in another number of TPU slices."""
+    actual = len({getattr(device, "slice_index", 0) for device in devices})
+    if devices[0].platform == "tpu" and actual != slices:
         raise ShardingError(
-            f"mesh.slices is {slices}, but the {len(devices)} chips here are of {len(found)}: give "
-            f"--config.mesh.slices={len(found)}"
+            f"mesh.slices is {slices}, but the {len(devices)} chips here are in {actual}: give "
+            f"--config.mesh.slices={actual}"
         )
 
 
 def filled(slices: int, data: int, fsdp: int, tensor: int, devices: int) -> dict[str, int]:
-    """The sizes of a mesh over so many devices, for `make_mesh`; 0 stands for all that are left.
+    """The axis sizes of a mesh over `devices` devices, for `make_mesh`; 0 is all that are left.
 
     Raises:
         ShardingError: two axes are 0, the others do not divide the devices, or do not multiply to
-            their number; says what they are.
+            their number.
     """
     sizes = {"slices": slices, "data": data, "fsdp": fsdp, "tensor": tensor}
     open_axes = [name for name, size in sizes.items() if size == 0]
-    said = " x ".join(f"{name} {size}" for name, size in sizes.items())
+    text = " x ".join(f"{name} {size}" for name, size in sizes.items())
     if len(open_axes) > 1:
-        raise ShardingError(
-            f"mesh {said}: only one axis can be 0, which stands for all devices that are left"
-        )
+        raise ShardingError(f"mesh {text}: only one axis can be 0, for all devices that are left")
     product = math.prod(size for size in sizes.values() if size)
     if open_axes:
         if devices % product:
             raise ShardingError(
-                f"mesh {said}: {devices} devices do not divide by {product}, so that nothing fits "
-                f"in the place of {open_axes[0]} 0"
+                f"mesh {text}: {devices} devices do not divide by {product}, so that "
+                f"{open_axes[0]} can't be 0"
             )
         sizes[open_axes[0]] = devices // product
     elif product != devices:
-        raise ShardingError(f"mesh {said}: needs {product} devices, there are {devices}")
+        raise ShardingError(f"mesh {text}: needs {product} devices, there are {devices}")
     return sizes
 
 
 def in_words(mesh: AnyMesh) -> str:
-    """`data 4 x fsdp 16`: the axes that cut anything."""
+    """`data 4 x fsdp 16`: the axes larger than 1."""
     sizes = [f"{name} {size}" for name, size in mesh.shape.items() if size > 1]
     return " x ".join(sizes) or "one device"
 
 
 def devices_in_words(devices: Iterable[jax.Device]) -> str:
-    """`4 x TPU v5 lite (tpu)`: the number and kind of these devices, one at least."""
+    """`4 x TPU v5 lite (tpu)`: the number and kind of at least one device."""
     first, *others = devices
     return f"{1 + len(others)} x {first.device_kind} ({first.platform})"
 
 
 def layout_over(mesh: AnyMesh) -> Layout | None:
-    """The layout of a model over a mesh; None where all is on one device."""
+    """The layout of a model over a mesh; None for one device."""
     return Layout(mesh) if mesh.size > 1 else None
 
 
 def everywhere(mesh: AnyMesh) -> NamedSharding:
-    """Of what every device holds whole: scalars, small models."""
+    """The replicated sharding: for scalars and small models."""
     return Layout(mesh).sharding()
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A mesh, and what the table says of arrays on it; axes are given by their logical names.
+    """Shardings over a mesh by `RULES`; implements `llama.linear.ShardingRules`.
 
-    None in the place of a name: an axis of one entry, or one that is nowhere cut.
+    Axes are given by their logical names; None is an axis that is not sharded.
     """
 
     mesh: AnyMesh
 
     @property
     def compiler_options(self) -> dict[str, str] | None:
-        """What programs over these devices are compiled with, for `jax.jit`."""
+        """The `compiler_options` of `jax.jit` for programs over this mesh."""
         return _COMPILER_OPTIONS.get(self._platform)
 
     @property
     def needs_order(self) -> bool:
-        """Whether what devices send must wait, by the data, for the loop before it."""
+        """Whether collectives need a data dependency on the loop before them (`linear.after`)."""
         return self._platform == "cpu"
 
     @property
     def _platform(self) -> str:
-        """Of the devices; of an abstract mesh, which has none, the empty string."""
+        """The devices' platform; empty for an abstract mesh."""
         return self.mesh.devices.flat[0].platform if isinstance(self.mesh, Mesh) else ""
 
     def spec(self, *names: str | None) -> PartitionSpec:
-        """The mesh axes that cut each axis.
+        """The partition spec of an array with these axes.
 
-        Raises KeyError for a name that the table has not: nothing is laid out by default.
+        Raises KeyError for a name that is not in the table: there is no default.
         """
-        cuts = [() if name is None else RULES[name] for name in names]
-        # An axis that nothing cuts is None; of one name alone the tuple is left out.
-        return PartitionSpec(*(cut if len(cut) > 1 else (*cut, None)[0] for cut in cuts))
+        mesh_axes = [() if name is None else RULES[name] for name in names]
+        # None for no mesh axis, a plain name for one.
+        return PartitionSpec(*(axes if len(axes) > 1 else (*axes, None)[0] for axes in mesh_axes))
 
     def sharding(self, *names: str | None) -> NamedSharding:
         """The sharding of an array with these axes."""
         return NamedSharding(self.mesh, self.spec(*names))
 
     def parts(self, name: str) -> int:
-        """Into how many parts an axis is cut."""
+        """The number of shards along an axis."""
         return math.prod(self.mesh.shape[axis] for axis in RULES[name])
 
     def constrain(self, x: Array, *names: str | None) -> Array:
-        """`x`, cut as the table says: a hint where the compiler would choose otherwise."""
+        """`x` with the sharding constraint of these axes."""
         return jax.lax.with_sharding_constraint(x, self.sharding(*names))
 
     def on_each_device(
         self,
         function: Callable[..., Any],
-        taken: Sequence[Sequence[str | None]],
-        given: Any,
+        in_axes: Sequence[Sequence[str | None]],
+        out_axes: Any,
     ) -> Callable[..., Any]:
-        """`function` on every device's own parts, which need nothing of one another.
+        """`function` under `jax.shard_map`.
 
-        `taken`: the axes of each argument; `given`: the axes of the result, or of each result in
-        a tuple of tuples.
+        `in_axes`: the axes of each argument; `out_axes`: the axes of the result, or of each result
+        in a tuple of tuples.
         """
-        several = bool(given) and isinstance(given[0], tuple)
+        several = bool(out_axes) and isinstance(out_axes[0], tuple)
         return jax.shard_map(
             function,
             mesh=self.mesh,
-            in_specs=tuple(self.spec(*names) for names in taken),
-            out_specs=tuple(self.spec(*names) for names in given) if several else self.spec(*given),
+            in_specs=tuple(self.spec(*names) for names in in_axes),
+            out_specs=tuple(self.spec(*names) for names in out_axes)
+            if several
+            else self.spec(*out_axes),
             check_vma=False,
         )
 
@@ -250,63 +251,63 @@ class Layout:
 def parameter_shardings(
     config: LlamaConfig, mesh: AnyMesh | None
 ) -> dict[tuple[str, ...], Sharding]:
-    """The sharding of every parameter by its path; without a mesh all stand on one device.
+    """The sharding of every parameter by its path; without a mesh all are on one device.
 
     Raises:
-        ShardingError: an axis of a parameter does not divide by the mesh axis that cuts it.
+        ShardingError: an axis of a parameter does not divide by the mesh axes of its sharding.
     """
     shapes = flax.traverse_util.flatten_dict(model.shapes(config))
     if mesh is None:
         return dict.fromkeys(shapes, SingleDeviceSharding(jax.local_devices()[0]))
     layout = Layout(mesh)
-    found: dict[tuple[str, ...], Sharding] = {}
+    by_path: dict[tuple[str, ...], Sharding] = {}
     for path, leaf in shapes.items():
         names = model.logical_axes(path)
         for name, size in zip(names, leaf.shape, strict=True):
-            _divides(layout, "/".join(path), name, size)
-        found[path] = layout.sharding(*names)
+            _check_divides(layout, "/".join(path), name, size)
+        by_path[path] = layout.sharding(*names)
     heads = config.num_key_value_heads
     if heads % layout.parts("each_head"):
         raise ShardingError(
             f"the model has {heads} key-value heads, which do not divide by the mesh's tensor of "
             f"{layout.parts('each_head')}"
         )
-    return found
+    return by_path
 
 
 def over(mesh: AnyMesh | None) -> Callable[[LlamaConfig], dict[tuple[str, ...], Sharding]]:
-    """`parameter_shardings` of any config over a mesh: what `llama.hf` is handed."""
+    """`parameter_shardings` over a mesh, as a function of the config: for `llama.hf.load`."""
     return lambda config: parameter_shardings(config, mesh)
 
 
 def adapter_shardings(adapter: Adapter, mesh: AnyMesh) -> Adapter:
     """The sharding of every matrix of an adapter: `a` as its kernel's inputs, `b` as its outputs.
 
-    `adapter` may be abstract: only its shapes count.
+    `adapter` may be abstract: only its shapes are used.
 
     Raises:
-        ShardingError: an axis does not divide by the mesh axis that cuts it.
+        ShardingError: an axis does not divide by the mesh axes of its sharding.
     """
     layout = Layout(mesh)
-    found: dict[str, dict[str, Any]] = {}
+    by_path: dict[str, dict[str, Any]] = {}
     for path, weight in adapter.weights.items():
         layers, outputs, inputs = model.logical_axes((*path.split("/"), "weight"))
-        _divides(layout, path, outputs, weight["b"].shape[1])
-        _divides(layout, path, inputs, weight["a"].shape[2])
-        found[path] = {
+        _check_divides(layout, path, outputs, weight["b"].shape[1])
+        _check_divides(layout, path, inputs, weight["a"].shape[2])
+        by_path[path] = {
             "a": layout.sharding(layers, "rank", inputs),
             "b": layout.sharding(layers, outputs, "rank"),
         }
-    return Adapter(found, adapter.spec)
+    return Adapter(by_path, adapter.spec)
 
 
 def abstract_parameters(
     config: LlamaConfig, mesh: AnyMesh | None, dtype: Any, quantize: bool = False
 ) -> model.Params:
-    """Parameters as `jax.ShapeDtypeStruct`s that say where each part stands; nothing is made.
+    """Parameters as `jax.ShapeDtypeStruct`s with their shardings; allocates nothing.
 
     Raises:
-        ShardingError: the model can't be cut over the mesh.
+        ShardingError: the model can't be sharded over the mesh.
     """
     shardings = parameter_shardings(config, mesh)
     flat = flax.traverse_util.flatten_dict(model.shapes(config))
@@ -325,7 +326,7 @@ def abstract_parameters(
 
 
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:
-    """Of a batch's arrays `[M, B, N]`: every device has rows of its own."""
+    """The sharding of a batch's arrays `[M, B, N]`, by rows."""
     return Layout(mesh).sharding("micro_batches", "rows", "slots")
 
 
@@ -357,7 +358,7 @@ def row_shard(mesh: AnyMesh) -> RowShard:
     return RowShard(shards.index(own), len(shards), own)
 
 
-def _divides(layout: Layout, what: str, name: str, size: int) -> None:
+def _check_divides(layout: Layout, what: str, name: str, size: int) -> None:
     parts = layout.parts(name)
     if size % parts:
         raise ShardingError(
@@ -367,45 +368,44 @@ def _divides(layout: Layout, what: str, name: str, size: int) -> None:
 
 
 def shardings(params: Mapping[str, Any], mesh: AnyMesh) -> dict[str, Any]:
-    """The sharding of every array of a parameter tree, those of adapters and kernels too.
+    """The sharding of every array of a parameter tree, including those of kernels.
 
-    The weights may be abstract, and may stand in the layers' stack or, layer by layer, outside.
-    Whether they divide is not looked at: `parameter_shardings` says.
+    Parameters may be abstract.  Divisibility is not checked: see `parameter_shardings`.
     """
     layout = Layout(mesh)
     flat = flax.traverse_util.flatten_dict(params)
-    found: dict[str, Any] = flax.traverse_util.unflatten_dict(
+    tree: dict[str, Any] = flax.traverse_util.unflatten_dict(
         {path: of_leaf(layout, model.logical_axes(path), leaf) for path, leaf in flat.items()}
     )
-    return found
+    return tree
 
 
 def of_leaf(layout: Layout, names: Sequence[str], leaf: Any) -> Any:
-    """The sharding of each array of a leaf whose axes have these names, last those of the matrix.
+    """The sharding of each array of a leaf whose axes have these names, the matrix's last.
 
-    An int8 kernel's scale stands where its outputs do; `a` of an adapter as the inputs of its
-    kernel, `b` as the outputs.
+    An int8 kernel's scale is sharded as its outputs; an adapter's `a` as its kernel's inputs, its
+    `b` as the outputs.
     """
-    cut: Callable[..., Any] = layout.sharding
+    sharding: Callable[..., Any] = layout.sharding
     if isinstance(leaf, LoraKernel):
         *stack, outputs, inputs = names
         return LoraKernel(
             of_leaf(layout, names, leaf.base),
-            cut(*stack, "rank", inputs),
-            cut(*stack, outputs, "rank"),
-            cut(*stack),
-            None if leaf.dropout_key is None else cut(*stack),
+            sharding(*stack, "rank", inputs),
+            sharding(*stack, outputs, "rank"),
+            sharding(*stack),
+            None if leaf.dropout_key is None else sharding(*stack),
             leaf.dropout,
         )
     if isinstance(leaf, int8.Int8Kernel):
-        return int8.Int8Kernel(cut(*names), cut(*names[:-1]))
-    return cut(*names)
+        return int8.Int8Kernel(sharding(*names), sharding(*names[:-1]))
+    return sharding(*names)
 
 
 def answering_mesh(config: LlamaConfig, devices: Sequence[Any], slices: int = 1) -> Mesh:
     """The mesh for scoring and sampling: `tensor` as large as the model allows, `data` the rest.
 
-    Under `fsdp` every token that is drawn would gather the weights of all layers.
+    Under `fsdp` every drawn token would gather the weights of all layers.
     """
     within = len(devices) // slices
     tensor = _most_tensor(config, within)
@@ -413,9 +413,9 @@ def answering_mesh(config: LlamaConfig, devices: Sequence[Any], slices: int = 1)
 
 
 def sampling_mesh(config: LlamaConfig, mesh: Mesh) -> Mesh:
-    """The mesh that a model over `mesh` draws answers on: the same devices, in the same order.
+    """The mesh for sampling with a model over `mesh`: the same devices, in the same order.
 
-    One without `fsdp` is taken as it is.
+    A mesh without `fsdp` is returned unchanged.
     """
     if mesh.shape["fsdp"] == 1:
         return mesh
@@ -425,7 +425,7 @@ def sampling_mesh(config: LlamaConfig, mesh: Mesh) -> Mesh:
 
 
 def _most_tensor(config: LlamaConfig, devices: int) -> int:
-    """Over how many of so many devices, or a divisor of that, `tensor` can cut a model."""
+    """The largest divisor of `devices` that is a valid `tensor` axis for a model."""
     for tensor in range(devices, 1, -1):
         if devices % tensor == 0:
             try:

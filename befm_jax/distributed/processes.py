@@ -1,14 +1,14 @@
-"""Several processes of one run, on one host or many: joining, agreeing, stopping, ending together.
+"""The processes of one run, on one host or many: joining, barriers, preemption, exiting together.
 
-An entry point's `main` is run by `run`, calls `start` before anything touches a device, and puts
-its training steps into `stopping_at_steps`.  The rest works in one process as in many.
+An entry point's `main` is run by `run`, calls `start` before any use of devices, and runs its
+training steps within `stopping_at_steps`.  Everything works with a single process too.
 
 Barriers, broadcasts and heartbeats are those of jax's coordination service, which runs in process
-0.  Where a process is lost, or not all join, jax aborts the others (exit code 134) and says why.
-Two things are done here, since what jax 0.10.2 has for them does less.  Its preemption service
-looks for SIGTERM once a second, and where one comes while a program compiles or is evaluated,
-nothing happens before the next step, if there is one.  And a process that meets an error waits in
-its exit for the others to shut down, as they wait for it in a collective operation.
+0.  Where a process is lost, or not all join, jax aborts the others (exit code 134) with a message.
+Two things are implemented here, since jax 0.10.2 does less.  Its preemption service polls for
+SIGTERM once a second, and during compilation or evaluation nothing happens before the next step, if
+there is one.  And a process with an error waits at exit for the others to shut down, while they
+wait for it in a collective.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from typing import Any, NoReturn, TypeVar
 from befm_jax.distributed import rendezvous
 from befm_jax.errors import UserError
 
-# Exit codes, as launch/README.md promises them: the launchers act on these.
+# Exit codes, as documented in launch/README.md: the launchers act on these.
 ERROR, MISTAKE, RESUME = 1, 2, 75
 
-# Seconds without a heartbeat after which jax takes a process for lost.
+# Seconds without a heartbeat after which jax considers a process lost.
 HEARTBEAT_TIMEOUT = 60
 FOREVER = 1000 * 60 * 60 * 24 * 365  # milliseconds
-# Keys of the coordination service's store: SIGTERM has reached a process; one has met an error.
+# Keys of the coordination service's store: a process received SIGTERM; a process had an error.
 STOP, END = "befm/stop", "befm/end"
 
 Value = TypeVar("Value")
 
 
 class PreemptedError(Exception):
-    """The run was asked to stop, and its state is saved."""
+    """The run stopped on SIGTERM, and its state is saved."""
 
 
 class _Progress:
-    """Where this process is in the run, and where the run is to stop.
+    """This process's position in the run, and the position at which the run is to stop.
 
-    A position counts what all processes do in the same order: entering a loop of steps, ending a
-    step, leaving the loop.  The lock is held while all agree on one to stop at.
+    A position counts events that all processes have in the same order: entering a loop of steps,
+    ending a step, leaving the loop.  The lock is held while processes exchange positions.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class _Progress:
         self.stop_at: int | None = None
 
     def advance(self, in_steps: bool) -> bool:
-        """Goes on by one position; whether that is where to stop."""
+        """Advances by one position; returns whether that is where to stop."""
         with self.lock:
             self.position += 1
             self.in_steps = in_steps
@@ -80,16 +80,17 @@ def start(
     *,
     join_within: int = rendezvous.JOIN_WITHIN,
 ) -> None:
-    """Joins the processes of this run, and takes charge of SIGTERM.  Before any use of devices.
+    """Joins the processes of this run, and handles SIGTERM; to be called before any use of devices.
 
     The arguments are the flags of the same names: `coordinator` is HOST:PORT of process 0.
-    Without them Slurm, GKE and TPU VMs say who is who; where nothing does, or `processes` is 1,
-    this is a run of one process, and no network is touched.  Where the others have not come after
-    `join_within` seconds, jax ends the process by abort.
+    Without them the metadata of Slurm, GKE and TPU VMs are used; without these, or where
+    `processes` is 1, the run has a single process and uses no network.  If the others have not
+    joined after `join_within` seconds, jax aborts the process.
 
     Raises:
         UserError: the flags contradict each other.
-        RuntimeError: process 0 has no address in `join_within` seconds, or its port is taken.
+        RuntimeError: the host name of process 0 does not resolve in `join_within` seconds, or its
+            port is in use.
     """
     global _client, _index, _count
     _listen_for_sigterm()
@@ -101,8 +102,8 @@ def start(
 
     address, _count, _index = place
     # jax's own message names no address.
-    _say(f"process {_index} of {_count}: joining the others at {address}, for {join_within} s")
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM
+    _log(f"process {_index} of {_count}: joining the others at {address}, for {join_within} s")
+    jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
         *place, initialization_timeout=join_within, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
@@ -114,23 +115,23 @@ def start(
 
 
 def is_first() -> bool:
-    """Whether this is process 0: the one that writes what is written once."""
+    """Whether this is process 0, which writes the run's files."""
     return _index == 0
 
 
 def count() -> int:
-    """How many processes the run has."""
+    """The number of processes of the run."""
     return _count
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes are here; `name` tells one barrier from another in errors."""
+    """Waits until all processes reach this barrier; `name` identifies it in errors."""
     if _client is not None:
         _client.wait_at_barrier(f"befm/{next(_keys)}/{name}", FOREVER)
 
 
 def broadcast(name: str, value: Value) -> Value:
-    """Process 0's value, on all processes; it must be one that JSON keeps as it is."""
+    """Process 0's value, on all processes; it must survive a round trip through JSON."""
     received: Value = all_gatherer(f"{next(_keys)}/{name}")(value)[0]
     return received
 
@@ -159,10 +160,10 @@ def all_gatherer(name: str) -> Callable[[Any], list[Any]]:
 
 @contextmanager
 def stopping_at_steps() -> Iterator[None]:
-    """Around a loop that calls `asked_to_stop` after every step, saves, and writes it all.
+    """A context for a loop that calls `asked_to_stop` after every step, and leaves nothing unsaved.
 
-    Outside of it nothing is unsaved, so SIGTERM ends the run at once, with RESUME.  Raises
-    PreemptedError at its end where the stop that was agreed on lies there.
+    Outside of it nothing is unsaved, so SIGTERM exits at once, with RESUME.  Raises PreemptedError
+    at its end if that is the position where all processes stop.
     """
     _progress.advance(in_steps=True)
     yield
@@ -173,7 +174,7 @@ def stopping_at_steps() -> Iterator[None]:
 def asked_to_stop() -> bool:
     """Whether to save and raise PreemptedError now: at the same call on all processes.
 
-    To be called once per step, by all.  True after SIGTERM reached any of them.
+    To be called once per step, by all processes.  True after any of them received SIGTERM.
 
     Raises:
         RuntimeError: called outside of `stopping_at_steps`.
@@ -184,18 +185,18 @@ def asked_to_stop() -> bool:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs an entry point, and ends this process, or returns where all of it went well.
+    """Runs an entry point; exits this process, or returns on success.
 
-    PreemptedError exits with 75.  What a person can mend (UserError, OSError) is printed without a
-    stack trace and exits with 2, any other error with its stack trace and with 1.  With several
-    processes an error ends all of them, with the code of the one that met it first.
+    PreemptedError exits with 75.  Errors that a user can fix (UserError, OSError) are printed
+    without a stack trace and exit with 2, any other error with its stack trace and 1.  With several
+    processes an error ends all of them, with the exit code of the first.
     """
     code = 0
     try:
         try:
             main()
         except PreemptedError as preempted:
-            _say(f"stopped: {preempted}; run the same command again to go on")
+            _log(f"stopped: {preempted}; run the same command again to resume")
             code = RESUME
         _disconnect()
     except BaseException as error:
@@ -209,13 +210,13 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _fail(code: int, text: str, cause: BaseException | None = None) -> NoReturn:
-    """Says why, and ends all processes; in a run of one, by an ordinary exit."""
-    _say(text)
+    """Prints `text` and ends all processes; a single process by an ordinary exit."""
+    _log(text)
     if _client is None:
         sys.exit(code)
     if cause is not None:
-        # Such as that of a checkpoint which could not be written because another process was lost.
-        # Nobody could mend that: jax ends this one by abort, as soon as it knows.
+        # The error may be a consequence of a lost process (such as a checkpoint that can't be
+        # written), which no user can fix: then jax aborts this one as soon as it notices.
         time.sleep(HEARTBEAT_TIMEOUT + 10)
     with suppress(Exception):  # another process was first, or process 0 is gone
         _client.key_value_set(END, f"{code} {_index}")
@@ -224,55 +225,55 @@ def _fail(code: int, text: str, cause: BaseException | None = None) -> NoReturn:
 
 
 def _await_end() -> None:
-    """Waits for an error that a process meets, and ends this one with its code."""
+    """Waits for an error in any process, and exits with its code."""
     with suppress(Exception):  # disconnected: the run is over, or process 0 is gone
         code, index = map(int, _client.blocking_key_value_get(END, FOREVER).split())
         if index != _index:
-            _say(f"process {index} of {_count} met an error and says which; all end with it")
+            _log(f"process {index} of {_count} failed, see its message; all processes exit")
         if _index in (0, index):
             time.sleep(1)  # the others receive it before they miss this process
         _leave(code)
 
 
 def _await_stop() -> None:
-    """Waits for SIGTERM at any process, and agrees with all on where to stop."""
+    """Waits for SIGTERM at any process, and sets the position where all stop."""
     with suppress(Exception):  # as above
         _client.blocking_key_value_get(STOP, FOREVER)
         _stop()
 
 
 def _disconnect() -> None:
-    """Waits for all to come here, and disconnects; from here on each ends by itself.
+    """A barrier of all processes, and the shutdown of jax.distributed; then each exits by itself.
 
-    A second thread that comes here waits for ever: the first one ends the process.
+    A second thread that calls this blocks for ever: the first one exits the process.
     """
     if _client is None:
         return
     import jax
 
     _closing.acquire()
-    # Another may still be evaluating, for longer than jax's own barrier waits.
+    # Another process may still be evaluating, for longer than the timeout of jax's own barrier.
     _client.wait_at_barrier("befm/disconnect", FOREVER)
     jax.distributed.shutdown()
-    # A thread that is still in native code when the interpreter goes would abort it.
+    # A thread that is in native code at the interpreter's exit would abort it.
     for thread in _threads:
         if thread is not threading.current_thread():
             thread.join(timeout=5)
 
 
 def _leave(code: int) -> NoReturn:
-    """Ends this process now, whatever its threads do; what was printed is out."""
+    """Exits this process at once, without waiting for its threads; flushes its output."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def _listen_for_sigterm() -> None:
-    """Has SIGTERM acted upon by a thread: Python's own handlers wait while native code runs."""
+    """Handles SIGTERM in a thread: Python's own handlers wait while native code runs."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -283,8 +284,8 @@ def _listen_for_sigterm() -> None:
 def _await_sigterm(reader: int) -> None:
     while signal.SIGTERM not in os.read(reader, 64):
         pass
-    # Further ones change nothing: a save that has begun is finished.
-    _say(f"SIGTERM at process {_index} of {_count}: the run stops where its state is saved")
+    # Further signals have no effect: a save in progress is finished.
+    _log(f"SIGTERM at process {_index} of {_count}: the run stops once its state is saved")
     if _client is None:
         _stop()
         return
@@ -293,7 +294,7 @@ def _await_sigterm(reader: int) -> None:
 
 
 def _stop() -> None:
-    """Agrees on the next position at which nothing is unsaved, which outside of steps is here."""
+    """Sets the next position at which nothing is unsaved: outside of steps, the current one."""
     with _progress.lock:
         positions = [(_progress.position, _progress.in_steps)]
         if _client is not None:
@@ -305,5 +306,5 @@ def _stop() -> None:
         here = _progress.position == _progress.stop_at
     if here:
         _disconnect()
-        _say("stopped: nothing is unsaved; run the same command again to go on")
+        _log("stopped: nothing is unsaved; run the same command again to resume")
         _leave(RESUME)

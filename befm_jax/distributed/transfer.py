@@ -1,6 +1,6 @@
-"""Arrays between hosts and devices, and numbers between the processes of a run.
+"""Transfers of arrays between hosts and devices, and a vote of all processes.
 
-What is said of several processes holds for one, too: then nothing goes over a network.
+All functions work with one process too, without network traffic.
 """
 
 from __future__ import annotations
@@ -16,15 +16,12 @@ from befm_jax.distributed import mesh as meshes
 
 
 def put_global(tree: Any, sharding: Sharding) -> Any:
-    """Host arrays on the devices of a sharding.
-
-    Every process has them whole, and hands over what its own devices hold.
-    """
+    """Global arrays with a sharding, from host arrays that are equal in every process."""
     # What `jax.device_put` is to `jax.transfer_guard`: a transfer that the caller requests.
     with jax.transfer_guard_host_to_device("allow"):
         return jax.tree.map(
-            lambda whole: jax.make_array_from_callback(
-                whole.shape, sharding, lambda index: whole[index]
+            lambda array: jax.make_array_from_callback(
+                array.shape, sharding, lambda index: array[index]
             ),
             tree,
         )
@@ -51,9 +48,9 @@ def put_rows(batch: Any, mesh: meshes.AnyMesh) -> Any:
 
 
 def place(tree: Any, placed: Any) -> Any:
-    """Arrays, on one device or on the host, where a tree of shardings wants them.
+    """Arrays with a tree of shardings; those that have it already are not copied.
 
-    What stands there already is not copied.  Every process has to have the others whole.
+    The others must be complete in every process, on one device or on the host.
     """
 
     def move(leaf: Any, sharding: Sharding) -> Any:
@@ -65,19 +62,19 @@ def place(tree: Any, placed: Any) -> Any:
 
 
 def gather(tree: Any) -> Any:
-    """Arrays whole on the host, in every process; all processes must ask for them together."""
+    """Complete arrays on the host of every process; a collective call."""
 
-    def whole(leaf: Any) -> Any:
-        spread = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
-        if not spread or leaf.is_fully_replicated:
+    def to_host(leaf: Any) -> Any:
+        is_global = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+        if not is_global or leaf.is_fully_replicated:
             return jax.device_get(leaf)
         return multihost_utils.process_allgather(leaf, tiled=True)
 
-    return jax.tree.map(whole, tree)
+    return jax.tree.map(to_host, tree)
 
 
 def all_agree(holds: bool) -> bool:
-    """Whether something holds in every process; all must ask together."""
+    """Whether `holds` is true in every process; a collective call."""
     if jax.process_count() == 1:
         return holds
     return bool(multihost_utils.process_allgather(np.asarray(holds)).all())

@@ -1,1 +1,1 @@
-"""How near a model's answers come to people's: NumPy and SciPy only, never jax."""
+"""Evaluation of a model's answers against people's: NumPy and SciPy only, no jax."""

@@ -1,4 +1,4 @@
-"""Pictures of populations: binned histograms, the figure for a slide, geometry for the page."""
+"""Charts of populations: binned histograms, the slide's figure, geometry for the HTML page."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _LONGEST_NAME = 14
 class Bins:
     """`n` bins, each centred on a round value, over `A` values; `edges` `[n+1]`, `index` `[A]`.
 
-    The width is a power of five times the smallest gap: odd, so that no value falls on an edge,
-    and such that 0, 50 and 100, where people crowd, are in the middle of a bin.  The first and
-    the last bin end half a gap beyond the values: they may hold fewer values and be narrower.
+    The width is a power of five times the smallest gap: odd, so that no value is on an edge, and
+    such that 0, 50 and 100, frequent answers, are in the middle of a bin.  The first and the last
+    bin end half a gap beyond the values: they may have fewer values and be narrower.
     """
 
     edges: NDArray[np.float64]
@@ -50,16 +50,15 @@ class Bins:
         return cls(edges, index)
 
     def percent(self, weights: ArrayLike) -> NDArray[np.float64]:
-        """`[n]` per cent of the weights for each value of a bin, so that areas are shares.
+        """`[n]` per cent of the weights per value of a bin, so that areas are shares.
 
-        A bin at the end that holds three values is as high as its neighbour of five where people
-        are spread evenly over both.
+        With evenly spread weights, a last bin of three values is as high as its neighbour of five.
         """
         array = np.asarray(weights, np.float64)
         length = len(self.edges) - 1
-        held = np.maximum(np.bincount(self.index, minlength=length), 1)
+        values = np.maximum(np.bincount(self.index, minlength=length), 1)
         return np.bincount(self.index, weights=array, minlength=length) * (
-            100.0 / array.sum() / held
+            100.0 / array.sum() / values
         )
 
     def label(self, position: int, answers: Sequence[str]) -> str:
@@ -73,18 +72,18 @@ class Bins:
 
     @property
     def several(self) -> bool:
-        """Whether a bin holds several values."""
+        """Whether any bin has several values."""
         return len(self.edges) - 1 < len(self.index)
 
 
 def places(distribution: Distribution) -> list[float]:
-    """Where answers are drawn: at their values, or side by side."""
+    """The x coordinates of answers: their values, or their indices."""
     values = distribution.values
     return list(map(float, range(len(distribution.answers)) if values is None else values))
 
 
 def ticks(distribution: Distribution) -> list[tuple[float, str]]:
-    """Places and texts of ticks: every answer where they are few, else round numbers."""
+    """Coordinates and labels of ticks: every answer where they are few, else round numbers."""
     at = places(distribution)
     if len(at) <= _MOST_NAMES or distribution.values is None:
         step = math.ceil(len(at) / _MOST_BINS)
@@ -97,7 +96,7 @@ def ticks(distribution: Distribution) -> list[tuple[float, str]]:
 
 
 def nice_ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers from `low` to `high`, at most `most` steps apart."""
+    """Round numbers from `low` to `high`, in at most `most` steps."""
     span, power = high - low, 10.0 ** math.floor(math.log10(high - low) - 1)
     step = next(
         factor * power * scale
@@ -110,7 +109,7 @@ def nice_ticks(low: float, high: float, most: int) -> list[float]:
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart on the page, in the coordinates of its SVG (`width` x `height`)."""
+    """One chart of the page, in the coordinates of its SVG (`width` x `height`)."""
 
     width: int
     height: int
@@ -128,24 +127,24 @@ def panel(distribution: Distribution, outlines: Mapping[str, Sequence[float]]) -
     bins = Bins.of(places(distribution))
     people = bins.percent(distribution.people)
     heights = {name: bins.percent(shares) for name, shares in outlines.items()}
-    highest = max(float(one.max()) for one in (people, *heights.values()))
+    highest = max(float(array.max()) for array in (people, *heights.values()))
     y_ticks = nice_ticks(0.0, highest * 1.08, 4)
     x_scale = (width - left - 8.0) / (bins.edges[-1] - bins.edges[0])
     y_scale = (baseline - top) / (highest * 1.08)
     x = [left + (edge - bins.edges[0]) * x_scale for edge in bins.edges]
-    each = " an answer" if bins.several else ""
+    each = " per answer" if bins.several else ""
     bars = []
     for position, share in enumerate(people):
         shares = [f"people {share:.1f} %{each}"]
         shares += [f"{name} {own[position]:.1f} %" for name, own in heights.items()]
-        named = f"{bins.label(position, distribution.answers)} {distribution.unit}".rstrip()
+        label = f"{bins.label(position, distribution.answers)} {distribution.unit}".rstrip()
         bars.append(
             {
                 "x": round(x[position] + 0.6, 2),
                 "width": round(x[position + 1] - x[position] - 1.2, 2),
                 "y": round(baseline - share * y_scale, 2),
                 "height": round(share * y_scale, 2),
-                "title": f"{named}: {', '.join(shares)}",
+                "title": f"{label}: {', '.join(shares)}",
             }
         )
     return Panel(
@@ -175,7 +174,7 @@ def _outline(x: list[float], y: list[float], baseline: float) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """One panel of the slide: people and the main respondent, another's shares, a line of text."""
+    """One panel of the slide: people and the main respondent, another's shares, a caption."""
 
     distribution: Distribution
     base: Sequence[float] | None
@@ -183,13 +182,13 @@ class Cell:
 
 
 def slide(cells: Sequence[Cell], main: str, base: str, lines: Sequence[str]) -> Figure:
-    """A slide of 1600 x 800 pixels: a panel a distribution, people against the main respondent.
+    """A slide of 1600 x 800 pixels: one panel per distribution, people and the main respondent.
 
     Args:
         cells: the panels.
-        main: what to call the main respondent.
-        base: what to call the other one; "" for none.
-        lines: what is written under the legend.
+        main: the label of the main respondent.
+        base: the label of the other one; "" for none.
+        lines: text under the legend.
     """
     columns = math.ceil((len(cells) + 1) / 2)
     layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15)
@@ -216,7 +215,7 @@ def _draw(axes: Axes, cell: Cell) -> None:
         shares = bins.percent(cell.base)
         axes.stairs(shares, bins.edges, color=BASE_COLOUR, linewidth=1.3, linestyle=(0, (4, 2)))
     axes.stairs(bins.percent(distribution.model), bins.edges, color=MODEL_COLOUR, linewidth=2.4)
-    # Titles and units come from whoever declared the task: no mathematics in them.
+    # Titles and units are user text: no TeX in them.
     axes.set_title(
         distribution.title, loc="left", fontsize=15, weight="bold", pad=26, parse_math=False
     )
@@ -251,7 +250,7 @@ def _draw_legend(axes: Axes, main: str, base: str, lines: Sequence[str]) -> None
     axes.text(
         0.02,
         0.02,
-        "\n".join([*lines, "height: per cent an answer"]),
+        "\n".join([*lines, "height: per cent per answer"]),
         transform=axes.transAxes,
         fontsize=11,
         linespacing=1.4,

@@ -1,14 +1,15 @@
-"""A respondent's responses to a task's items, compared with people: figures with intervals.
+"""Compares a respondent's responses to a task's items with people: figures with intervals.
 
-Items come in two kinds, and one task may hold both:
+Items are of two kinds, and a task may have both:
 
-- items of persons: the label `task.cluster` says whose answer it is, or the item is one observation
-  and a cluster of its own (a question with its key).  Clusters are drawn again, the same draws for
-  every item, measure, group and respondent;
-- histograms of people whom nobody can tell apart: drawn again each within itself.
+- items of persons: the label `task.cluster` identifies the person, or the item is one observation
+  and a cluster of its own (a question with its key).  The bootstrap resamples clusters, the same
+  for every item, measure, group and respondent;
+- histograms of anonymous people: resampled each within itself.
 
-Within a value of the label `task.average` every person counts alike; in the mean over its values
-every value does.  Without such a label each histogram is a value, and all persons are one.
+Within a value of the label `task.average` every person has equal weight; in the mean over its
+values every value has.  Without such a label each histogram is a value, and so are all persons
+together.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from befm_jax.evals.results import Distribution, Evaluation, Figure
 from befm_jax.tasks import Task
 
 UNIFORM = "uniform"
-# An interval is of the resamples that hold somebody, where they are at least this share.
+# An interval needs at least this share of resamples that are not empty.
 _ENOUGH = 0.95
 Responses = Mapping[str, Response]
 
@@ -53,15 +54,15 @@ def evaluate(
     """Compares a respondent with people on every item that both have answered.
 
     Args:
-        task: what is measured, averaged, drawn again and reported apart.
+        task: the measures, average, clusters and groups.
         items: the task's items.
         responses: the respondent's, by item id.
         respondent: its name.
-        beside: the responses of others, by name: their figures stand beside, without intervals.
-            The one named "uniform" is where skill begins.
-        resamples: of the bootstrap, at least 2.
-        seed: of the resamples.  A histogram's depend on its id alone, those of persons on the
-            task and the number of its clusters, so respondents meet the same resamples.
+        beside: responses of others, by name; their figures have no intervals.  "uniform" is the
+            zero of skill.
+        resamples: number of bootstrap resamples, at least 2.
+        seed: seed of the resamples.  A histogram's depend on its id alone, those of persons on the
+            task and the number of its clusters, so they are the same for all respondents.
 
     Returns:
         Figures of the task, of each value of `task.average`, and of each value of each of
@@ -73,10 +74,10 @@ def evaluate(
         ValueError: a negative seed, or fewer than two resamples.
     """
     if seed < 0:
-        raise ValueError(f"seed: {seed}; must not be negative")
+        raise ValueError(f"seed is {seed}; it must be 0 or more")
     if resamples < 2:
-        raise ValueError(f"resamples: {resamples}; an interval needs at least 2")
-    chosen = [measures.get(name) for name in task.measures]
+        raise ValueError(f"resamples is {resamples}; it must be at least 2")
+    task_measures = [measures.get(name) for name in task.measures]
     skipped: dict[str, list[str]] = {}
     answered = []
     clusters = 0
@@ -87,23 +88,23 @@ def evaluate(
             skipped.setdefault(reason, []).append(item.id)
         if reason in ("", _NOTHING_INSIDE):
             answered.append(_Joined(item, responses[item.id], people, cluster, not reason))
-    compared = [one for one in answered if one.inside]
+    compared = [joined for joined in answered if joined.inside]
     if not compared:
         reasons = "; ".join(f"{reason}: {len(ids)}" for reason, ids in skipped.items())
         raise DataError(f"{task.name}: no item to compare {respondent} with people on ({reasons})")
-    if len({one.response.exact for one in compared}) > 1:
+    if len({joined.response.exact for joined in compared}) > 1:
         raise DataError(
-            f"{respondent}: some responses are exact and some drawn; evaluate each kind"
+            f"{respondent}: some responses are exact and some drawn; evaluate each kind separately"
         )
     parts = [_Part({}, task.average, answered)]
     for label in task.groups:
         members: dict[str, list[_Joined]] = {}
-        for one in answered:
-            if label in one.item.labels:
-                members.setdefault(one.item.labels[label], []).append(one)
+        for joined in answered:
+            if label in joined.item.labels:
+                members.setdefault(joined.item.labels[label], []).append(joined)
         parts += [_Part({label: value}, task.average, own) for value, own in members.items()]
     parts = [part for part in parts if part.leaves]
-    run = _Run(task, respondent, beside or {}, chosen, resamples, seed)
+    run = _Run(task, respondent, beside or {}, task_measures, resamples, seed)
     run.resample(parts, clusters)
     figures = []
     for part in parts:
@@ -124,9 +125,9 @@ class _Joined(NamedTuple):
     Attributes:
         item: the item.
         response: the respondent's.
-        people: how many observations the target holds.
-        cluster: the number of whoever answered; -1: a histogram of people nobody can tell apart.
-        inside: whether it can be compared: something answered is in the answer set.
+        people: the number of observations in the target.
+        cluster: the index of the person; -1: a histogram of anonymous people.
+        inside: whether it can be compared: some answer is in the answer set.
     """
 
     item: Item
@@ -137,10 +138,10 @@ class _Joined(NamedTuple):
 
 
 def _not_compared(item: Item, people: float, response: Response | None) -> str:
-    """Why an item is in no figure; "" where it is.
+    """The reason why an item is not compared; "" if it is.
 
     Raises:
-        DataError: a response of another number of answers.
+        DataError: a response with another number of answers.
     """
     if not people:
         return "no people to compare with"
@@ -159,16 +160,16 @@ def _not_compared(item: Item, people: float, response: Response | None) -> str:
 
 
 def _observations(item: Item) -> float:
-    """How many observations an item's target holds; 1 for reference texts."""
+    """The number of observations in an item's target; 1 for reference texts."""
     if isinstance(item.target, np.ndarray):
         return float(item.target.sum())
     return 1.0 if item.target else 0.0
 
 
 def _with_clusters(task: Task, items: Iterable[Item]) -> Iterator[tuple[Item, float, int]]:
-    """Each item with its observations and the number of its cluster; -1 for histograms.
+    """Each item with its observations and the index of its cluster; -1 for histograms.
 
-    All items count, whether or not they are answered: so respondents meet the same resamples.
+    Unanswered items have indices too, so that all respondents have the same resamples.
     """
     numbers: dict[tuple[str, str], int] = {}
     for item in items:
@@ -183,14 +184,14 @@ def _with_clusters(task: Task, items: Iterable[Item]) -> Iterator[tuple[Item, fl
 
 
 def _answered(joined: Sequence[_Joined]) -> Answered:
-    """Items of one answer set."""
+    """Joined items of one answer set as arrays."""
     items = tuple(one.item for one in joined)
     exact, answers = joined[0].response.exact, items[0].answers
     if isinstance(answers, FreeText):
-        nothing = np.zeros((len(items), 0))
+        empty = np.zeros((len(items), 0))
         texts = tuple(one.response.texts for one in joined)
         references = tuple(tuple(map(str, item.target or ())) for item in items)
-        return Answered(None, nothing, nothing, exact, items, texts, references)
+        return Answered(None, empty, empty, exact, items, texts, references)
     model = np.concatenate([np.asarray(one.response.weights) for one in joined])
     target = np.concatenate([np.asarray(item.target) for item in items])
     shape = len(items), len(answers)
@@ -199,7 +200,7 @@ def _answered(joined: Sequence[_Joined]) -> Answered:
 
 
 def _why_not(measure: Measure, joined: Sequence[_Joined], persons: bool) -> str:
-    """Why a measure makes no sense of some items; "" where it does."""
+    """The reason why a measure is undefined for some items; "" if it is defined."""
     answers = joined[0].item.answers
     answers_are_closed = isinstance(answers, AnswerSet)
     if answers_are_closed == (measure.name in text_measures.NAMES):
@@ -213,17 +214,17 @@ class _Leaf:
     """The items of one value of the label that is averaged over.
 
     Attributes:
-        where: the value, as in `Figure`; {} where nothing is averaged over.
+        where: the value, as in `Figure`; {} without a label.
         answered: every item with a target and a response.
         compared: those that can be compared.
         people: their observations.
-        tables: items of persons, one list an answer set.
-        histograms: items whose people nobody can tell apart.
+        tables: items of persons, one list per answer set.
+        histograms: items of anonymous people.
         sums: each table's, of the respondent.
-        points: `[M]` of every respondent, by name.
+        points: `[M]` figures of every respondent, by name.
         references: `[M, 2]` floors and ceilings.
         replicates: `[M, R]`, where the leaf is reported by itself.
-        present: `[R]` resamples in which there is somebody.
+        present: `[R]` whether a resample is not empty.
     """
 
     present: NDArray[np.bool_]
@@ -240,7 +241,7 @@ class _Leaf:
         tables: dict[AnswerSet | FreeText, list[_Joined]] = {}
         for one in self.compared:
             if one.cluster >= 0:
-                # Texts of different lengths are one kind of answer.
+                # FreeText sets with different max_tokens are one table.
                 answers = one.item.answers
                 key = FreeText() if isinstance(answers, FreeText) else answers
                 tables.setdefault(key, []).append(one)
@@ -253,7 +254,7 @@ class _Leaf:
 
     @cached_property
     def ends_after_answer(self) -> float | None:
-        """How often a turn ends right after its answer, where that is known."""
+        """The share of answers after which the turn ends, or None where unknown."""
         known = [
             (one.people, one.response.ends_after_answer)
             for one in self.answered
@@ -267,10 +268,10 @@ class _Part:
 
     Attributes:
         where: the group; {}: all items.
-        all_leaves: the values, also those of which no item can be compared.
-        leaves: those of which one can.
+        all_leaves: all values.
+        leaves: the values with items that can be compared.
         replicates: `[M, R]` of the mean over leaves.
-        present: `[R]` resamples in which there is somebody.
+        present: `[R]` whether a resample is not empty.
     """
 
     replicates: Floats
@@ -278,23 +279,23 @@ class _Part:
 
     def __init__(self, where: Mapping[str, str], average: str, answered: Sequence[_Joined]) -> None:
         self.where = where
-        found: dict[tuple[str, str], list[_Joined]] = {}
+        by_value: dict[tuple[str, str], list[_Joined]] = {}
         for one in answered:
             key = ("", "")
             if average:
                 key = (average, one.item.labels.get(average, ""))
             elif one.cluster < 0:
                 key = ("item", one.item.id)
-            found.setdefault(key, []).append(one)
+            by_value.setdefault(key, []).append(one)
         self.all_leaves = [
-            _Leaf({label: value} if label else {}, own) for (label, value), own in found.items()
+            _Leaf({label: value} if label else {}, own) for (label, value), own in by_value.items()
         ]
         self.leaves = [leaf for leaf in self.all_leaves if leaf.compared]
 
 
 @dataclass(eq=False)
 class _Run:
-    """One evaluation while it is computed: `M` measures, `R` resamples."""
+    """The state of one evaluation: `M` measures, `R` resamples."""
 
     task: Task
     respondent: str
@@ -305,7 +306,7 @@ class _Run:
     histograms: dict[str, dict[str, Resampled]] = field(default_factory=dict)
 
     def rng(self, name: str) -> np.random.Generator:
-        """A stream of the seed and a name."""
+        """A generator seeded by the seed and a name."""
         return np.random.default_rng([self.seed, zlib.crc32(name.encode())])
 
     def resample(self, parts: Sequence[_Part], clusters: int) -> None:
@@ -369,26 +370,25 @@ class _Run:
                 measures=[known for known in self.measures if not _why_not(known, [one], False)],
             )
 
-        # Side by side: NumPy draws and computes without holding Python's lock.  Those with many
-        # answers first, so that the last to be begun is not waited for alone.
+        # In threads: NumPy releases the GIL.  The longest first, for even load.
         longest_first = sorted(
             histograms, key=lambda one: -np.count_nonzero(np.asarray(one.item.target))
         )
         with ThreadPoolExecutor(os.cpu_count(), "bootstrap") as threads:
-            found = list(threads.map(compared, longest_first))
+            resampled = list(threads.map(compared, longest_first))
         ids = [one.item.id for one in longest_first]
-        self.histograms = dict(zip(ids, found, strict=True))
+        self.histograms = dict(zip(ids, resampled, strict=True))
 
     def _of_leaf(
         self, leaf: _Leaf, of_tables: Iterator[list[Floats]], rows: slice
     ) -> tuple[Floats, NDArray[np.bool_]]:
-        """`[M, rows]` a leaf's measures in these resamples, and `[rows]` which hold anybody."""
+        """A leaf's measures `[M, rows]` in these resamples, and `[rows]` which are not empty."""
         figures = np.zeros((len(self.measures), rows.stop - rows.start))
         people = np.zeros(rows.stop - rows.start)
         for table in leaf.sums:
             sums = next(of_tables)
             number = sums[0][:, 0]
-            # A set of answers may be absent from a resample that others of the value are in.
+            # An answer set may be absent from a resample in which others of the leaf are present.
             figures += np.where(number > 0.5, number * table.finished(sums, number), 0.0)
             people += number
         for one in leaf.histograms:
@@ -408,7 +408,7 @@ class _Run:
         )
 
     def _beside(self, leaf: _Leaf, responses: Responses) -> Floats:
-        """`[M]` a leaf's measures of somebody else; NaN where one response is missing."""
+        """A leaf's measures `[M]` of another respondent; NaN where a response is missing."""
         own = []
         for one in leaf.compared:
             response = responses.get(one.item.id)
@@ -420,7 +420,7 @@ class _Run:
         return self._points(theirs)
 
     def _points(self, leaf: _Leaf) -> Floats:
-        """`[M]` a leaf's measures."""
+        """A leaf's measures `[M]`."""
         total = np.zeros(len(self.measures))
         for table in leaf.sums:
             number = table.answered.people.sum()
@@ -433,21 +433,21 @@ class _Run:
         return total / leaf.people
 
     def _references(self, leaf: _Leaf) -> Float64[np.ndarray, "M 2"]:
-        """Each measure's floor and ceiling; NaN: unknown."""
+        """Each measure's floor and ceiling; NaN where unknown."""
         total = np.zeros((len(self.measures), 2))
-        nothing = (np.nan, np.nan)
+        unknown = (np.nan, np.nan)
         for table, sums in zip(leaf.tables, leaf.sums, strict=True):
             known = [one for one in self.measures if not _why_not(one, table, True)]
             rng = self.rng(f"{self.task.name}/{table[0].item.id}/{len(table)}")
-            found = resampling.reference_points(rng, sums.answered, known)
+            points = resampling.reference_points(rng, sums.answered, known)
             for place, measure in enumerate(self.measures):
-                ends = found.get(measure.name, nothing)
+                ends = points.get(measure.name, unknown)
                 total[place] += sums.answered.people.sum() * np.array(ends)
         for one in leaf.histograms:
             of_item = self.histograms[one.item.id]
             for place, measure in enumerate(self.measures):
                 own = of_item.get(measure.name)
-                ends = (own.floor, own.ceiling) if own else nothing
+                ends = (own.floor, own.ceiling) if own else unknown
                 total[place] += one.people * np.array(ends)
         return total / leaf.people
 
@@ -460,7 +460,7 @@ class _Run:
     ) -> list[Figure]:
         """The figures of some leaves of a part: each measure's mean over them.
 
-        `replicates` are those of the resamples in which there is somebody.
+        `replicates` are those of the non-empty resamples.
         """
         values = np.mean([leaf.points[self.respondent] for leaf in leaves], 0)
         references = np.mean([leaf.references for leaf in leaves], 0)
@@ -475,15 +475,15 @@ class _Run:
         remarks = []
         if histograms > 1:
             remarks.append(
-                "people are drawn again item by item, as if nobody were in two of them: histograms "
-                "don't tell"
+                "people are resampled item by item, as if nobody were in two of them: histograms "
+                "do not identify people"
             )
         answered = sum(len(leaf.answered) for leaf in every)
         if answered > len(compared):
             remarks.append(
                 f"{answered - len(compared)} of {answered} items are not in it: {_NOTHING_INSIDE}"
             )
-        found = []
+        figures = []
         for place, measure in enumerate(self.measures):
             value = float(values[place])
             floor, ceiling = (float(end) for end in references[place])
@@ -499,7 +499,7 @@ class _Run:
             why = "; ".join(sorted(set(reasons) - {""}))
             note = _undefined(measure, value, ends, why, one_cluster, few)
             others = {name: _finite(own[place]) for name, own in beside.items()}
-            found.append(
+            figures.append(
                 Figure(
                     task=self.task.name,
                     measure=measure.name,
@@ -523,10 +523,10 @@ class _Run:
                     **counted,
                 )
             )
-        return found
+        return figures
 
     def distributions(self, leaves: Sequence[_Leaf]) -> Iterator[Distribution]:
-        """What to draw of each leaf with one answer set."""
+        """The distribution of each leaf with one answer set, for charts."""
         for leaf in leaves:
             answers = {one.item.answers for one in leaf.compared}
             first = leaf.compared[0].item.answers
@@ -534,12 +534,12 @@ class _Run:
                 continue
             model, people = np.split(_answered(leaf.compared).histograms.sum(0), 2)
             titles = {str(one.item.notes.get("title", "")) for one in leaf.compared}
-            named = next(iter(leaf.where.values()), self.task.name)
+            name = next(iter(leaf.where.values()), self.task.name)
             yield Distribution(
                 self.task.name,
                 self.respondent,
                 dict(leaf.where),
-                (titles.pop() if len(titles) == 1 else "") or named,
+                (titles.pop() if len(titles) == 1 else "") or name,
                 first.unit,
                 list(first.names),
                 None if first.values is None else list(first.values),
@@ -549,7 +549,7 @@ class _Run:
 
 
 class _TableSums:
-    """Every measure's sums of one table, with columns that several share kept once.
+    """Every measure's sums of one table; columns shared by measures are stored once.
 
     Attributes:
         answered: the table.
@@ -567,7 +567,7 @@ class _TableSums:
                 self.columns.append(one.columns)
 
     def finished(self, sums: Sequence[Floats], people: Floats) -> Floats:
-        """`[M, ...]` the measures of the summed columns."""
+        """The measures `[M, ...]` of the summed columns."""
         undefined = np.full(np.shape(people), np.nan)
         return np.array(
             [
@@ -583,7 +583,7 @@ def _weighted(pairs: Sequence[tuple[float, float]]) -> float:
 
 
 def _counted(leaves: Sequence[_Leaf]) -> dict[str, Any]:
-    """What was answered beside the answer sets, as fields of a figure: every value counts alike."""
+    """A figure's fields on answers outside the answer sets; every leaf has equal weight."""
     ends = [leaf.ends_after_answer for leaf in leaves if leaf.ends_after_answer is not None]
     every = [one.response for leaf in leaves for one in leaf.answered]
     return {
@@ -595,7 +595,7 @@ def _counted(leaves: Sequence[_Leaf]) -> dict[str, Any]:
 
 
 def _own_unit(joined: Sequence[_Joined]) -> tuple[str, float]:
-    """The unit and the range that all items share; "" and 0 where they don't."""
+    """The common unit and range of all items; "" and 0 where they differ."""
     sets = {one.item.answers for one in joined}
     units = {
         (one.unit, one.values[-1] - one.values[0])
@@ -608,7 +608,7 @@ def _own_unit(joined: Sequence[_Joined]) -> tuple[str, float]:
 def _undefined(
     measure: Measure, value: float, ends: object, why: str, one_cluster: bool, few: bool
 ) -> list[str]:
-    """Why a figure or its interval is None."""
+    """The notes on why a figure or its interval is None."""
     if not np.isfinite(value):
         return [f"undefined for these answers: {why or measure.definition}"]
     if ends is not None:
@@ -616,7 +616,7 @@ def _undefined(
     if one_cluster:
         return ["all of it is one person's, so it has no interval"]
     if few:
-        return ["so few people that many resamples hold none of them, so it has no interval"]
+        return ["so few people that many resamples have none of them, so it has no interval"]
     return ["the figure is undefined in some resamples, so it has no interval"]
 
 

@@ -1,16 +1,16 @@
-"""Measures: how near a model's answers come to people's, as declarations.
+"""Measures of a model's answers against people's, as declarations.
 
-A measure is computed of an `Answered`: items with one answer set, joined with responses.  Most
-start from a `Pair`, a model's answers beside people's on one answer set, vectorised over leading
-axes.  The adaptors say what happens to many items:
+A measure is computed from an `Answered`: items with one answer set, joined with responses.  Most
+are functions of a `Pair`, a model's and people's answers on one answer set, vectorised over leading
+axes.  Adaptors extend them to many items:
 
 - `per_item(f)`: `f` item by item, then the mean over people;
 - `pooled(f)`: all items become one histogram of the model and one of people, then `f`;
 - a function of all items at once: whatever weighted sums of columns determine (Spearman, F1).
 
-Each gives `Sums`: columns to be summed over items under weights, and what is made of the sums.  So
-`R` resamples are one matrix product, and nothing of shape `[R, I, A]` exists.  Letters: `I` items,
-`A` answers, `R` resamples, `K` columns, `...` any leading axes.
+Each returns `Sums`: columns to be summed over items with weights, and a function of the sums.  So
+`R` resamples are one matrix product, without an array `[R, I, A]`.  Letters: `I` items, `A`
+answers, `R` resamples, `K` columns, `...` any leading axes.
 
 Distances along the scale are rescaled so that the range of an answer set is 100 points: figures
 with different units can be averaged.  With `F` and `G` the two cumulative distributions and `w`
@@ -43,18 +43,18 @@ _ROUNDING = 1e-12
 class Side:
     """One side of a comparison: a distribution over a game's values, or a sample's counts.
 
-    What is computed of it is kept, so that a side that meets several others pays once.
+    Properties are cached, so that a side in several pairs is computed once.
 
     Args:
-        name: what messages call it.
+        name: its name in messages.
         values: `[A]` the game's possible choices, ascending, at least two.
         weights: `[..., A]` the shares, or counts of answers.
-        exact: whether `weights` is the whole distribution.  If not, it holds counts, and what has
-            an unbiased form is corrected for their finite number.
+        exact: whether `weights` are a distribution.  If not, they are counts, and statistics with
+            an unbiased form are corrected for the finite sample.
 
     Raises:
         ValueError: shapes that do not fit, values that do not ascend, negative or non-finite
-            weights, or a histogram with nothing in it.
+            weights, or an empty histogram.
     """
 
     def __init__(self, name: str, values: ArrayLike, weights: ArrayLike, *, exact: bool) -> None:
@@ -71,7 +71,7 @@ class Side:
 
     @cached_property
     def cdf(self) -> Floats:
-        """`[..., A-1]` the cumulative shares; the last, always 1, is left out."""
+        """`[..., A-1]` the cumulative shares, without the last, which is 1."""
         return np.cumsum(self.shares[..., :-1], axis=-1)
 
     @cached_property
@@ -86,7 +86,7 @@ class Side:
 
     @cached_property
     def plain_spread(self) -> Floats:
-        """`[...]` the integral of `F (1 - F)`, of these answers taken as the whole."""
+        """`[...]` the integral of `F (1 - F)`, without a sample correction."""
         return (self.cdf * (1.0 - self.cdf)) @ self.gaps
 
     @cached_property
@@ -112,7 +112,7 @@ class Side:
 
     @cached_property
     def likeliest(self) -> Floats:
-        """`[..., A]` 1 at the likeliest answer, shared where several are as likely."""
+        """`[..., A]` 1 at the likeliest answer, shared among ties."""
         top = self.shares >= self.shares.max(-1, keepdims=True) - _ROUNDING
         return top / top.sum(-1, keepdims=True)
 
@@ -130,27 +130,27 @@ class Side:
 
 
 class Pair:
-    """A model's answers beside people's, on the same values.
+    """A model's and people's answers on the same values.
 
     Leading axes of the two sides broadcast.
 
     Raises:
-        ValueError: the sides are of different values.
+        ValueError: the sides have different values.
     """
 
     def __init__(self, model: Side, people: Side) -> None:
         if not np.array_equal(model.values, people.values):
-            raise ValueError("the two sides of a comparison must be of the same values")
+            raise ValueError("the two sides of a comparison must have the same values")
         self.model, self.people = model, people
 
     @classmethod
     def of(
         cls, values: ArrayLike, model: ArrayLike, people: ArrayLike, *, exact: bool = True
     ) -> Pair:
-        """Of a game's `values` `[A]` and both sides' weights `[..., A]`.
+        """The pair of a game's `values` `[A]` and both sides' weights `[..., A]`.
 
-        `exact` says that the model's are its whole distribution, not counts of draws.  Raises as
-        `Side` does.
+        `exact`: whether the model's are its distribution, not counts of draws.  Raises as `Side`
+        does.
         """
         return cls(
             Side("model", values, model, exact=exact),
@@ -178,12 +178,12 @@ def _checked(side: str, weights: ArrayLike, count: int) -> tuple[Floats, Floats]
     array = np.asarray(weights, np.float64)
     if array.ndim == 0 or array.shape[-1] != count:
         raise ValueError(f"{side}: {array.shape} does not end in {count}, the number of values")
-    # NaN fails both comparisons, and a sum tells infinity: one pass instead of isfinite's two.
+    # NaN fails both comparisons, and a sum detects infinity: one pass instead of isfinite's two.
     sums = array.sum(-1)
     if not array.min(initial=0.0) >= 0.0 or not np.isfinite(sums).all():
         raise ValueError(f"{side}: weights must be finite and not negative")
     if not sums.min(initial=np.inf) > 0.0:
-        raise ValueError(f"{side}: a histogram with nothing in it can't be compared")
+        raise ValueError(f"{side}: an empty histogram can't be compared")
     return array, sums
 
 
@@ -203,7 +203,7 @@ def energy(pair: Pair) -> Floats:
     whatever the number of people, and a value may be below 0.  NaN where a sample is one.
     Szekely and Rizzo (2013), "Energy statistics", J. Stat. Plan. Inference 143.
     """
-    # 2E|X-Y| = 2 (squared distance + spread of X + spread of Y), each spread taken as the whole.
+    # 2E|X-Y| = 2 (squared distance + spread of X + spread of Y), each spread uncorrected.
     between = pair.squared_cdf_distance + pair.model.plain_spread + pair.people.plain_spread
     return 2.0 * (between - pair.model.spread - pair.people.spread)
 
@@ -261,7 +261,7 @@ def _entropy(shares: Floats) -> Floats:
 def _positive(shares: Floats) -> Floats:
     """The shares, for a logarithm that is multiplied by 0 where they are 0.
 
-    A mask in its place (`where=`) would have NumPy take them one at a time.
+    A mask instead (`where=`) would disable NumPy's vectorisation.
     """
     return np.maximum(shares, np.finfo(shares.dtype).tiny)
 
@@ -306,8 +306,8 @@ def mean_error(pair: Pair) -> Floats:
 
 
 def _error_of(pair: Pair, guess: Floats) -> Floats:
-    apart = np.abs(pair.model.points - np.asarray(guess)[..., None])
-    return np.einsum("...a,...a->...", apart, pair.people.shares)
+    errors = np.abs(pair.model.points - np.asarray(guess)[..., None])
+    return np.einsum("...a,...a->...", errors, pair.people.shares)
 
 
 def accuracy(pair: Pair) -> Floats:
@@ -335,13 +335,13 @@ class Answered:
     """Items with one answer set, joined with a respondent's answers.
 
     Attributes:
-        values: `[A]` places of the answers on their scale, ascending; None where they have none.
+        values: `[A]` the answers' values, ascending; None where they have no order.
         model: `[I, A]` shares (`exact`) or counts of draws.
         target: `[I, A]` observations.
-        exact: whether `model` holds whole distributions.
+        exact: whether `model` holds distributions.
         items: the items, for measures that need their labels or notes (payoffs, equilibrium).
-        texts: of free text, what was written, for each item; then there are no `A`.
-        references: of free text, the texts to compare with, for each item.
+        texts: for free text, the texts of each item; then `A` is 0.
+        references: for free text, the reference texts of each item.
     """
 
     values: Float64[np.ndarray, " A"] | None
@@ -400,20 +400,20 @@ def per_item(kernel: Callable[[Pair], Floats]) -> Summed:
 
 
 def pooled(kernel: Callable[[Pair], Floats]) -> Summed:
-    """A function of a pair, of all items' people as one histogram and all their models as one.
+    """A function of a pair: all items' people as one histogram, and all their models as one.
 
-    An item's model counts as often as there are people in it.
+    An item's model is weighted by its number of people.
     """
 
     def sums(answered: Answered) -> Sums:
         values = answered.pair.model.values
 
         def finish(histograms: Floats, people: Floats) -> Floats:
-            # A resample may hold nobody of a small group; single precision leaves -1e-7 for 0.
-            somebody = people > 0.5
-            usable = np.where(somebody[..., None], np.maximum(histograms, 0.0), 1.0)
+            # A resample may have nobody of a small group; single precision leaves -1e-7 for 0.
+            present = people > 0.5
+            usable = np.where(present[..., None], np.maximum(histograms, 0.0), 1.0)
             pair = Pair.of(values, usable[..., : len(values)], usable[..., len(values) :])
-            return np.where(somebody, kernel(pair), np.nan)
+            return np.where(present, kernel(pair), np.nan)
 
         return Sums(answered.histograms, finish)
 
@@ -424,7 +424,7 @@ def _mixture_energy(answered: Answered) -> Sums:
     """The energy distance of a mixture of items' distributions from their people, unbiased.
 
     With d_i = F_i - 1[y_i <= v], `2n/(n-1) (integral of mean(d)^2 - mean CRPS / n)`: pairs of
-    different people only, in all three terms, since the same people stand on both sides.  It equals
+    different people only, in all three terms, since the same people are on both sides.  It equals
     `energy` where all items have one distribution.
     """
     pair, people = answered.pair, answered.people
@@ -443,7 +443,7 @@ def _mixture_energy(answered: Answered) -> Sums:
 def _spearman(answered: Answered) -> Sums:
     """Spearman's rho of the predicted mean with the answer, and its influence function.
 
-    Ranks are not made again in a resample: Fisher's z moves by the mean influence of who is in it.
+    Ranks are not recomputed in a resample: Fisher's z is shifted by its mean influence.
     """
     predicted, observed = answered.pair.model.mean, answered.pair.people.mean
     number = len(predicted)
@@ -471,7 +471,7 @@ def _spearman(answered: Answered) -> Sums:
 
 
 def _midrank(numbers: Floats) -> Floats:
-    """`[I]` in (0, 1): ranks, ties in the middle of theirs."""
+    """`[I]` mid-ranks in (0, 1)."""
     return (rankdata(numbers) - 0.5) / len(numbers)
 
 
@@ -490,36 +490,36 @@ def _macro_f1(answered: Answered) -> Sums:
 
     def finish(sums: Floats, _: Floats) -> Floats:
         hits, predicted, observed = np.split(sums, 3, -1)
-        there = predicted + observed > 1e-3
-        f1 = np.divide(2.0 * hits, predicted + observed, where=there, out=np.zeros(there.shape))
-        return _ratio(f1.sum(-1), there.sum(-1))
+        present = predicted + observed > 1e-3
+        f1 = np.divide(2.0 * hits, predicted + observed, where=present, out=np.zeros(present.shape))
+        return _ratio(f1.sum(-1), present.sum(-1))
 
     return Sums(np.concatenate(columns, 1), finish)
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
-    """A quotient that is NaN where there is nothing below."""
-    there = np.asarray(denominator) > _ROUNDING
-    return np.where(there, numerator / np.where(there, denominator, 1.0), np.nan)
+    """A quotient that is NaN where the denominator is 0."""
+    defined = np.asarray(denominator) > _ROUNDING
+    return np.where(defined, numerator / np.where(defined, denominator, 1.0), np.nan)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What a reader and the bootstrap must know of a measure.
+    """A measure with the metadata for reports and the bootstrap.
 
     Attributes:
-        name: what tasks call it.
+        name: its name in tasks.
         definition: one sentence, with the formula.
         unit: "points" (the range of an answer set is 100), "nats", "bits", "share", "ratio".
         level: "individual": of each person's answer; "distribution": of a population's.
         sums: the measure of many items.
         kernel: the measure of one histogram; None where persons must be known.
-        low: the end of the figure's own range below, where its interval is cut.
-        high: the end above.
-        better: "low", "high", "0" or "1": which figures are good.
-        skill: whether a skill makes sense: less is better, and the true distribution is best.
-        ordered: whether answers must have places on a scale.
-        perfect: what a perfect model scores, where that is known without simulating it.
+        low: the lower end of the figure's range, to which its interval is clipped.
+        high: the upper end.
+        better: "low", "high", "0" or "1": the best figures.
+        skill: whether skill is defined: less is better, and the true distribution is best.
+        ordered: whether answers must have values on a scale.
+        perfect: a perfect model's score, where that is known without simulation.
     """
 
     name: str
@@ -536,7 +536,7 @@ class Measure:
     perfect: float | None = None
 
     def compute(self, answered: Answered, weights: Float64[np.ndarray, "R I"]) -> Floats:
-        """`[R]` the measure under each row of weights of the items."""
+        """The measure `[R]` for each row of item weights."""
         sums = self.sums(answered)
         return sums.finish(weights @ sums.columns, weights @ answered.people)
 
@@ -728,14 +728,14 @@ _DECLARED = (
         "0 to 100, mean over the texts.",
     ),
 )
-MEASURES: Mapping[str, Measure] = MappingProxyType({one.name: one for one in _DECLARED})
+MEASURES: Mapping[str, Measure] = MappingProxyType({measure.name: measure for measure in _DECLARED})
 
 
 def get(name: str) -> Measure:
     """The measure of this name.
 
     Raises:
-        DataError: there is none; names the near ones.
+        DataError: there is none; suggests similar names.
     """
     if name not in MEASURES:
         raise unknown("measure", name, MEASURES)

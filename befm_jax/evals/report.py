@@ -1,7 +1,7 @@
-"""Results for readers: a page by sections, a picture for a slide, a table for the terminal.
+"""Reports of results: an HTML page, a picture for a slide, a table for the terminal.
 
-Everything is drawn from `Results`: any tasks, any respondents.  Names, prompts and answers are
-untrusted text of models and data files; the page escapes all of them and loads nothing.
+Everything is rendered from `Results`: any tasks, any respondents.  Names, prompts and answers are
+untrusted text of models and data files; the page escapes them and loads nothing.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from befm_jax.evals import charts
 from befm_jax.evals.evaluate import UNIFORM
 from befm_jax.evals.results import Distribution, Figure, Results
 
-# Share of a respondent's answers outside the answer sets from which its figure carries a warning,
-# and from which it is withheld where figures are compared at a glance.
+# Shares of a respondent's answers outside the answer sets from which its figure has a warning, and
+# from which it is left out of headlines and ladders.
 WARN_OUTSIDE = 0.05
 WITHHOLD_OUTSIDE = 0.5
 _MOST_PICTURES = 24
@@ -32,25 +32,25 @@ _LONGEST_LIST = 8
 _DIGITS = {"points": 2, "nats": 2}
 
 DEFINITIONS: Mapping[str, str] = {
-    "interval": "95 % bootstrap interval. Where persons are known, they are drawn again with all "
-    "that they answered; where only a histogram is, its people are drawn again within it, and so "
-    "are a sampled respondent's answers. Percentiles are moved by the bootstrap's own bias, since "
-    "resamples are noisier than the sample, and cut at the figure's own range. It is the interval "
-    "of the figure against so many people, not of the distance to everybody.",
-    "floor": "What a perfect model is expected to score against as many people. Of a histogram: "
-    "its own distribution against people drawn from it (a sampled respondent is imitated by as "
-    "many draws); too low for log score, total variation and Jensen-Shannon below some 2,000 "
-    "people, since an answer that nobody gave is none that nobody would give. Where persons are "
-    "known: the respondent against answers drawn from what it says of each of them.",
-    "other people": "Other people in the respondent's place: two samples of as many people each, "
-    "drawn from the people's histogram; mean.",
+    "interval": "95 % bootstrap interval. Where persons are known, they are resampled with all "
+    "their answers; a histogram's people are resampled within it, and so are a sampled "
+    "respondent's answers. Percentiles are shifted by the bootstrap's own bias, since resamples "
+    "are noisier than the sample, and clipped to the figure's range. It is the interval of the "
+    "figure against this number of people, not of the distance to the whole population.",
+    "floor": "The expected score of a perfect model against as many people. For a histogram: its "
+    "own distribution against people drawn from it (for a sampled respondent, as many draws of "
+    "it); too low for log score, total variation and Jensen-Shannon below some 2,000 people, since "
+    "an answer that nobody gave is not impossible. Where persons are known: the respondent against "
+    "answers drawn from its own prediction for each of them.",
+    "other people": "The score of other people: two samples of as many people each, drawn from the "
+    "people's histogram; mean.",
     "skill": "(uniform - figure) / (uniform - floor): 0 no better than answering at random, 1 as "
     "good as a perfect model; above 1 is noise.",
-    "outside": "Probability, or share of drawn answers, outside the answer set; figures compare "
-    f"what is inside. From {WARN_OUTSIDE:.0%} on a warning stands beside a figure, from "
-    f"{WITHHOLD_OUTSIDE:.0%} it is left out of headlines and ladders.",
-    "ends after its answer": "How often a turn ends right there, once an answer of the set is "
-    "written. Where it goes on instead, what it says may be no answer of the set.",
+    "outside": "Probability, or share of drawn answers, outside the answer set; figures are of "
+    f"what is inside. From {WARN_OUTSIDE:.0%} on a figure has a warning, from "
+    f"{WITHHOLD_OUTSIDE:.0%} on it is left out of headlines and ladders.",
+    "ends after its answer": "How often a turn ends right after an answer of the set is written. "
+    "Where it continues, the output may be outside the set.",
 }
 
 
@@ -75,20 +75,20 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A task on the page.
+    """A task's section of the page.
 
     Attributes:
-        name: of the task.
+        name: the task's name.
         task: its entry in the results.
         main: the respondent that it is about.
-        headline: the first measure, of the whole task.
-        measures: every measure of the whole task.
+        headline: the first measure, of all of the task.
+        measures: every measure of all of the task.
         values: the first measure of each value that is averaged over.
         groups: the first measure of each group, by label.
         details: every measure of each value, by the value's title.
-        ladder: everybody, best first.
-        pictures: one a value, with people over each other.
-        hidden_pictures: how many more there would be.
+        ladder: all respondents and references, best first.
+        pictures: one per value.
+        hidden_pictures: the number of values without a picture.
     """
 
     name: str
@@ -105,9 +105,9 @@ class Section:
 
 
 def write(results: Results, folder: Path | str) -> None:
-    """Writes results.json, figures.csv, report.html and, of closed answers, populations.png.
+    """Writes results.json, figures.csv, report.html and, for closed answers, populations.png.
 
-    Each file is written atomically, the folder is made if it is not there.
+    Each file is written atomically; creates the folder.
 
     Raises:
         ValueError: as `Results.write`; no figures.
@@ -122,7 +122,7 @@ def write(results: Results, folder: Path | str) -> None:
 
 
 def html(results: Results) -> str:
-    """The page: the main table, a section a task, what was left out, how it was made.
+    """The page: the main table, a section per task, what was left out, settings.
 
     Raises:
         ValueError: no figures.
@@ -134,12 +134,12 @@ def html(results: Results) -> str:
         "number": number, "span": span, "percent": percent, "digits": digits, "own": own_unit,
     }  # fmt: skip
     source = resources.files("befm_jax.evals").joinpath("report_template.html")
-    found = sections(results)
-    if not found:
+    by_task = sections(results)
+    if not by_task:
         raise ValueError("results: no figures to report")
     return environment.from_string(source.read_text(encoding="utf-8")).render(
         results=results,
-        sections=found,
+        sections=by_task,
         main=results.main,
         others=[name for name in results.respondents if name != results.main],
         uniform=UNIFORM,
@@ -228,12 +228,12 @@ def _section(results: Results, name: str) -> Section:
 
 
 def _base(results: Results, answered: Mapping[str, Any], main: str) -> str:
-    """The respondent whose outline stands beside the main one's; "" for none."""
+    """The respondent whose outline is drawn with the main one's; "" for none."""
     return next((name for name in results.respondents if name in answered and name != main), "")
 
 
 def _ladder(row: Row, better: str, main: str) -> list[dict[str, Any]]:
-    """Everybody whose figure can be compared, the best first, with a bar's width in per cent."""
+    """Respondents and references with comparable figures, best first; bar widths in per cent."""
     if better not in ("low", "high"):
         return []
     figure = row.main
@@ -270,7 +270,7 @@ def _value(step: Mapping[str, Any]) -> float:
 
 
 def slide(results: Results) -> charts.Figure | None:
-    """The picture for a slide, of the first task with closed answers; None: there is none."""
+    """The picture for a slide, of the first task with closed answers, or None."""
     for section in sections(results):
         if not section.pictures:
             continue
@@ -301,7 +301,7 @@ def slide(results: Results) -> charts.Figure | None:
 
 
 def summary(results: Results) -> str:
-    """The tables that an entry point prints: of each task its first measure, value by value."""
+    """The tables that an entry point prints: each task's first measure, value by value."""
     return "\n\n".join(_table(results, section) for section in sections(results))
 
 
@@ -345,29 +345,29 @@ def _table(results: Results, section: Section) -> str:
         lines.append(f"{hidden} more are in figures.csv")
     if withheld(headline):
         lines.append(
-            f"! {percent(headline.outside)} of what {section.main} answers is outside the answer "
-            "sets: these figures are of the rest, and say little"
+            f"! {percent(headline.outside)} of {section.main}'s answers are outside the answer "
+            "sets: these figures are of the rest, and mean little"
         )
     for who, reasons in section.task["skipped"].items():
         lines += [
-            f"{who}: {one['items']} items left out, {reason} ({', '.join(one['first'])})"
-            for reason, one in reasons.items()
+            f"{who}: {entry['items']} items left out, {reason} ({', '.join(entry['first'])})"
+            for reason, entry in reasons.items()
         ]
     return "\n".join(lines)
 
 
 def warned(figure: Figure) -> bool:
-    """Whether so much is outside the answer sets that a warning belongs beside the figure."""
+    """Whether the share outside the answer sets is large enough for a warning."""
     return figure.outside >= WARN_OUTSIDE
 
 
 def withheld(figure: Figure) -> bool:
-    """Whether so much is outside that the figure is not compared at a glance."""
+    """Whether the share outside the answer sets is too large for headlines and ladders."""
     return figure.outside >= WITHHOLD_OUTSIDE
 
 
 def number(value: float | None, places: int = 2) -> str:
-    """A figure as text: a dash where there is none, never a minus nought."""
+    """A figure as text: a dash for None, never a negative zero."""
     if value is None:
         return "–"
     return f"{round(value, places) + 0.0:.{places}f}"
@@ -379,20 +379,20 @@ def span(ends: Sequence[float] | None, places: int = 2) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share as text: small ones keep two digits that say something; a dash for none."""
+    """A share as text: small ones with two significant digits; a dash for None."""
     if share is None:
         return "–"
-    share = share if share > 1e-9 else 0.0  # what rounding leaves
+    share = share if share > 1e-9 else 0.0  # rounding errors
     return f"{100 * share:.2g} %" if 0 < share < 0.1 else f"{100 * share:.1f} %"
 
 
 def digits(figure: Figure) -> int:
-    """How many digits a figure is shown with."""
+    """The number of decimals of a figure."""
     return _DIGITS.get(figure.unit, 3)
 
 
 def own_unit(figure: Figure) -> str:
-    """A figure in points, in the items' own unit; "" where they share none, or points are it."""
+    """A figure in points, converted to the items' own unit; "" where they have none in common."""
     if figure.value is None or figure.per_point is None:
         return ""
     return f"{number(figure.value * figure.per_point)} {figure.own_unit or 'on the scale'}"
@@ -403,17 +403,17 @@ def _named(measure: str) -> str:
 
 
 def _prompts(results: Results) -> Iterator[tuple[str, str, str]]:
-    """Each respondent's first prompt: its name, what it is of, the text."""
+    """Each respondent's first prompt: the respondent, the item, the text."""
     for name, who in results.respondents.items():
         prompt = who["description"].get("first_prompt")
-        # A file beside recorded answers may be anybody's.
+        # The metadata of recorded answers are not validated.
         if isinstance(prompt, Mapping) and "text" in prompt:
             where = str(prompt.get("item", prompt.get("game", "")))
             yield name, where, str(prompt["text"])
 
 
 def _settings(results: Results) -> Iterator[tuple[str, str]]:
-    """Every field that the page shows nowhere else, as a dotted name and a text."""
+    """Every field that is not shown elsewhere on the page, as a dotted name and a text."""
     for name in ("created", "command", "versions"):
         yield from _flat(name, results.head[name])
     for name, who in results.respondents.items():

@@ -1,17 +1,17 @@
-"""How sure a figure is, and how good it could be: intervals, floors and ceilings by resampling.
+"""Bootstrap intervals, floors and ceilings of figures.
 
-Where persons are known, *clusters* (persons) are drawn again with all that they answered: one
-weight a cluster serves every item, measure, respondent and group (`draw_clusters`).  Where an item
-is a histogram of people whom nobody can tell apart, they are drawn again within it (`compare`):
+Where persons are known, the bootstrap resamples *clusters* (persons) with all their answers: one
+weight per cluster applies to every item, measure, respondent and group (`draw_clusters`).  An item
+that is a histogram of anonymous people is resampled within itself (`compare`):
 
-- *interval*: people are drawn from their own histogram (multinomial, n at a time); a sampled
-  model's draws are drawn again likewise.  A resample is noisier than the sample, which pushes
-  every distance up, so the percentiles are moved by the bootstrap's own bias before they are read:
-  `percentiles(replicates - mean(replicates)) + estimate`, cut at the measure's range.
-- *floor*: what a perfect model scores against so many people: the people's own histogram as the
-  model, against n people drawn from it; mean.  A sampled model is imitated by as many draws.  Where
-  persons are known: the model, against answers drawn from what it says of each of them.
-- *ceiling*: other people in the model's place: two independent draws of n people; mean.
+- *interval*: people are drawn from their own histogram (multinomial of size n); so are a sampled
+  model's draws.  A resample is noisier than the sample, which biases every distance upwards, so the
+  percentiles are shifted by the bootstrap's own bias:
+  `percentiles(replicates - mean(replicates)) + estimate`, clipped to the measure's range.
+- *floor*: the expected score of a perfect model: the people's own histogram as the model, against n
+  people drawn from it; mean.  For a sampled model the perfect one is sampled as often.  Where
+  persons are known: the model, against answers drawn from its own predictions for each person.
+- *ceiling*: the score of other people: two independent draws of n people; mean.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 
 from befm_jax.evals.measures import Answered, Floats, Measure, Pair, Side
 
-# Rows of resamples that are worked on at once: with more, their arrays leave a core's cache; with
-# fewer, threads wait for one another to leave Python.
+# Resamples per chunk: larger arrays do not fit a core's cache; with smaller ones threads wait for
+# the GIL.
 _CHUNK = 1000
-# Numbers in one block of clusters' weights.
+# Entries in one block of cluster weights.
 _BLOCK = 8_000_000
 # Simulations behind a floor or a ceiling where persons are known: 200 give a mean within 5 %.
 _SIMULATIONS = 200
-# Cells of a histogram that meet fewer draws than this in the mean are drawn member by member.
+# Cells of a histogram with fewer expected draws than this are drawn member by member.
 _SELDOM = 30
 
 
@@ -48,21 +48,21 @@ class Resampled:
 
 
 def resample(rng: np.random.Generator, counts: NDArray, size: int, rows: int) -> NDArray:
-    """`[rows, A]` int64: `size` draws with replacement from the histogram `counts` `[A]`, a row.
+    """Resampled histograms `[rows, A]` int64, each of `size` draws with replacement from `counts`.
 
-    `counts` are whole numbers, of which at least one is not 0.
+    `counts` `[A]` are whole numbers, not all 0.
     """
     counts = counts.astype(np.int64)
-    # Likely cells first: the sampler stops a row as soon as its draws are used up.
+    # Likely cells first: NumPy's multinomial stops a row when its draws are used up.
     filled = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
     seldom_drawn = counts[filled] * size < _SELDOM * counts.sum()
     often, seldom = filled[~seldom_drawn], filled[seldom_drawn]
-    # A binomial number costs as much as some thirty draws of a member of the histogram: cells that
-    # few draws meet are first drawn as one, and then their members one by one.
-    together = counts[often]
+    # A binomial draw costs as much as some thirty draws of a member of the histogram: rare cells
+    # are first drawn as one, and then their members one by one.
+    weights = counts[often]
     if len(seldom):
-        together = np.append(together, counts[seldom].sum())
-    numbers = rng.multinomial(size, together / counts.sum(), size=rows)
+        weights = np.append(weights, counts[seldom].sum())
+    numbers = rng.multinomial(size, weights / counts.sum(), size=rows)
     drawn = np.zeros((rows, len(counts)), np.int64)
     drawn[:, often] = numbers[:, : len(often)]
     if not len(seldom):
@@ -90,7 +90,7 @@ def compare(
     """Measures of one histogram by name, with their replicates, floor and ceiling.
 
     Args:
-        values: `[A]` the answers' places.
+        values: `[A]` the answers' values.
         model: `[A]` the model's distribution (`exact`) or counts of its draws.
         people: `[A]` counts of people.
         exact: whether `model` is a distribution.
@@ -102,7 +102,7 @@ def compare(
         ValueError: fewer than two resamples, or histograms that `Pair` refuses.
     """
     if resamples < 2:
-        raise ValueError(f"resamples: {resamples}; an interval needs at least 2")
+        raise ValueError(f"resamples is {resamples}; it must be at least 2")
     estimate = Pair.of(values, model, people, exact=exact)
     number = int(people.sum())
     people_again = resample(rng, people, number, resamples)
@@ -119,7 +119,7 @@ def compare(
     for start in range(0, resamples, _CHUNK):
         rows = slice(start, min(start + _CHUNK, resamples))
         drawn = Side("people", values, people_again[rows], exact=False)
-        # Each resample beside its neighbour: two independent draws, at no further sampling.
+        # Each resample with its neighbour: two independent draws without further sampling.
         neighbours = people_again[np.arange(rows.start, rows.stop) - 1]
         others = Pair(Side("people", values, neighbours, exact=False), drawn)
         if not exact:
@@ -144,7 +144,7 @@ def compare(
 def draw_clusters(
     rng: np.random.Generator, clusters: int, resamples: int
 ) -> Iterator[tuple[slice, Float32[np.ndarray, "rows C"]]]:
-    """Blocks of resamples: their rows, and how often each cluster is in each of them.
+    """Blocks of resamples: their rows, and the count of each cluster in each of them.
 
     A resample is `clusters` draws with replacement.  The resamples depend on the generator and the
     number of clusters alone.
@@ -159,12 +159,12 @@ def draw_clusters(
 
 
 class ClusterSums:
-    """Columns of items in several tables, summed by cluster and ready for the product with weights.
+    """Columns of items in several tables, summed by cluster, for products with cluster weights.
 
-    Kept in single precision about their means, which is enough for an interval.
+    Stored centred in single precision, which is enough for an interval.
 
     Args:
-        clusters: for each table `[I]`, the number of each item's cluster.
+        clusters: for each table `[I]`, the index of each item's cluster.
         columns: for each table its blocks `[I, K]`.
     """
 
@@ -188,7 +188,7 @@ class ClusterSums:
                 start = stop
 
     def under(self, weights: Float32[np.ndarray, "rows C"]) -> list[list[Floats]]:
-        """For each table and block the sums `[rows, K]` under each row of all clusters' weights."""
+        """For each table and block the sums `[rows, K]` weighted by each row of cluster weights."""
         all_present = len(self._present) == weights.shape[1]
         own = weights if all_present else weights[:, self._present]
         number = own.sum(1, dtype=np.float64)[:, None]
@@ -201,9 +201,9 @@ class ClusterSums:
 def reference_points(
     rng: np.random.Generator, answered: Answered, measures: Iterable[Measure]
 ) -> dict[str, tuple[float, float]]:
-    """Floor and ceiling of measures of distributions, where persons are known; by name.
+    """Floor and ceiling of distribution-level measures, where persons are known; by name.
 
-    Floor: answers drawn from what the model says of each person (a Poisson-binomial histogram,
+    Floor: answers drawn from the model's prediction for each person (a Poisson-binomial histogram,
     narrower than a multinomial one), compared with the model.  Ceiling: two samples of as many
     people from their pooled histogram.
     """
@@ -242,11 +242,11 @@ def reference_points(
 def interval(
     value: float, replicates: Floats, measure: Measure, level: float = 0.95
 ) -> tuple[float, float] | None:
-    """The bias-shifted percentile interval of a figure, cut at the measure's own range.
+    """The bias-shifted percentile interval of a figure, clipped to the measure's range.
 
-    The figure itself is always in it: where fewer replicates than a tail holds differ from the
-    others, both percentiles are one value, and shifting by the mean would leave the figure out.
-    None where the figure or any replicate is undefined.
+    It always contains the figure: where almost all replicates are equal, both percentiles are one
+    value, and the shift would exclude the figure.  None where the figure or any replicate is
+    undefined.
     """
     if not np.isfinite(value) or not np.isfinite(replicates).all():
         return None

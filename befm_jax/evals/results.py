@@ -1,6 +1,6 @@
-"""Results: figures with where they come from, as `results.json` and `figures.csv`.
+"""Results: figures with their metadata, as `results.json` and `figures.csv`.
 
-`results.schema.json` beside this module is the layout; `docs/results.md` says what fields mean.
+`results.schema.json` beside this module is their schema; `docs/results.md` documents the fields.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ class Figure:
         task: the task's name.
         measure: the measure's name.
         level: "individual" or "distribution".
-        respondent: who answered.
-        where: {}: the whole task; {"game": "bomb"}, {"sex": "female"}: a part.
+        respondent: the respondent's name.
+        where: {}: all of the task; {"game": "bomb"}, {"sex": "female"}: a part.
         value: the figure; None where undefined.
         ci95: its 95 % interval; None where there is none.
-        floor: what a perfect model scores against so many people; None where nobody knows.
-        ceiling: other people in the model's place; None where nobody knows.
-        skill: (uniform - value) / (uniform - floor); None where it means nothing.
-        items: how many items it is made of.
-        people: how many observations.
-        outside: share of answers outside the answer sets, of every item that was answered.
+        floor: a perfect model's score against as many people; None where unknown.
+        ceiling: other people's score; None where unknown.
+        skill: (uniform - value) / (uniform - floor); None where undefined.
+        items: the number of items.
+        people: the number of observations.
+        outside: share of answers outside the answer sets, over all answered items.
         unread: draws in which no answer could be read.
-        note: why something is None, or what else a reader must know.
+        note: why a field is None, and other remarks.
         unit: of the figure: "points" (an answer set's range is 100), "share", "nats", ...
-        own_unit: what the items' answers count: "dollars".
-        per_point: so many of `own_unit` are one point; None where items differ, or nothing is.
-        draws: answers drawn; 0 if the respondent was read exactly.
-        ends_after_answer: how often a turn ends right after its answer; None where nobody knows.
+        own_unit: the unit of the items' answers: "dollars".
+        per_point: one point in `own_unit`; None where items differ, or it does not apply.
+        draws: answers drawn; 0 for an exact respondent.
+        ends_after_answer: share of answers after which the turn ends; None where unknown.
         beside: the same figure of other respondents, by name.
     """
 
@@ -82,16 +82,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Distribution:
-    """A histogram of people and a respondent's shares over the same answers, for a picture.
+    """A histogram of people and a respondent's shares over the same answers, for a chart.
 
     Attributes:
         task: the task's name.
-        respondent: who answered.
-        where: which part of the task, as in `Figure`.
-        title: what a reader calls it.
-        unit: what the answers count.
-        answers: `A` answers as they are named.
-        values: `A` places on a scale; None where answers have no order.
+        respondent: the respondent's name.
+        where: the part of the task, as in `Figure`.
+        title: the chart's title.
+        unit: the answers' unit.
+        answers: the names of the `A` answers.
+        values: their `A` values; None where answers have no order.
         people: `A` observations.
         model: `A` shares.
     """
@@ -109,16 +109,16 @@ class Distribution:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What `befm_jax.evals.evaluate.evaluate` finds of one task and one respondent.
+    """The result of `befm_jax.evals.evaluate.evaluate`: one task and one respondent.
 
     Attributes:
         task: the task.
-        respondent: who answered.
+        respondent: the respondent's name.
         figures: of the task first, then of its parts.
-        distributions: for pictures, one a value of the label that is averaged over.
+        distributions: for charts, one per value of the label that is averaged over.
         skipped: the ids of items that are in no figure, by reason.
-        resamples: of the bootstrap.
-        seed: of the resamples.
+        resamples: number of bootstrap resamples.
+        seed: seed of the resamples.
     """
 
     task: Task
@@ -132,17 +132,17 @@ class Evaluation:
 
 @dataclass
 class Results:
-    """Everything that `results.json` holds.
+    """The content of `results.json`.
 
     Attributes:
-        people: by task, who was compared with: source, split, fingerprint, left_out.
+        people: by task, the people compared with: source, split, fingerprint, left_out.
         main: the respondent that the report is about; "" for the first one added.
-        beside: what the other respondents of `Figure.beside` are, by name.
-        extra: whatever else belongs to the run; listed at the end of the report.
+        beside: descriptions of the other respondents in `Figure.beside`, by name.
+        extra: further metadata of the run; listed at the end of the report.
         respondents: by name: description, how, warning, first_prompt.
         tasks: by name: definition, measures, average, cluster, groups, skipped, resamples, seed.
-        figures: one row a figure.
-        distributions: for pictures.
+        figures: all figures.
+        distributions: for charts.
         head: created, command, versions.
     """
 
@@ -163,16 +163,16 @@ class Results:
         how: How,
         warning: str = "",
     ) -> None:
-        """Adds what was found of a task and a respondent.
+        """Adds the evaluation of a task and a respondent.
 
         Args:
             evaluation: of the task and the respondent.
-            description: `Respondent.describe()`; its `first_prompt`, where there is one, is shown.
+            description: `Respondent.describe()`; its `first_prompt` is shown if there is one.
             how: how it was asked.
-            warning: what a reader must know before its figures: may it have seen these people?
+            warning: shown before its figures, such as that it may have seen these people.
 
         Raises:
-            UserError: this task and respondent are there already.
+            UserError: this task and respondent have been added already.
         """
         name, task = evaluation.respondent, evaluation.task
         known = self.tasks.setdefault(task.name, _task(task, evaluation))
@@ -198,31 +198,31 @@ class Results:
         respondent: str = "",
         where: Mapping[str, str] | None = None,
     ) -> list[Figure]:
-        """The figures that fit everything that is given."""
+        """The figures that match all arguments given."""
         return [
-            one
-            for one in self.figures
-            if task in ("", one.task)
-            and measure in ("", one.measure)
-            and respondent in ("", one.respondent)
-            and (where is None or dict(where) == dict(one.where))
+            figure
+            for figure in self.figures
+            if task in ("", figure.task)
+            and measure in ("", figure.measure)
+            and respondent in ("", figure.respondent)
+            and (where is None or dict(where) == dict(figure.where))
         ]
 
     def figure(
         self, task: str, measure: str, respondent: str, where: Mapping[str, str] | None = None
     ) -> Figure | None:
-        """One figure, of the whole task unless `where` says otherwise; None: there is none."""
-        found = self.select(task, measure, respondent, where or {})
-        return found[0] if found else None
+        """One figure, of all of the task by default, or None."""
+        matching = self.select(task, measure, respondent, where or {})
+        return matching[0] if matching else None
 
     def as_dict(self) -> dict[str, Any]:
-        """What `results.json` holds."""
+        """The content of `results.json`."""
         return {"schema": SCHEMA, **self.head} | {
             name: getattr(self, name)
             for name in ("people", "main", "respondents", "beside", "tasks", "extra")
         } | {
             "figures": [_plain(figure) for figure in self.figures],
-            "distributions": [_plain(one) for one in self.distributions],
+            "distributions": [_plain(distribution) for distribution in self.distributions],
         }  # fmt: skip
 
     def write(self, folder: str | Path) -> None:
@@ -238,7 +238,7 @@ class Results:
 
     def table(self) -> str:
         """The figures as CSV: `where` and `beside` as JSON, the interval in two columns."""
-        names = [one.name for one in fields(Figure) if one.name != "ci95"]
+        names = [column.name for column in fields(Figure) if column.name != "ci95"]
         place = names.index("value") + 1
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
@@ -250,9 +250,9 @@ class Results:
 
     def _check(self) -> None:
         rows: list[Figure | Distribution] = [*self.figures, *self.distributions]
-        for one in rows:
-            if one.task not in self.tasks or one.respondent not in self.respondents:
-                raise ValueError(f"results: {one.respondent} on {one.task} is not described")
+        for row in rows:
+            if row.task not in self.tasks or row.respondent not in self.respondents:
+                raise ValueError(f"results: {row.respondent} on {row.task} is not described")
         if self.main not in self.respondents:
             raise ValueError(f"results: main is {self.main!r}; it must be a respondent")
 
@@ -273,19 +273,19 @@ def read(path: str | Path) -> Results:
     if schema != SCHEMA:
         raise DataError(f"{path}: schema is {schema!r}; it must be {SCHEMA!r}")
     try:
-        found = Results(
+        results = Results(
             **{
                 name: content[name]
                 for name in ("people", "main", "beside", "extra", "respondents", "tasks")
             },
-            figures=[_figure(one) for one in content["figures"]],
-            distributions=[Distribution(**one) for one in content["distributions"]],
+            figures=[_figure(record) for record in content["figures"]],
+            distributions=[Distribution(**record) for record in content["distributions"]],
             head={name: content[name] for name in ("created", "command", "versions")},
         )
-        found._check()
+        results._check()
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not results of this schema ({error})") from None
-    return found
+    return results
 
 
 def _figure(record: Mapping[str, Any]) -> Figure:
@@ -309,15 +309,15 @@ def _task(task: Task, evaluation: Evaluation) -> dict[str, Any]:
         "definition": (inspect.getdoc(task.items) or "").split("\n\n")[0].replace("\n", " "),
         "measures": {
             name: {
-                "definition": one.definition,
-                "unit": one.unit,
-                "level": one.level,
-                "low": _finite(one.low),
-                "high": _finite(one.high),
-                "better": one.better,
-                "skill": one.skill,
+                "definition": measure.definition,
+                "unit": measure.unit,
+                "level": measure.level,
+                "low": _finite(measure.low),
+                "high": _finite(measure.high),
+                "better": measure.better,
+                "skill": measure.skill,
             }
-            for name, one in known.items()
+            for name, measure in known.items()
         },
         "average": task.average,
         "cluster": task.cluster,
@@ -333,7 +333,7 @@ def _finite(number: float) -> float | None:
 
 
 def _head() -> dict[str, Any]:
-    """When, by which command, with which versions."""
+    """The time, the command and the versions of packages."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["-m", spec.name] if spec else [sys.argv[0]]
     return {

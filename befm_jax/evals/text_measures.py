@@ -1,4 +1,4 @@
-"""Similarity of texts: ROUGE by rouge-score, chrF by sacrebleu; both come with the extra `text`."""
+"""Similarity of texts: ROUGE by rouge-score, chrF by sacrebleu; both need the extra `text`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def scores(
     Args:
         name: "rouge1" or "rougeL" (F, stemmed, the best reference; 0 to 1; Lin 2004), or "chrf"
             (chrF2, 0 to 100; Popovic 2015).
-        texts: for each item what was written, one text or more.
-        references: for each item the texts to compare with, one or more.
+        texts: the texts of each item, at least one.
+        references: the reference texts of each item, at least one.
 
     Raises:
         UserError: the packages of the extra `text` are not installed.
@@ -30,8 +30,8 @@ def scores(
     score = _chrf() if name == "chrf" else _rouge(name)
     return np.array(
         [
-            np.mean([score(text, to_compare) for text in written])
-            for written, to_compare in zip(texts, references, strict=True)
+            np.mean([score(text, item_references) for text in item_texts])
+            for item_texts, item_references in zip(texts, references, strict=True)
         ]
     )
 

@@ -1,9 +1,8 @@
-"""Keys and values kept between tokens: a prefix once for each prompt, a suffix for everyone.
+"""The key-value cache: one prefix per prompt, one suffix per participant.
 
-Keys stand with their features before their slots, values the other way round.  Both products of a
-token with its own suffix then run along the last axis of what is stored, and are bound by reading
-it: measured on two CPU cores, 1,024 participants, two to five times faster than the same products
-with slots first.
+Keys are stored as `[features, slots]`, values as `[slots, features]`.  Both products of a token
+with its suffix then run along the last axis of the cache and are bound by memory bandwidth: on two
+CPU cores with 1,024 participants, two to five times faster than with slots first.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from befm_jax.llama.attention import ForestAttention
-from befm_jax.llama.linear import Layout
+from befm_jax.llama.linear import ShardingRules
 
 _LARGEST = 127.0
 
@@ -26,8 +25,8 @@ _LARGEST = 127.0
 class KeysValues(NamedTuple):
     """Rotated keys `[B, K, h, S]` and values `[B, K, S, h]` of one layer.
 
-    With scales `[B, K, S]` (float32, one a token and head) both are int8, and stand for their
-    product with the scale; without, they are in the dtype of the model.
+    With scales `[B, K, S]` (float32, one per token and head) both are int8, to be multiplied by
+    their scale; without, they are in the dtype of the model.
     """
 
     keys: Array
@@ -36,15 +35,15 @@ class KeysValues(NamedTuple):
     value_scales: Float[Array, "B K S"] | None = None
 
 
-# The axes of every array in the caches of prompts and of participants; more are not cut.
+# The leading logical axes of the arrays in the caches of prompts and of participants.
 OF_PROMPTS = ("prompts", "each_head")
 OF_PEOPLE = ("rows", "each_head")
 
 
 class Cache(NamedTuple):
-    """What one layer remembers: the `prefix` of `G` prompts and the `suffix` of `N` participants.
+    """One layer's cache: the `prefix` of `G` prompts and the `suffix` of `N` participants.
 
-    A write gives back the suffix alone: the prefixes stay where they are.
+    Decoding updates the suffix alone.
     """
 
     prefix: KeysValues
@@ -63,20 +62,20 @@ class Prefill(flax.struct.PyTreeNode):
         value: Float[Array, "B N K h"],
         state: Any = None,
     ) -> tuple[Float[Array, "B N H h"], tuple[Array, Array]]:
-        """Mixed values, and what later tokens will look back on."""
-        mixed, _ = self.forest(query, key, value, state)
-        return mixed, (key, value)
+        """Attention output, and the keys and values."""
+        output, _ = self.forest(query, key, value, state)
+        return output, (key, value)
 
 
 class Rows(NamedTuple):
     """Which row of a batch answers which prompt.
 
-    The rows are in `M` blocks of the same length, one for each part of the devices that share
-    rows; what is said of a row is said within its block, so that no device asks another.
+    Rows are in `M` blocks of equal length, one per data-parallel group of devices; indices are
+    within a block, so that blocks need no communication.
 
-    `prompt` [N]: the number of a row's prompt in the batch; `lanes` [M, G, P]: the rows of a block
-    that answer a prompt, filled up with row 0; `lane` [N]: where in its block's flattened `lanes` a
-    row stands.
+    `prompt` [N]: the index of a row's prompt in the batch; `lanes` [M, G, P]: the rows of a block
+    that answer a prompt, padded with row 0; `lane` [N]: a row's index in its block's flattened
+    `lanes`.
     """
 
     prompt: Int[Array, " N"] | Int[np.ndarray, " N"]
@@ -85,22 +84,21 @@ class Rows(NamedTuple):
 
 
 class Decode(flax.struct.PyTreeNode):
-    """One new token for each of `N` participants, who answer one of `G` prompts each.
+    """Attention of one new token for each of `N` participants, who answer one of `G` prompts each.
 
-    The keys and values of a prompt stand in memory once: the queries of all who answer it meet
-    them in one product, as if they were more queries of one row.  Everyone's own suffix is read
-    apart from that, and what the two softmaxes give is merged by their sums (the log-sum-exp of
-    flash decoding): no array holds the scores of both.
+    The keys and values of a prompt are stored once: the queries of all its participants are
+    batched in one product.  Attention to each participant's suffix is computed separately, and the
+    two partial softmaxes are merged by their sums (flash decoding's log-sum-exp).
 
-    `lengths`: how much of each padded prefix is real.  `written`: how many suffix tokens were
-    written before this one.  `layout` says how participants and heads are cut over devices: every
-    device has prefixes of its own heads, and needs nothing of another.
+    `lengths`: the unpadded length of each prefix.  `written`: the number of suffix tokens before
+    this one.  `layout` shards participants and heads over devices: every device has the prefixes
+    of its heads, and needs no communication.
     """
 
     rows: Rows
     lengths: Int[Array, " G"]
     written: Int[Array, ""]
-    layout: Layout | None = flax.struct.field(pytree_node=False, default=None)
+    layout: ShardingRules | None = flax.struct.field(pytree_node=False, default=None)
 
     def __call__(
         self,
@@ -109,22 +107,22 @@ class Decode(flax.struct.PyTreeNode):
         value: Float[Array, "N 1 K h"],
         state: Cache,
     ) -> tuple[Float[Array, "N 1 H h"], KeysValues]:
-        """Mixed values, and the suffix with this token written."""
+        """Attention output, and the suffix with this token written."""
         if self.layout is None:
-            return self._alone(query, key, value, *state)
+            return self._on_device(query, key, value, *state)
 
-        def alone(
+        def on_device(
             rows: Rows, lengths: Array, written: Array, *arrays: Any
         ) -> tuple[Array, KeysValues]:
-            return Decode(rows, lengths, written)._alone(*arrays)
+            return Decode(rows, lengths, written)._on_device(*arrays)
 
         heads = ("rows", None, "each_head")
-        taken = (("rows",), ("prompts",), (), heads, heads, heads, OF_PROMPTS, OF_PEOPLE)
-        everywhere = self.layout.on_each_device(alone, taken, (heads, OF_PEOPLE))
-        mixed, suffix = everywhere(self.rows, self.lengths, self.written, query, key, value, *state)
-        return mixed, suffix
+        in_axes = (("rows",), ("prompts",), (), heads, heads, heads, OF_PROMPTS, OF_PEOPLE)
+        sharded = self.layout.on_each_device(on_device, in_axes, (heads, OF_PEOPLE))
+        output, suffix = sharded(self.rows, self.lengths, self.written, query, key, value, *state)
+        return output, suffix
 
-    def _alone(
+    def _on_device(
         self,
         query: Float[Array, "N 1 H h"],
         key: Float[Array, "N 1 K h"],
@@ -132,40 +130,41 @@ class Decode(flax.struct.PyTreeNode):
         prefix: KeysValues,
         suffix: KeysValues,
     ) -> tuple[Float[Array, "N 1 H h"], KeysValues]:
-        """The participants and heads of one device, all of them where there is no other."""
+        """Attention for the participants and heads of one device."""
         people, _, heads, width = query.shape
         grouped = (query * width**-0.5).reshape(people, key.shape[2], -1, width)
         suffix = write(suffix, key, value, self.written)
         on_prefix = self._on_prefix(grouped, prefix)
         on_suffix = self._on_suffix(grouped, suffix)
-        highest = jnp.maximum(on_prefix.highest, on_suffix.highest)
-        one, other = on_prefix.rescaled(highest), on_suffix.rescaled(highest)
-        mixed = (one.mixed + other.mixed) / (one.total + other.total)[..., None]
-        return mixed.astype(query.dtype).reshape(people, 1, heads, width), suffix
+        row_max = jnp.maximum(on_prefix.row_max, on_suffix.row_max)
+        left, right = on_prefix.rescaled(row_max), on_suffix.rescaled(row_max)
+        output = (left.output + right.output) / (left.row_sum + right.row_sum)[..., None]
+        return output.astype(query.dtype).reshape(people, 1, heads, width), suffix
 
-    def _on_prefix(self, query: Float[Array, "N K g h"], prefix: KeysValues) -> _Share:
+    def _on_prefix(self, query: Float[Array, "N K g h"], prefix: KeysValues) -> _PartialSoftmax:
         _, kinds, groups, width = query.shape
         _, prompts, lanes = self.rows.lanes.shape
         # With one prompt the rows are its lanes.
-        apart = query if prompts == 1 else query[self.rows.lanes.reshape(-1)]
-        apart = apart.reshape(prompts, lanes, kinds, groups, width).transpose(0, 2, 1, 3, 4)
-        apart = apart.reshape(prompts, kinds, lanes * groups, width)
+        by_prompt = query if prompts == 1 else query[self.rows.lanes.reshape(-1)]
+        by_prompt = by_prompt.reshape(prompts, lanes, kinds, groups, width)
+        by_prompt = by_prompt.transpose(0, 2, 1, 3, 4)
+        by_prompt = by_prompt.reshape(prompts, kinds, lanes * groups, width)
         precision = jax.lax.Precision.HIGHEST if query.dtype == jnp.float32 else None
         scores = jnp.einsum(
             "bkmh,bkhs->bkms",
-            apart,
+            by_prompt,
             prefix.keys.astype(query.dtype),
             precision=precision,
             preferred_element_type=jnp.float32,
         )
         if prefix.key_scales is not None:
             scores = scores * prefix.key_scales[:, :, None]
-        real = jnp.arange(scores.shape[-1])[None] < self.lengths[:, None]
-        share = _Share.of(jnp.where(real[:, None, None], scores, -jnp.inf))
-        weights = share.mixed
+        valid = jnp.arange(scores.shape[-1])[None] < self.lengths[:, None]
+        partial = _PartialSoftmax.of(jnp.where(valid[:, None, None], scores, -jnp.inf))
+        weights = partial.output
         if prefix.value_scales is not None:
             weights = weights * prefix.value_scales[:, :, None]
-        mixed = jnp.einsum(
+        output = jnp.einsum(
             "bkms,bksh->bkmh",
             weights.astype(query.dtype),
             prefix.values.astype(query.dtype),
@@ -173,61 +172,61 @@ class Decode(flax.struct.PyTreeNode):
             preferred_element_type=jnp.float32,
         )
 
-        def back(x: Array) -> Array:
+        def by_row(x: Array) -> Array:
             x = x.reshape(prompts, kinds, lanes, groups, -1).transpose(0, 2, 1, 3, 4)
             x = x.reshape(prompts * lanes, kinds, groups, -1)
             return x if prompts == 1 else x[self.rows.lane]
 
-        highest, total = back(share.highest)[..., 0], back(share.total)[..., 0]
-        return _Share(highest, total, back(mixed))
+        row_max, row_sum = by_row(partial.row_max)[..., 0], by_row(partial.row_sum)[..., 0]
+        return _PartialSoftmax(row_max, row_sum, by_row(output))
 
-    def _on_suffix(self, query: Float[Array, "N K g h"], suffix: KeysValues) -> _Share:
-        # Products and sums rather than matrix products: every participant has keys of their own,
-        # and what is stored is read once, in whatever type, with no copy in another.
+    def _on_suffix(self, query: Float[Array, "N K g h"], suffix: KeysValues) -> _PartialSoftmax:
+        # Elementwise products and sums rather than matrix products: every participant has their own
+        # keys, and XLA fuses the conversion, so that the cache is read once and never copied.
         wide = query.astype(jnp.float32)
         scores = jnp.sum(wide[..., None] * suffix.keys[:, :, None], axis=3)
         if suffix.key_scales is not None:
             scores = scores * suffix.key_scales[:, :, None]
-        real = jnp.arange(scores.shape[-1]) <= self.written
-        share = _Share.of(jnp.where(real[None, None, None], scores, -jnp.inf))
-        weights = share.mixed
+        valid = jnp.arange(scores.shape[-1]) <= self.written
+        partial = _PartialSoftmax.of(jnp.where(valid[None, None, None], scores, -jnp.inf))
+        weights = partial.output
         if suffix.value_scales is not None:
             weights = weights * suffix.value_scales[:, :, None]
-        mixed = jnp.sum(weights[..., None] * suffix.values[:, :, None], axis=3)
-        return share._replace(mixed=mixed)
+        output = jnp.sum(weights[..., None] * suffix.values[:, :, None], axis=3)
+        return partial._replace(output=output)
 
 
-class _Share(NamedTuple):
-    """Softmax over a part of the keys, not yet divided by its sum.
+class _PartialSoftmax(NamedTuple):
+    """Unnormalised softmax over a part of the keys.
 
-    `highest` [...]: the highest score; `total` [...]: the sum of `exp(score - highest)`; `mixed`
-    [..., x]: those terms themselves, or the values mixed by them.
+    `row_max` [...]: the highest score; `row_sum` [...]: the sum of `exp(score - row_max)`; `output`
+    [..., x]: those terms themselves, or the values weighted by them.
     """
 
-    highest: Array
-    total: Array
-    mixed: Array
+    row_max: Array
+    row_sum: Array
+    output: Array
 
     @classmethod
-    def of(cls, scores: Float[Array, "... S"]) -> _Share:
-        highest = jnp.max(scores, axis=-1)
-        terms = jnp.exp(scores - highest[..., None])
-        return cls(highest, jnp.sum(terms, axis=-1), terms)
+    def of(cls, scores: Float[Array, "... S"]) -> _PartialSoftmax:
+        row_max = jnp.max(scores, axis=-1)
+        terms = jnp.exp(scores - row_max[..., None])
+        return cls(row_max, jnp.sum(terms, axis=-1), terms)
 
-    def rescaled(self, highest: Array) -> _Share:
-        """The same with another score in the place of the highest."""
-        factor = jnp.exp(self.highest - highest)
-        return _Share(highest, self.total * factor, self.mixed * factor[..., None])
+    def rescaled(self, row_max: Array) -> _PartialSoftmax:
+        """The same softmax relative to another maximum."""
+        factor = jnp.exp(self.row_max - row_max)
+        return _PartialSoftmax(row_max, self.row_sum * factor, self.output * factor[..., None])
 
 
 def stored(
     key: Float[Array, "B S K h"], value: Float[Array, "B S K h"], *, int8: bool = False
 ) -> KeysValues:
-    """Keys and values in the layout that is kept, rounded to int8 if wanted."""
+    """Keys and values in the layout of the cache, quantised if `int8`."""
     key, value = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
     if not int8:
         return KeysValues(key, value)
-    (key, key_scales), (value, value_scales) = _rounded(key, 2), _rounded(value, 3)
+    (key, key_scales), (value, value_scales) = _quantized(key, 2), _quantized(value, 3)
     return KeysValues(key, value, key_scales, value_scales)
 
 
@@ -238,32 +237,32 @@ def capacity(shape: tuple[int, int, int, int], dtype: Any, *, int8: bool = False
     return stored(empty, empty, int8=int8)
 
 
-def longer(kept: KeysValues, slots: int) -> KeysValues:
-    """The same with room for so many slots."""
+def longer(cache: KeysValues, slots: int) -> KeysValues:
+    """A cache padded to a capacity of `slots` slots."""
 
     def pad(array: Array, axis: int) -> Array:
-        more = [(0, slots - n if at == axis else 0) for at, n in enumerate(array.shape)]
-        return jnp.pad(array, more)
+        widths = [(0, slots - n if at == axis else 0) for at, n in enumerate(array.shape)]
+        return jnp.pad(array, widths)
 
-    return _each(pad, kept)
+    return _map_arrays(pad, cache)
 
 
 def write(
-    kept: KeysValues, key: Float[Array, "B 1 K h"], value: Float[Array, "B 1 K h"], at: Array
+    cache: KeysValues, key: Float[Array, "B 1 K h"], value: Float[Array, "B 1 K h"], at: Array
 ) -> KeysValues:
-    """The same with one more slot filled, in place where the caller's array may be overwritten."""
-    new = stored(key, value, int8=kept.key_scales is not None)
+    """A cache with slot `at` written; in place where the buffer is donated."""
+    new = stored(key, value, int8=cache.key_scales is not None)
 
-    def put(array: Array, more: Array, axis: int) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(array, more, at, axis)
+    def put(array: Array, update: Array, axis: int) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(array, update, at, axis)
 
-    return _each(put, kept, new)
+    return _map_arrays(put, cache, new)
 
 
-def _each(function: Callable[..., Array], *kept: KeysValues) -> KeysValues:
-    """`function(*arrays, axis of the slots)` for each array of a cache."""
-    keys, values, key_scales, value_scales = zip(*kept, strict=True)
-    scaled = kept[0].key_scales is not None
+def _map_arrays(function: Callable[..., Array], *caches: KeysValues) -> KeysValues:
+    """`function(*arrays, axis of the slots)` for each array of caches."""
+    keys, values, key_scales, value_scales = zip(*caches, strict=True)
+    scaled = caches[0].key_scales is not None
     return KeysValues(
         function(*keys, 3),
         function(*values, 2),
@@ -272,8 +271,8 @@ def _each(function: Callable[..., Array], *kept: KeysValues) -> KeysValues:
     )
 
 
-def _rounded(wide: Array, features: int) -> tuple[Array, Float[Array, "B K S"]]:
-    """255 even steps between minus and plus the largest feature of a token and head."""
+def _quantized(wide: Array, features: int) -> tuple[Array, Float[Array, "B K S"]]:
+    """Int8 values and scales: 255 even steps between ± the maximum of each token and head."""
     wide = wide.astype(jnp.float32)
     largest = jnp.max(jnp.abs(wide), axis=features, keepdims=True)
     scale = jnp.where(largest > 0, largest / _LARGEST, 1.0)

@@ -1,4 +1,4 @@
-"""How one token is drawn from its logits."""
+"""Sampling settings, and drawing one token per row from logits."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from jaxtyping import Array, Float, Int
 
 from befm_jax.config import CACHES
 
-# Neighbouring tokens that are looked at as one before one of them is chosen.
+# Tokens per block in the two-level draw: first a block, then a token of it.
 _BLOCK = 128
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn.
+    """Settings of sampling.
 
-    The default draws from the model's own distribution.  A `temperature` below 1, `top_k` or
-    `top_p` narrow a population and so measure themselves; 0 is greedy.  They are never taken from
-    a model's `generation_config.json`, and every output says what they were.  `cache` is what
-    keys and values are kept in: "full", the dtype of the model, or "int8", which takes half the
-    memory of bfloat16 and rounds each token's keys and values to 255 steps a head.
+    The default samples from the model's own distribution.  A `temperature` other than 1, `top_k`
+    and `top_p` distort the measured population; a temperature of 0 is greedy.  They are never read
+    from a model's `generation_config.json`, and every output file records them.  `cache` is the
+    dtype of the key-value cache: "full", that of the model, or "int8", which takes half the memory
+    of bfloat16 and rounds each token's keys and values to 255 steps per head.
+
+    Raises:
+        ValueError: a setting is out of range.
     """
 
     temperature: float = 1.0
@@ -35,15 +38,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise ValueError(f"temperature must be 0 or more, not {self.temperature}")
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 or more")
         if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (off) or more, not {self.top_k}")
+            raise ValueError(f"top_k is {self.top_k}; it must be 0 (off) or more")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
+            raise ValueError(f"top_p is {self.top_p}; it must be in (0, 1]")
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
         if self.cache not in CACHES:
-            raise ValueError(f"cache must be one of {', '.join(CACHES)}, not {self.cache!r}")
+            raise ValueError(f"cache is {self.cache!r}; it must be one of {', '.join(CACHES)}")
 
     def as_dict(self) -> dict[str, Any]:
         """The settings by name, for output files."""
@@ -51,13 +54,13 @@ class Sampling:
 
 
 def next_token(logits: Float[Array, "n V"], keys: Array, sampling: Sampling) -> Int[Array, " n"]:
-    """One token a row: greedy at temperature 0, else a draw from what top-k and top-p leave.
+    """One token per row: greedy at temperature 0, else a draw from what top-k and top-p leave.
 
     Top-k keeps the k likeliest tokens (and any that tie with the last of them); top-p then keeps
-    the likeliest whose preceding probability is below p, so never fewer than one.  A draw takes
-    two random numbers, not one for every token of the vocabulary: a block of neighbouring tokens
-    by its probability, then one of the block.  On two CPU cores that is ten times faster than the
-    Gumbel maximum for 16,384 tokens, whose random numbers cost more than all else here.
+    tokens, the likeliest first, while the probability before them is below p, so at least one.  A
+    draw takes two random numbers, not one for every token of the vocabulary: one for a block of
+    consecutive tokens, one for a token of it.  On two CPU cores that is ten times faster than
+    Gumbel-max for 16,384 tokens, whose random numbers dominate.
     """
     if sampling.temperature == 0:
         return _greedy(logits)
@@ -75,7 +78,7 @@ def next_token(logits: Float[Array, "n V"], keys: Array, sampling: Sampling) -> 
 
 
 def _greedy(logits: Float[Array, "n V"]) -> Int[Array, " n"]:
-    """The first of the likeliest tokens: of the best block, since one long search is slow."""
+    """The argmax (the first of ties): of the best block, since one long argmax is slow."""
     blocks = _blocks(logits)
     best = jnp.argmax(jnp.max(blocks, axis=-1), axis=-1)
     within = jnp.take_along_axis(blocks, best[:, None, None], axis=1)[:, 0]
@@ -83,7 +86,7 @@ def _greedy(logits: Float[Array, "n V"]) -> Int[Array, " n"]:
 
 
 def _drawn(logits: Float[Array, "n V"], keys: Array) -> Int[Array, " n"]:
-    """A token a row by its probability."""
+    """One token per row, drawn by its probability."""
     blocks = _blocks(logits)
     highest = jnp.max(blocks, axis=(1, 2), keepdims=True)
     block_key, token_key = jax.vmap(jax.random.split, out_axes=1)(keys)
@@ -101,7 +104,7 @@ def _blocks(logits: Float[Array, "n V"]) -> Float[Array, "n V/128 128"]:
 
 
 def _index_by_weight(weights: Float[Array, "n m"], keys: Array) -> Int[Array, " n"]:
-    """An index a row, each as likely as its share of the row's weights; never one of weight 0."""
+    """One index per row, drawn with probability proportional to its weight; never of weight 0."""
     below = jnp.cumsum(weights, axis=-1)
     # A uniform number is at most 1 - 2^-23, so this stays below the sum in float32 too.
     point = jax.vmap(jax.random.uniform)(keys)[:, None] * below[:, -1:]

@@ -10,7 +10,7 @@ __all__ = ["load", "save"]
 
 
 def __getattr__(name: str) -> Any:
-    """`load` and `save` of `llama.hf`, imported when asked for: a config alone needs no JAX."""
+    """`load` and `save` of `llama.hf`, imported on first use: a config alone needs no JAX."""
     if name in __all__:
         from befm_jax.llama import hf
 

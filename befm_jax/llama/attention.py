@@ -1,7 +1,7 @@
-"""Attention over token forests: one rule, and the kernel that the hardware does it best with.
+"""Attention over token forests: one mask rule, and the kernel for each platform.
 
-Slot `i` sees slot `j` exactly when `j <= i <= end[j]`: itself and its ancestors.  Causal masks,
-unrelated texts packed in one row and trees are all of that form.
+Slot `i` attends to slot `j` exactly when `j <= i <= end[j]`: to itself and its ancestors.  Causal
+masks, unrelated texts packed in one row and trees are all of that form.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from befm_jax.llama import attention_cpu, attention_gpu, attention_tpu
-from befm_jax.llama.linear import Layout
+from befm_jax.llama.linear import ShardingRules
 
 _Residuals = tuple[Array, ...]
 
@@ -26,18 +26,18 @@ def forest_attention(
     value: Float[Array, "B N K h"],
     end: Int[Array, "B N"],
 ) -> Float[Array, "B N H h"]:
-    """Grouped-query attention of rotated heads; softmax in float32, result in `query`'s dtype.
+    """Grouped-query attention of rotated heads; softmax in float32, output in `query`'s dtype.
 
-    Each kernel skips the blocks that none of their queries can see, and no `[N, N]` array exists.
-    Which one runs is decided where the program is compiled for a platform; one for which there is
-    none is an error, for nothing else knows the mask.  Programs are traced for all of them: what
-    one can't take (float16, heads wider than 128) none is given.
+    Each kernel skips the key blocks that no query of a block attends to; no `[N, N]` array exists.
+    The kernel is selected when the program is lowered for a platform; a platform without one is an
+    error.  All kernels are traced, so that inputs which one of them rejects (float16, heads wider
+    than 128) are rejected everywhere.
     """
     return _forward(query, key, value, end)[0]
 
 
 def _forward(query: Array, key: Array, value: Array, end: Array) -> tuple[Array, Array]:
-    found: tuple[Array, Array] = jax.lax.platform_dependent(
+    output_and_lse: tuple[Array, Array] = jax.lax.platform_dependent(
         query,
         key,
         value,
@@ -46,40 +46,40 @@ def _forward(query: Array, key: Array, value: Array, end: Array) -> tuple[Array,
         cuda=attention_gpu.forward,
         tpu=attention_tpu.forward,
     )
-    return found
+    return output_and_lse
 
 
-def _forward_keeping(
+def _forward_with_residuals(
     query: Array, key: Array, value: Array, end: Array
 ) -> tuple[Array, _Residuals]:
-    mixed, log_sum_exp = _forward(query, key, value, end)
-    return mixed, (query, key, value, end, mixed, log_sum_exp)
+    output, log_sum_exp = _forward(query, key, value, end)
+    return output, (query, key, value, end, output, log_sum_exp)
 
 
-def _backward(kept: _Residuals, gradient: Array) -> tuple[Array, Array, Array, None]:
-    slopes: tuple[Array, Array, Array] = jax.lax.platform_dependent(
-        *kept,
+def _backward(residuals: _Residuals, gradient: Array) -> tuple[Array, Array, Array, None]:
+    gradients: tuple[Array, Array, Array] = jax.lax.platform_dependent(
+        *residuals,
         gradient,
         cpu=attention_cpu.backward,
         cuda=attention_gpu.backward,
         tpu=attention_tpu.backward,
     )
-    return (*slopes, None)
+    return (*gradients, None)
 
 
-forest_attention.defvjp(_forward_keeping, _backward)
+forest_attention.defvjp(_forward_with_residuals, _backward)
 
 
 class ForestAttention(flax.struct.PyTreeNode):
     """Attention within the rows of a forest; carries no state from call to call.
 
     An attention strategy is called in every layer as `strategy(query, key, value, state)`, with
-    rotated queries and keys, and returns the mixed values and the layer's new state.  `layout`
-    says how rows and heads are cut over devices.
+    rotated queries and keys, and returns the attention output and the layer's new state.  `layout`
+    shards rows and heads over devices.
     """
 
     end: Int[Array, "B N"]
-    layout: Layout | None = flax.struct.field(pytree_node=False, default=None)
+    layout: ShardingRules | None = flax.struct.field(pytree_node=False, default=None)
 
     def __call__(
         self,
@@ -88,11 +88,11 @@ class ForestAttention(flax.struct.PyTreeNode):
         value: Float[Array, "B N K h"],
         state: Any = None,
     ) -> tuple[Float[Array, "B N H h"], Any]:
-        """Mixed values, and `state` as it came."""
+        """Attention output, and `state` unchanged."""
         attend: Callable[..., Any] = forest_attention
         if self.layout is not None:
-            # Rows and heads need nothing of one another, which no compiler sees in a kernel.
+            # Rows and heads are independent, which the compiler can't infer from a kernel.
             heads = ("rows", "slots", "each_head", None)
-            taken = (heads, heads, heads, ("rows", "slots"))
-            attend = self.layout.on_each_device(forest_attention, taken, heads)
+            in_axes = (heads, heads, heads, ("rows", "slots"))
+            attend = self.layout.on_each_device(forest_attention, in_axes, heads)
         return attend(query, key, value, self.end), state

@@ -1,36 +1,36 @@
 """Forest attention on NVIDIA GPUs: three Pallas kernels, compiled by Triton.
 
 Slot `i` sees slot `j` exactly when `j <= i <= end[j]`.  All kernels are flash attention (Dao, 2023,
-arXiv:2307.08691): scores live in registers only, softmax figures and sums in float32.
+arXiv:2307.08691): scores live in registers only, softmax statistics and sums in float32.
 
 - A query tile holds the same slots of several query heads of one group, so that heads share the
-  keys and values that a program reads, and a tile of 128 rows spans few slots: less of a block
-  that is visible in part goes to waste.
-- `forward` and the gradient of the queries walk, for each query block, the list of key blocks that
-  it needs (`blocks.whole_first`): first those without a mask, then those with one.
-- The gradients of keys and values walk, for each key block, the query blocks between its first
-  slot and its greatest `end`: column intervals make that one run, and what every key of the block
-  is visible to a run within it.  Heads of a group are added up by the product itself: no atomics,
-  and the same result every time.
+  keys and values that a program reads, and a tile of 128 rows spans few slots: less of a partly
+  visible block is wasted.
+- `forward` and the gradient of the queries loop, for each query block, over the list of key blocks
+  that it needs (`blocks.whole_first`): first those without a mask, then those with one.
+- The gradients of keys and values loop, for each key block, over the query blocks between its first
+  slot and its largest `end`: a contiguous range, within which the fully visible query blocks are a
+  contiguous range too.  The matrix product sums over the heads of a group: no atomics, so that
+  results are deterministic.
 
-What limits them: the tensor cores wait for the softmax, since Triton's two warp groups work in
-step, and a program's registers and shared memory leave room for one program on a multiprocessor.
-The tuning data that comes with tokamax 0.0.12 for an H100 (bfloat16, 32 plain causal rows of 4,096,
-32 query heads and 8 key-value heads 128 wide, forward) say what that costs: 11.6 ms with this
-compiler at its best (38 % of the peak), 7.2 with a warp-specialised Mosaic kernel, 6.8 with cuDNN;
-backward without tuning 41 with this compiler and 61 with Mosaic.  Neither of the faster ones takes
-column intervals.  float32 runs on the plain cores, as tensor cores would round it to tf32.
+The bottleneck: tensor cores wait for the softmax, since Triton's two warp groups run in lockstep,
+and registers and shared memory fit one program per multiprocessor.  The tuning data of tokamax
+0.0.12 for an H100 (bfloat16, 32 plain causal rows of 4,096, 32 query heads and 8 key-value heads of
+width 128, forward) show the cost: 11.6 ms with Triton at its best (38 % of peak), 7.2 with a
+warp-specialised Mosaic kernel, 6.8 with cuDNN; backward, untuned, 41 with Triton and 61 with
+Mosaic.  Neither of the faster ones supports column intervals.  float32 runs on the CUDA cores, as
+tensor cores would round it to tf32.
 
-Tiles (`_TILES`) were chosen from those figures and from what the compiler says of an H100: no
-register is spilled, and tiles are asked for two turns before they are used.  The kernels here have
-not been timed on a GPU.  A program takes up to 225 KB of shared memory of an H100 (which has 227)
-and 161 of an A100 (163, where the compiler keeps one tile less); cards with less can't run them.
+Tile sizes (`_TILES`) were chosen from those figures and from the compiler's report for an H100: no
+register spills, and tiles are prefetched two iterations ahead.  The kernels here have not been
+timed on a GPU.  A program takes up to 225 KB of shared memory on an H100 (of 227) and 161 on an
+A100 (of 163, where the compiler prefetches one tile less); GPUs with less can't run them.
 
-The compiler can't cut these kernels over devices by itself: call them within `jax.shard_map`, rows
-over any mesh axes and heads over one that divides the key-value heads; they need no communication.
-Rows that are not a multiple of 128 slots long are copied to be padded.
+XLA can't partition these kernels: call them within `jax.shard_map`, rows over any mesh axes and
+heads over one that divides the key-value heads; they need no communication.  Rows are padded, by a
+copy, to a multiple of 128 slots.
 
-jax deprecates this compiler from 0.11 on (it warns once a program) in favour of its Mosaic one.
+jax deprecates the Triton backend from 0.11 on (with one warning per program) in favour of Mosaic.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ from befm_jax.llama import blocks
 from befm_jax.llama.config import WIDEST_HEAD
 
 _LOG2_E = math.log2(math.e)
-# Finite, so that a row which has met no visible key yet yields no NaN: what it has added up by then
-# is multiplied by zero at its first visible key, and every slot sees at least itself.  A power of
-# two, so that its product with the scale is exact: compilers merge that product into the following
-# subtraction or not, and the difference of an unseen score to itself must be zero either way.
-_UNSEEN = -(2.0**100)
-# The least rows, columns and depth of a product in Triton.
-_LEAST = 16
+# Finite, so that a row without a visible key so far yields no NaN: its sums are multiplied by zero
+# at its first visible key, and every slot sees at least itself.  A power of two, so that its
+# product with the scale is exact: compilers may fuse that product into the following subtraction,
+# and the difference of a masked score and itself must be zero either way.
+_MASKED = -(2.0**100)
+# The smallest M, N and K of a Triton dot.
+_MIN_DOT = 16
 
 
 class _Tile(NamedTuple):
-    """How one kernel is cut.
+    """Tile sizes of one kernel.
 
-    `rows`: (query head, slot) pairs of a query tile; `keys`: slots of a key tile; `warps` of 32
-    threads a program; `stages`: turns of the loop whose tiles are on their way at a time.
+    `rows`: (query head, slot) pairs per query tile; `keys`: slots per key tile; `warps` of 32
+    threads per program; `stages`: software pipeline stages of the loop.
     """
 
     rows: int
@@ -79,10 +79,10 @@ class _Tiles(NamedTuple):
     d_key: _Tile
 
 
-# By head width (the next that is not narrower) and dtype.  In bfloat16 the tile that stays has 128
-# rows: of fewer, tensor cores would consume tiles faster than the L2 cache delivers them.  With
-# three stages a tile is asked for a whole turn before it is used; with two, only as long before as
-# the turn's last product takes, which is too short.
+# By head width (rounded up) and dtype.  In bfloat16 the resident tile has 128 rows: with fewer,
+# tensor cores would consume tiles faster than the L2 cache delivers them.  With three stages a tile
+# is requested a full iteration before its use; with two, only the last product's time before, which
+# is too short.
 _TILES = {
     (64, "bfloat16"): _Tiles(
         forward=_Tile(rows=128, keys=64, warps=4, stages=3),
@@ -107,10 +107,10 @@ _TILES = {
 }
 
 
-class _Cut(NamedTuple):
-    """One kernel's tile fitted to a problem.
+class _Tiling(NamedTuple):
+    """One kernel's tile sizes for given array shapes.
 
-    A query tile is `heads` query heads of one group by `slots` slots, and a group has `parts` such
+    A query tile is `heads` query heads of one group by `slots` slots; a group has `parts` such
     tiles for the same slots.
     """
 
@@ -130,8 +130,8 @@ class _Cut(NamedTuple):
         return max(self.slots, self.keys)
 
 
-class _Figures(NamedTuple):
-    """What both gradient kernels read, padded: see `backward`."""
+class _GradientInputs(NamedTuple):
+    """The padded inputs of both gradient kernels: see `backward`."""
 
     end: Array
     query: Array
@@ -139,7 +139,7 @@ class _Figures(NamedTuple):
     value: Array
     gradient: Array
     log_sum_exp: Array
-    through: Array
+    delta: Array
 
 
 def forward(
@@ -152,34 +152,34 @@ def forward(
 ) -> tuple[Float[Array, "B N H h"], Float32[Array, "B H N"]]:
     """Attention within the rows of a forest; scores are divided by the root of the head width.
 
-    Returns the mixed values in the dtype of `query`, and for every query head and slot the natural
-    logarithm of the sum of its exponentiated scores, which `backward` wants.  `interpret` runs the
-    kernels on any device, slowly, to check them.
+    Returns the attention output in the dtype of `query`, and the (natural) log-sum-exp of the
+    scores of every query head and slot, which `backward` needs.  `interpret` runs the kernels on
+    any device, slowly, for tests.
 
     Raises:
-        ValueError: heads wider than 128, query heads that do not divide by key-value heads, or
-            arrays that are not all bfloat16 or all float32.
+        ValueError: heads wider than 128, query heads not a multiple of key-value heads, or arrays
+            that are not all bfloat16 or all float32.
     """
     batch, slots, heads, width = query.shape
-    cut = _cut(_tiles(query, key, value).forward, query, key)
-    end, query, key, value = _padded(cut, end, query, key, value)
+    tiling = _tiling(_tiles(query, key, value).forward, query, key)
+    end, query, key, value = _padded(tiling, end, query, key, value)
     padded = query.shape[1]
-    lists = blocks.whole_first(blocks.pairs(end, cut.slots, cut.keys))
-    specs = _QuerySpecs(cut, query)
-    mixed, log_sum_exp = pl.pallas_call(
-        functools.partial(_forward_kernel, cut=cut, scale=width**-0.5),
+    lists = blocks.whole_first(blocks.pairs(end, tiling.slots, tiling.keys))
+    specs = _QuerySpecs(tiling, query)
+    output, log_sum_exp = pl.pallas_call(
+        functools.partial(_forward_kernel, tiling=tiling, scale=width**-0.5),
         grid=specs.grid,
         in_specs=[*specs.lists(lists), specs.end, specs.query, specs.key, specs.key],
-        out_specs=[specs.query, specs.figure],
+        out_specs=[specs.query, specs.row_stat],
         out_shape=[
             jax.ShapeDtypeStruct(query.shape, query.dtype),
             jax.ShapeDtypeStruct((batch, heads, padded), jnp.float32),
         ],
-        compiler_params=cut.params,
+        compiler_params=tiling.params,
         interpret=interpret,
         name="forest_attention_forward",
     )(*lists, end, query, key, value)
-    return mixed[:, :slots, :, :width], log_sum_exp[:, :, :slots]
+    return output[:, :slots, :, :width], log_sum_exp[:, :, :slots]
 
 
 def backward(
@@ -187,7 +187,7 @@ def backward(
     key: Float[Array, "B N K h"],
     value: Float[Array, "B N K h"],
     end: Int32[Array, "B N"],
-    mixed: Float[Array, "B N H h"],
+    output: Float[Array, "B N H h"],
     log_sum_exp: Float32[Array, "B H N"],
     gradient: Float[Array, "B N H h"],
     *,
@@ -195,8 +195,8 @@ def backward(
 ) -> tuple[Float[Array, "B N H h"], Float[Array, "B N K h"], Float[Array, "B N K h"]]:
     """Gradients of `query`, `key` and `value`, each in its dtype.
 
-    `mixed` and `log_sum_exp` are what `forward` returned, `gradient` is that of `mixed`.  Softmax
-    weights are computed again from `log_sum_exp`.
+    `output` and `log_sum_exp` are the results of `forward`, `gradient` is that of `output`.
+    Softmax weights are recomputed from `log_sum_exp`.
 
     Raises:
         ValueError: as `forward`.
@@ -204,18 +204,18 @@ def backward(
     slots, width = query.shape[1], query.shape[3]
     tiles = _tiles(query, key, value)
     # The part of a score's gradient that comes through the softmax's denominator.
-    through = jnp.sum(mixed.astype(jnp.float32) * gradient.astype(jnp.float32), axis=3)
-    rest = (log_sum_exp, through.swapaxes(1, 2))
+    delta = jnp.sum(output.astype(jnp.float32) * gradient.astype(jnp.float32), axis=3)
+    row_stats = (log_sum_exp, delta.swapaxes(1, 2))
 
-    def figures(cut: _Cut) -> _Figures:
-        arrays = _padded(cut, end, query, key, value, gradient.astype(query.dtype))
-        more = ((0, 0), (0, 0), (0, arrays[0].shape[1] - slots))
-        return _Figures(*arrays, *(jnp.pad(figure, more) for figure in rest))
+    def inputs(tiling: _Tiling) -> _GradientInputs:
+        arrays = _padded(tiling, end, query, key, value, gradient.astype(query.dtype))
+        padding = ((0, 0), (0, 0), (0, arrays[0].shape[1] - slots))
+        return _GradientInputs(*arrays, *(jnp.pad(stat, padding) for stat in row_stats))
 
-    cut = _cut(tiles.d_query, query, key)
-    d_query = _d_query(cut, figures(cut), width**-0.5, interpret)
-    cut = _cut(tiles.d_key, query, key)
-    d_key, d_value = _d_key(cut, figures(cut), width**-0.5, interpret)
+    tiling = _tiling(tiles.d_query, query, key)
+    d_query = _d_query(tiling, inputs(tiling), width**-0.5, interpret)
+    tiling = _tiling(tiles.d_key, query, key)
+    d_key, d_value = _d_key(tiling, inputs(tiling), width**-0.5, interpret)
     return (
         d_query[:, :slots, :, :width],
         d_key[:, :slots, :, :width],
@@ -223,12 +223,12 @@ def backward(
     )
 
 
-def _d_query(cut: _Cut, figures: _Figures, scale: float, interpret: bool) -> Array:
-    query = figures.query
-    lists = blocks.whole_first(blocks.pairs(figures.end, cut.slots, cut.keys))
-    specs = _QuerySpecs(cut, query)
+def _d_query(tiling: _Tiling, inputs: _GradientInputs, scale: float, interpret: bool) -> Array:
+    query = inputs.query
+    lists = blocks.whole_first(blocks.pairs(inputs.end, tiling.slots, tiling.keys))
+    specs = _QuerySpecs(tiling, query)
     return pl.pallas_call(
-        functools.partial(_d_query_kernel, cut=cut, scale=scale),
+        functools.partial(_d_query_kernel, tiling=tiling, scale=scale),
         grid=specs.grid,
         in_specs=[
             *specs.lists(lists),
@@ -237,52 +237,54 @@ def _d_query(cut: _Cut, figures: _Figures, scale: float, interpret: bool) -> Arr
             specs.key,
             specs.key,
             specs.query,
-            specs.figure,
-            specs.figure,
+            specs.row_stat,
+            specs.row_stat,
         ],
         out_specs=specs.query,
         out_shape=jax.ShapeDtypeStruct(query.shape, query.dtype),
-        compiler_params=cut.params,
+        compiler_params=tiling.params,
         interpret=interpret,
         name="forest_attention_d_query",
-    )(*lists, *figures)
+    )(*lists, *inputs)
 
 
-def _d_key(cut: _Cut, figures: _Figures, scale: float, interpret: bool) -> tuple[Array, Array]:
-    batch, slots, key_heads, width = figures.key.shape
-    groups = figures.query.shape[2] // key_heads
+def _d_key(
+    tiling: _Tiling, inputs: _GradientInputs, scale: float, interpret: bool
+) -> tuple[Array, Array]:
+    batch, slots, key_heads, width = inputs.key.shape
+    groups = inputs.query.shape[2] // key_heads
     group = pl.BlockSpec((None, slots, groups, width), lambda head, row, block: (row, 0, head, 0))
-    figure = pl.BlockSpec((None, groups, slots), lambda head, row, block: (row, head, 0))
+    row_stat = pl.BlockSpec((None, groups, slots), lambda head, row, block: (row, head, 0))
     key = pl.BlockSpec(
-        (None, cut.keys, None, width), lambda head, row, block: (row, block, head, 0)
+        (None, tiling.keys, None, width), lambda head, row, block: (row, block, head, 0)
     )
     d_key, d_value = pl.pallas_call(
-        functools.partial(_d_key_kernel, cut=cut, scale=scale),
-        # The first keys are seen by the most queries: the longest programs start first.
-        grid=(key_heads, batch, slots // cut.keys),
+        functools.partial(_d_key_kernel, tiling=tiling, scale=scale),
+        # The first keys are visible to the most queries: the longest programs start first.
+        grid=(key_heads, batch, slots // tiling.keys),
         in_specs=[
-            pl.BlockSpec((None, cut.keys), lambda head, row, block: (row, block)),
+            pl.BlockSpec((None, tiling.keys), lambda head, row, block: (row, block)),
             group,
             key,
             key,
             group,
-            figure,
-            figure,
+            row_stat,
+            row_stat,
         ],
         out_specs=[key, key],
         out_shape=[
-            jax.ShapeDtypeStruct(figures.key.shape, figures.key.dtype),
-            jax.ShapeDtypeStruct(figures.value.shape, figures.value.dtype),
+            jax.ShapeDtypeStruct(inputs.key.shape, inputs.key.dtype),
+            jax.ShapeDtypeStruct(inputs.value.shape, inputs.value.dtype),
         ],
-        compiler_params=cut.params,
+        compiler_params=tiling.params,
         interpret=interpret,
         name="forest_attention_d_key",
-    )(*figures)
+    )(*inputs)
     return d_key, d_value
 
 
-# In the kernels every argument is a reference to a block in device memory, and what is read from
-# it, and computed with, a tile in registers or shared memory.
+# Every `_ref` argument of a kernel refers to a block in device memory; values read from it are
+# tiles in registers or shared memory.
 
 
 def _forward_kernel(
@@ -293,44 +295,44 @@ def _forward_kernel(
     query_ref: Any,
     key_ref: Any,
     value_ref: Any,
-    mixed_ref: Any,
+    output_ref: Any,
     log_sum_exp_ref: Any,
     *,
-    cut: _Cut,
+    tiling: _Tiling,
     scale: float,
 ) -> None:
     block = _query_block()
-    head, at = _rows(cut)
-    slot = block * cut.slots + at
+    head, at = _rows(tiling)
+    slot = block * tiling.slots + at
     query = query_ref[at, head, :]
     base2 = scale * _LOG2_E
 
-    def turn(key_block: Any, carry: Any, *, masked: bool) -> Any:
-        total, top, mass = carry
-        start = key_block * cut.keys
-        here = pl.ds(start, cut.keys)
+    def body(key_block: Any, carry: Any, *, masked: bool) -> Any:
+        accumulator, row_max, row_sum = carry
+        start = key_block * tiling.keys
+        here = pl.ds(start, tiling.keys)
         scores = _dot(query, key_ref[here, :], 1, 1)
         if masked:
-            key_slot = (start + jnp.arange(cut.keys, dtype=jnp.int32))[None, :]
+            key_slot = (start + jnp.arange(tiling.keys, dtype=jnp.int32))[None, :]
             visible = _visible(slot[:, None], key_slot, end_ref[here][None, :])
-            scores = jnp.where(visible, scores, _UNSEEN)
-        new_top = jnp.maximum(top, jnp.max(scores, axis=1) * base2)
+            scores = jnp.where(visible, scores, _MASKED)
+        new_max = jnp.maximum(row_max, jnp.max(scores, axis=1) * base2)
         # Scaled here and not before: scaling and subtracting are then one instruction.
-        weights = jnp.exp2(scores * base2 - new_top[:, None])
-        fade = jnp.exp2(top - new_top)
-        mass = mass * fade + jnp.sum(weights, axis=1)
+        weights = jnp.exp2(scores * base2 - new_max[:, None])
+        rescale = jnp.exp2(row_max - new_max)
+        row_sum = row_sum * rescale + jnp.sum(weights, axis=1)
         value = value_ref[here, :]
-        total = total * fade[:, None] + _dot(weights.astype(value.dtype), value, 1, 0)
-        return total, new_top, mass
+        update = _dot(weights.astype(value.dtype), value, 1, 0)
+        return accumulator * rescale[:, None] + update, new_max, row_sum
 
-    nothing = (
+    init = (
         jnp.zeros(query.shape, jnp.float32),
-        jnp.full((cut.rows,), -jnp.inf, jnp.float32),
-        jnp.zeros((cut.rows,), jnp.float32),
+        jnp.full((tiling.rows,), -jnp.inf, jnp.float32),
+        jnp.zeros((tiling.rows,), jnp.float32),
     )
-    total, top, mass = _walk(keys_ref, whole_ref[block], needed_ref[block], turn, nothing)
-    mixed_ref[at, head, :] = (total / mass[:, None]).astype(mixed_ref.dtype)
-    log_sum_exp_ref[head, at] = (top + jnp.log2(mass)) / _LOG2_E
+    accumulator, row_max, row_sum = _walk(keys_ref, whole_ref[block], needed_ref[block], body, init)
+    output_ref[at, head, :] = (accumulator / row_sum[:, None]).astype(output_ref.dtype)
+    log_sum_exp_ref[head, at] = (row_max + jnp.log2(row_sum)) / _LOG2_E
 
 
 def _d_query_kernel(
@@ -343,33 +345,33 @@ def _d_query_kernel(
     value_ref: Any,
     gradient_ref: Any,
     log_sum_exp_ref: Any,
-    through_ref: Any,
+    delta_ref: Any,
     d_query_ref: Any,
     *,
-    cut: _Cut,
+    tiling: _Tiling,
     scale: float,
 ) -> None:
     block = _query_block()
-    head, at = _rows(cut)
-    slot = block * cut.slots + at
+    head, at = _rows(tiling)
+    slot = block * tiling.slots + at
     query, gradient = query_ref[at, head, :], gradient_ref[at, head, :]
     log_sum_exp = (log_sum_exp_ref[head, at] * _LOG2_E)[:, None]
-    through = through_ref[head, at][:, None]
+    delta = delta_ref[head, at][:, None]
 
-    def turn(key_block: Any, d_query: Any, *, masked: bool) -> Any:
-        start = key_block * cut.keys
-        here = pl.ds(start, cut.keys)
+    def body(key_block: Any, d_query: Any, *, masked: bool) -> Any:
+        start = key_block * tiling.keys
+        here = pl.ds(start, tiling.keys)
         key = key_ref[here, :]
         weights = jnp.exp2(_dot(query, key, 1, 1) * (scale * _LOG2_E) - log_sum_exp)
         if masked:
-            key_slot = (start + jnp.arange(cut.keys, dtype=jnp.int32))[None, :]
+            key_slot = (start + jnp.arange(tiling.keys, dtype=jnp.int32))[None, :]
             visible = _visible(slot[:, None], key_slot, end_ref[here][None, :])
             weights = jnp.where(visible, weights, 0.0)
-        d_scores = weights * (_dot(gradient, value_ref[here, :], 1, 1) - through)
+        d_scores = weights * (_dot(gradient, value_ref[here, :], 1, 1) - delta)
         return d_query + _dot(d_scores.astype(key.dtype), key, 1, 0)
 
-    nothing = jnp.zeros(query.shape, jnp.float32)
-    d_query = _walk(keys_ref, whole_ref[block], needed_ref[block], turn, nothing)
+    zeros = jnp.zeros(query.shape, jnp.float32)
+    d_query = _walk(keys_ref, whole_ref[block], needed_ref[block], body, zeros)
     d_query_ref[at, head, :] = (d_query * scale).astype(d_query_ref.dtype)
 
 
@@ -380,38 +382,38 @@ def _d_key_kernel(
     value_ref: Any,
     gradient_ref: Any,
     log_sum_exp_ref: Any,
-    through_ref: Any,
+    delta_ref: Any,
     d_key_ref: Any,
     d_value_ref: Any,
     *,
-    cut: _Cut,
+    tiling: _Tiling,
     scale: float,
 ) -> None:
-    start = pl.program_id(2) * cut.keys
-    key_slot = (start + jnp.arange(cut.keys, dtype=jnp.int32))[:, None]
+    start = pl.program_id(2) * tiling.keys
+    key_slot = (start + jnp.arange(tiling.keys, dtype=jnp.int32))[:, None]
     end = end_ref[:]
     key, value = key_ref[:, :], value_ref[:, :]
-    head_of_row, at = _rows(cut)
+    head_of_row, at = _rows(tiling)
 
-    # Query blocks from `first` to `stop` see some of these keys, and those from `whole_first` to
-    # `whole_stop` all of them.
-    first = lax.div(start, cut.slots)
-    stop = lax.div(jnp.max(end), cut.slots) + 1
-    whole_first = jnp.minimum(lax.div(start + cut.keys + cut.slots - 2, cut.slots), stop)
-    whole_stop = jnp.clip(lax.div(jnp.min(end) + 1, cut.slots), whole_first, stop)
+    # Query blocks from `first` to before `stop` see some of these keys, and those from
+    # `whole_first` to before `whole_stop` all of them.
+    first = lax.div(start, tiling.slots)
+    stop = lax.div(jnp.max(end), tiling.slots) + 1
+    whole_first = jnp.minimum(lax.div(start + tiling.keys + tiling.slots - 2, tiling.slots), stop)
+    whole_stop = jnp.clip(lax.div(jnp.min(end) + 1, tiling.slots), whole_first, stop)
     whole = whole_stop - whole_first
 
-    def turn(number: Any, carry: Any, *, masked: bool) -> Any:
+    def body(number: Any, carry: Any, *, masked: bool) -> Any:
         d_key, d_value = carry
-        block = lax.div(number, cut.parts)
+        block = lax.div(number, tiling.parts)
         if masked:
-            # The blocks before the wholly visible ones, then those behind them.
+            # The blocks before the fully visible ones, then those after them.
             block = first + block - whole
             block = jnp.where(block < whole_first, block, block + whole)
         else:
             block = whole_first + block
-        slot = block * cut.slots + at
-        head = lax.rem(number, cut.parts) * cut.heads + head_of_row
+        slot = block * tiling.slots + at
+        head = lax.rem(number, tiling.parts) * tiling.heads + head_of_row
         query, gradient = query_ref[slot, head, :], gradient_ref[slot, head, :]
         log_sum_exp = (log_sum_exp_ref[head, slot] * _LOG2_E)[None, :]
         weights = jnp.exp2(_dot(key, query, 1, 1) * (scale * _LOG2_E) - log_sum_exp)
@@ -420,37 +422,39 @@ def _d_key_kernel(
             weights = jnp.where(visible, weights, 0.0)
         d_value = d_value + _dot(weights.astype(gradient.dtype), gradient, 1, 0)
         d_weights = _dot(value, gradient, 1, 1)
-        d_scores = weights * (d_weights - through_ref[head, slot][None, :])
+        d_scores = weights * (d_weights - delta_ref[head, slot][None, :])
         d_key = d_key + _dot(d_scores.astype(query.dtype), query, 1, 0)
         return d_key, d_value
 
-    nothing = jnp.zeros(key.shape, jnp.float32)
-    d_key, d_value = _loops(turn, whole * cut.parts, (stop - first) * cut.parts, (nothing, nothing))
+    zeros = jnp.zeros(key.shape, jnp.float32)
+    d_key, d_value = _loops(
+        body, whole * tiling.parts, (stop - first) * tiling.parts, (zeros, zeros)
+    )
     d_key_ref[:, :] = (d_key * scale).astype(d_key_ref.dtype)
     d_value_ref[:, :] = d_value.astype(d_value_ref.dtype)
 
 
-def _loops(turn: Callable[..., Any], whole: Any, needed: Any, carry: Any) -> Any:
-    """Turns 0 to `whole` without a mask, then to `needed` with one.
+def _loops(body: Callable[..., Any], whole: Any, needed: Any, carry: Any) -> Any:
+    """Iterations 0 to `whole` without a mask, then to `needed` with one.
 
-    Two loops, since a condition inside a loop would keep Triton from reading ahead.
+    Two loops, since a condition inside a loop would keep Triton from prefetching.
     """
-    carry = lax.fori_loop(0, whole, functools.partial(turn, masked=False), carry)
-    return lax.fori_loop(whole, needed, functools.partial(turn, masked=True), carry)
+    carry = lax.fori_loop(0, whole, functools.partial(body, masked=False), carry)
+    return lax.fori_loop(whole, needed, functools.partial(body, masked=True), carry)
 
 
-def _walk(keys_ref: Any, whole: Any, needed: Any, turn: Callable[..., Any], carry: Any) -> Any:
-    """Turns over the listed key blocks, those without a mask first.
+def _walk(keys_ref: Any, whole: Any, needed: Any, body: Callable[..., Any], carry: Any) -> Any:
+    """Loops over the listed key blocks, fully visible ones first.
 
-    A turn reads the number of the block after its own: Triton would otherwise take the reading of
-    the number for the first of the stages, and have one less for the tiles.
+    An iteration loads the next block's index: otherwise that load would take up one of Triton's
+    pipeline stages, and leave one less for the tiles.
     """
     last = keys_ref.shape[0] - 1
 
     def step(number: Any, state: Any, *, masked: bool) -> Any:
         key_block, carry = state
         after = keys_ref[jnp.minimum(number + 1, last)]
-        return after, turn(key_block, carry, masked=masked)
+        return after, body(key_block, carry, masked=masked)
 
     return _loops(step, whole, needed, (keys_ref[0], carry))[1]
 
@@ -460,7 +464,7 @@ def _visible(query_slot: Any, key_slot: Any, end: Any) -> Any:
 
 
 def _dot(left: Any, right: Any, left_axis: int, right_axis: int) -> Any:
-    """A product over one axis of each, added up in float32; float32 is not rounded to tf32."""
+    """A product over one axis of each, accumulated in float32; float32 is not rounded to tf32."""
     return lax.dot_general(
         left,
         right,
@@ -471,41 +475,42 @@ def _dot(left: Any, right: Any, left_axis: int, right_axis: int) -> Any:
 
 
 def _query_block() -> Any:
-    """The last queries see the most keys: the longest programs start first."""
+    """The query block of this program; the last see the most keys, so the longest start first."""
     return pl.num_programs(2) - 1 - pl.program_id(2)
 
 
-def _rows(cut: _Cut) -> tuple[Any, Any]:
+def _rows(tiling: _Tiling) -> tuple[Any, Any]:
     """Head and slot, within the tile, of each of its rows."""
-    row = jnp.arange(cut.rows, dtype=jnp.int32)
-    return lax.div(row, cut.slots), lax.rem(row, cut.slots)
+    row = jnp.arange(tiling.rows, dtype=jnp.int32)
+    return lax.div(row, tiling.slots), lax.rem(row, tiling.slots)
 
 
 class _QuerySpecs:
-    """What a program of the kernels that walk query blocks sees of each array.
+    """Grid and block specs of the kernels whose programs process one query block each.
 
     The grid is (query tiles across heads, rows, query blocks from the last to the first).
     """
 
-    def __init__(self, cut: _Cut, query: Array) -> None:
+    def __init__(self, tiling: _Tiling, query: Array) -> None:
         batch, slots, heads, width = query.shape
-        count = slots // cut.slots
-        self.grid = (heads // cut.heads, batch, count)
+        count = slots // tiling.slots
+        self.grid = (heads // tiling.heads, batch, count)
         self.query = pl.BlockSpec(
-            (None, cut.slots, cut.heads, width),
+            (None, tiling.slots, tiling.heads, width),
             lambda tile, row, block: (row, count - 1 - block, tile, 0),
         )
-        self.figure = pl.BlockSpec(
-            (None, cut.heads, cut.slots), lambda tile, row, block: (row, tile, count - 1 - block)
+        self.row_stat = pl.BlockSpec(
+            (None, tiling.heads, tiling.slots),
+            lambda tile, row, block: (row, tile, count - 1 - block),
         )
         self.key = pl.BlockSpec(
             (None, slots, None, width),
-            lambda tile, row, block: (row, 0, lax.div(tile, cut.parts), 0),
+            lambda tile, row, block: (row, 0, lax.div(tile, tiling.parts), 0),
         )
         self.end = pl.BlockSpec((None, slots), lambda tile, row, block: (row, 0))
 
     def lists(self, lists: blocks.KeyLists) -> list[pl.BlockSpec]:
-        """A program's own list of key blocks, and all counts of its row."""
+        """Specs of a program's own list of key blocks, and of all counts of its row."""
         _, count, keys = lists.keys.shape
         own = pl.BlockSpec((None, None, keys), lambda tile, row, block: (row, count - 1 - block, 0))
         counts = pl.BlockSpec((None, count), lambda tile, row, block: (row, 0))
@@ -515,23 +520,26 @@ class _QuerySpecs:
 def _tiles(query: Array, key: Array, value: Array) -> _Tiles:
     heads, width = query.shape[2:]
     if width > WIDEST_HEAD:
-        raise ValueError(f"heads are at most {WIDEST_HEAD} wide in these kernels, not {width}")
+        raise ValueError(f"the head width is {width}; it must be at most {WIDEST_HEAD}")
     if heads % key.shape[2]:
-        raise ValueError(f"{heads} query heads do not divide by {key.shape[2]} key-value heads")
+        raise ValueError(
+            f"there are {heads} query heads; they must be a multiple of the {key.shape[2]} "
+            "key-value heads"
+        )
     dtypes = sorted({str(array.dtype) for array in (query, key, value)})
     if dtypes not in (["bfloat16"], ["float32"]):
         raise ValueError(
-            "queries, keys and values must be all bfloat16 or all float32 in these kernels, not "
-            f"{' and '.join(dtypes)}"
+            f"queries, keys and values are {' and '.join(dtypes)}; they must be all bfloat16 or "
+            "all float32"
         )
     return _TILES[64 if width <= 64 else 128, dtypes[0]]
 
 
-def _cut(tile: _Tile, query: Array, key: Array) -> _Cut:
+def _tiling(tile: _Tile, query: Array, key: Array) -> _Tiling:
     groups = query.shape[2] // key.shape[2]
-    # A power of two, as every size in Triton, and not so many that a tile has few slots.
-    heads = math.gcd(groups, tile.rows // _LEAST)
-    return _Cut(
+    # A power of two, as Triton requires of every size, and not so large that a tile has few slots.
+    heads = math.gcd(groups, tile.rows // _MIN_DOT)
+    return _Tiling(
         heads=heads,
         parts=groups // heads,
         slots=tile.rows // heads,
@@ -540,10 +548,11 @@ def _cut(tile: _Tile, query: Array, key: Array) -> _Cut:
     )
 
 
-def _padded(cut: _Cut, end: Array, *arrays: Array) -> tuple[Array, ...]:
-    """Slots added up to whole tiles, each seeing itself alone, and heads widened with zeros."""
+def _padded(tiling: _Tiling, end: Array, *arrays: Array) -> tuple[Array, ...]:
+    """Arrays padded to full tiles: slots that see themselves alone, and zeros in the head width."""
     slots, width = arrays[0].shape[1], arrays[0].shape[3]
-    more = -slots % cut.step
-    wider = max(_LEAST, pl.next_power_of_2(width)) - width
-    end = blocks.pad_end(end, slots + more)
-    return end, *(jnp.pad(array, ((0, 0), (0, more), (0, 0), (0, wider))) for array in arrays)
+    more_slots = -slots % tiling.step
+    more_width = max(_MIN_DOT, pl.next_power_of_2(width)) - width
+    end = blocks.pad_end(end, slots + more_slots)
+    padding = ((0, 0), (0, more_slots), (0, 0), (0, more_width))
+    return end, *(jnp.pad(array, padding) for array in arrays)

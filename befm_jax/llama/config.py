@@ -20,7 +20,7 @@ from befm_jax.errors import UserError
 FAMILIES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 # The linears of every layer, by the last part of their name in Hugging Face's checkpoints.
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# Of the attention kernels, whose tiles have to fit a GPU's shared memory.
+# The widest head of the attention kernels, whose tiles must fit a GPU's shared memory.
 WIDEST_HEAD = 128
 
 
@@ -30,10 +30,10 @@ class UnsupportedModelError(UserError):
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Rotary frequencies stretched for long contexts.
+    """Rotary frequencies scaled for long contexts.
 
     `kind` is "llama3" (Llama 3.1: low frequencies divided by `factor`, high ones kept, a ramp
-    between) or "linear" (all divided by `factor`).  The other fields serve "llama3" alone.
+    between) or "linear" (all divided by `factor`).  The other fields are used by "llama3" alone.
     """
 
     kind: str
@@ -80,7 +80,7 @@ class LlamaConfig:
                 f"num_key_value_heads ({self.num_key_value_heads})"
             )
         if self.head_dim % 2:
-            raise UnsupportedModelError(f"head_dim must be even for RoPE, not {self.head_dim}")
+            raise UnsupportedModelError(f"head_dim is {self.head_dim}; it must be even for RoPE")
         if self.head_dim > WIDEST_HEAD:
             raise UnsupportedModelError(
                 f"head_dim is {self.head_dim}; the attention kernels take {WIDEST_HEAD} at most"
@@ -107,7 +107,7 @@ _COUNT, _FLAG = (_is_count, "a whole number, 1 or more"), (_is_flag, "true or fa
 _REQUIRED = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
 )  # fmt: skip
-# field -> (the test, what it must be in words)
+# field -> (predicate, what the error says it must be)
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys((*_REQUIRED, "num_key_value_heads", "head_dim"), _COUNT),
     "max_position_embeddings": _COUNT,
@@ -120,7 +120,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "eos_token_id": (lambda value: all(map(_is_id, value)), "a token id or a list of them"),
     "partial_rotary_factor": (lambda value: value == 1, "1: every feature is rotated"),
 }
-# What transformers takes a field for where the file does not say.
+# transformers' defaults for fields that the file omits.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "max_position_embeddings": 2048},
     "qwen3": {
@@ -128,7 +128,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 32, "head_dim": 128,
     },
 }  # fmt: skip
-# Options with one value that this port computes; absent or null counts as that value.
+# Options of which this port supports one value; absent or null counts as that value.
 _ONLY = {"hidden_act": "silu", "use_sliding_window": False, "quantization_config": None}
 _ROPE_ONLY = ("partial_rotary_factor",)
 
@@ -142,7 +142,7 @@ def read(directory: Path) -> LlamaConfig:
     """
     path = directory / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: not there; a Hugging Face model directory has one")
+        raise FileNotFoundError(f"{path}: no such file; a Hugging Face model directory has one")
     fields = files.read_object(path, UnsupportedModelError)
     try:
         return from_hugging_face(fields)
@@ -156,7 +156,7 @@ def from_hugging_face(fields: Mapping[str, Any]) -> LlamaConfig:
     Reads `rope_scaling` and `rope_theta`, or transformers 5's `rope_parameters`.
 
     Raises:
-        UnsupportedModelError: naming the field that can't be honoured.
+        UnsupportedModelError: a field is missing, invalid or unsupported; names it.
     """
     family = fields.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
@@ -168,7 +168,7 @@ def from_hugging_face(fields: Mapping[str, Any]) -> LlamaConfig:
         if given.get(name, supported) != supported:
             raise UnsupportedModelError(f"{name} is {given[name]!r}; supported: {supported!r}")
     layers = given.get("layer_types", [])
-    if not isinstance(layers, list) or any(one != "full_attention" for one in layers):
+    if not isinstance(layers, list) or any(kind != "full_attention" for kind in layers):
         raise UnsupportedModelError(
             f"layer_types is {layers!r}; supported: a list of 'full_attention' alone"
         )
@@ -180,19 +180,19 @@ def from_hugging_face(fields: Mapping[str, Any]) -> LlamaConfig:
         raise UnsupportedModelError(
             f"rope_parameters is {rope!r}; supported: one object for all layers"
         )
-    # Null for a number of heads, or their width, means: as the others say.
+    # An explicit null head count or width is derived from the other fields, not from defaults.
     given = {
         name: value
         for name, value in _DEFAULTS[family].items()
         if name not in fields or name not in ("num_key_value_heads", "head_dim")
     } | given
     given |= {name: rope[name] for name in ("rope_theta", *_ROPE_ONLY) if name in rope}
-    heads, ends = given["num_attention_heads"], given.get("eos_token_id", [])
+    heads, eos = given["num_attention_heads"], given.get("eos_token_id", [])
     given.setdefault("num_key_value_heads", heads)
-    given["eos_token_id"] = ends if isinstance(ends, list) else [ends]
-    for name, (holds, words) in _FIELDS.items():
-        if name in given and not holds(given[name]):
-            raise UnsupportedModelError(f"{name} is {given[name]!r}; it must be {words}")
+    given["eos_token_id"] = eos if isinstance(eos, list) else [eos]
+    for name, (is_valid, requirement) in _FIELDS.items():
+        if name in given and not is_valid(given[name]):
+            raise UnsupportedModelError(f"{name} is {given[name]!r}; it must be {requirement}")
     given.setdefault("head_dim", given["hidden_size"] // heads)
     given |= {
         "rope_theta": float(given["rope_theta"]),
@@ -212,14 +212,14 @@ def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
             f"rope type is {kind!r}; supported: 'default', 'linear', 'llama3'"
         )
     names = [field.name for field in dataclasses.fields(RopeScaling) if field.name != "kind"]
-    wanted = names if kind == "llama3" else ["factor"]
-    missing = [name for name in wanted if name not in rope]
+    required = names if kind == "llama3" else ["factor"]
+    missing = [name for name in required if name not in rope]
     if missing:
         raise UnsupportedModelError(f"rope type {kind!r} lacks {', '.join(missing)}")
-    for name in wanted:
+    for name in required:
         if not _is_positive(rope[name]):
             raise UnsupportedModelError(f"rope's {name} is {rope[name]!r}; it must be above 0")
-    return RopeScaling(kind, **{name: rope[name] for name in wanted})
+    return RopeScaling(kind, **{name: rope[name] for name in required})
 
 
 def to_hugging_face(config: LlamaConfig, dtype: str) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""How many operations a step needs, counted from the model's shape.
+"""FLOPs of training and decoding, counted from the model's shape.
 
-A multiplication and an addition are two operations.  Matrix products are counted and nothing else:
-on any accelerator the rest is a matter of memory.  What is counted is what the mathematics needs;
-`recomputed` says what a backward pass that keeps no activations (`remat`) does a second time.
+A multiply-add is two FLOPs.  Matrix products alone are counted: everything else is bound by memory
+bandwidth on any accelerator.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from befm_jax.llama.config import LINEARS, LlamaConfig
 
 @dataclass(frozen=True)
 class Flops:
-    """Flops by what they are for; `recomputed` repeats some of the others."""
+    """FLOPs by purpose; `recomputed` are those that `remat` repeats in the backward pass."""
 
     linears: float = 0.0
     adapter: float = 0.0
@@ -25,12 +24,12 @@ class Flops:
 
     @property
     def needed(self) -> float:
-        """Without what is computed twice."""
+        """FLOPs without recomputation: model FLOPs."""
         return self.linears + self.adapter + self.attention + self.vocabulary
 
     @property
     def done(self) -> float:
-        """All that the hardware does."""
+        """FLOPs with recomputation: hardware FLOPs."""
         return self.needed + self.recomputed
 
 
@@ -60,40 +59,40 @@ def training(
     targets: Iterable[str] = LINEARS,
     remat: bool = False,
 ) -> Flops:
-    """Of one forward and backward pass.
+    """FLOPs of one forward and backward pass.
 
-    `slots`: tokens, padding included.  `pairs`: pairs of a query and a key that it sees (of one
-    text of `n` tokens `n (n + 1) / 2`).  `reads`: slots at which the vocabulary is projected.
-    With a `rank` only an adapter of that rank on the `targets` is trained: the weights under it,
-    and the vocabulary, get no gradient, which is a third of the usual work not done.
+    `slots`: tokens, padding included.  `pairs`: pairs of a query and a visible key (`n (n + 1) / 2`
+    for one text of `n` tokens).  `reads`: slots with a vocabulary projection.  `rank`: where not 0,
+    only a LoRA adapter of that rank on the `targets` is trained, and the frozen weights and the
+    vocabulary projection need no weight gradients, a third of their FLOPs.
     """
     shapes, layers = linear_shapes(config), config.num_hidden_layers
     weights = layers * sum(out * into for out, into in shapes.values())
     targets = set(targets)
-    thin = layers * rank * sum(sum(shapes[name]) for name in targets)
+    adapter = layers * rank * sum(sum(shapes[name]) for name in targets)
     # A layer's last product gives its output, which the backward pass does not need again.
     out, into = shapes["down_proj"]
     last = 2 * layers * slots * out * (into + rank * ("down_proj" in targets))
     forward = Flops(
         linears=2 * weights * slots,
-        adapter=2 * thin * slots,
+        adapter=2 * adapter * slots,
         attention=layers * 4 * config.num_attention_heads * config.head_dim * pairs,
         vocabulary=2 * config.vocab_size * config.hidden_size * reads,
     )
-    # Backward: activations' gradients as much again, weights' as much again where they are trained.
-    trained = 2 if rank else 3
+    # Activation gradients cost as much as the forward pass, and so do gradients of trained weights.
+    passes = 2 if rank else 3
     return Flops(
-        linears=trained * forward.linears,
+        linears=passes * forward.linears,
         adapter=3 * forward.adapter,
-        # The backward pass makes the scores again, and four products from them.
+        # The backward pass recomputes the scores, and takes four further products.
         attention=forward.attention * (1 + 2.5),
-        vocabulary=trained * forward.vocabulary,
+        vocabulary=passes * forward.vocabulary,
         recomputed=forward.needed - forward.vocabulary - last if remat else 0.0,
     )
 
 
 def decoding(config: LlamaConfig, *, tokens: float, pairs: float) -> Flops:
-    """Of drawing so many tokens, which look back on so many pairs in all."""
+    """FLOPs of decoding `tokens` tokens that attend over `pairs` query-key pairs in all."""
     weights = config.num_hidden_layers * sum(
         out * into for out, into in linear_shapes(config).values()
     )

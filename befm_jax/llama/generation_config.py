@@ -1,7 +1,7 @@
-"""What a model's `generation_config.json` says: where answers stop, and how to sample.
+"""Stop tokens from a model's `generation_config.json`.
 
-Where answers stop belongs to the model.  How to sample does not: a narrowed sampler measures
-itself, so those settings are ignored, and every results file says which they were.
+Sampling settings (temperature, top-p and so on) are ignored, since a truncated sampler distorts
+the measured distributions; every results file lists the ignored settings.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from befm_jax import files
 from befm_jax.errors import UserError
 
 FILE = "generation_config.json"
-# Fields that do not say how tokens are drawn.
+# Fields that are not sampling settings.
 _NOT_SAMPLING = {
     "eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id",
     "use_cache", "cache_implementation", "transformers_version", "_from_model_config",
@@ -25,12 +25,12 @@ _NOT_SAMPLING = {
 
 
 class GenerationConfigError(UserError):
-    """A `generation_config.json` that can't be read; the message names the field."""
+    """An invalid `generation_config.json`; the message names the field."""
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """`stop_ids`: ids that end an answer; `ignored`: settings of the file that are not followed."""
+    """`stop_ids`: ids that end an answer; `ignored`: sampling settings that are not applied."""
 
     stop_ids: tuple[int, ...] = ()
     ignored: Mapping[str, Any] = field(default_factory=dict)
@@ -40,18 +40,18 @@ def read(directory: str | Path) -> GenerationConfig:
     """The generation config of a Hugging Face directory; an empty one where it has none.
 
     Raises:
-        GenerationConfigError: not a JSON object, an `eos_token_id` that is no id, or a NaN.
+        GenerationConfigError: not a JSON object, an invalid `eos_token_id`, or a NaN.
     """
     path = Path(directory) / FILE
     if not path.is_file():
         return GenerationConfig()
     fields = files.read_object(path, GenerationConfigError)
-    ends = fields.get("eos_token_id")
-    listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    for end in listed:
-        if isinstance(end, bool) or not isinstance(end, int) or end < 0:
+    eos = fields.get("eos_token_id")
+    stop_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    for stop_id in stop_ids:
+        if isinstance(stop_id, bool) or not isinstance(stop_id, int) or stop_id < 0:
             raise GenerationConfigError(
-                f"{path}: eos_token_id is {ends!r}; it may be a token id or a list of them"
+                f"{path}: eos_token_id is {eos!r}; it must be a token id or a list of them"
             )
     ignored = {
         name: value
@@ -61,12 +61,14 @@ def read(directory: str | Path) -> GenerationConfig:
     try:
         json.dumps(ignored, allow_nan=False)  # results files are strict JSON
     except ValueError as error:
-        raise GenerationConfigError(f"{path}: a setting is no finite number ({error})") from error
-    return GenerationConfig(tuple(listed), ignored)
+        raise GenerationConfigError(
+            f"{path}: a setting is not a finite number ({error})"
+        ) from error
+    return GenerationConfig(tuple(stop_ids), ignored)
 
 
 def copy(source: str | Path, target: str | Path) -> None:
-    """Carries the file of a model over to one made from it, if it has one."""
+    """Copies a model's `generation_config.json`, if it has one, to another model directory."""
     path = Path(source) / FILE
     if path.is_file():
         shutil.copyfile(path, Path(target) / FILE)

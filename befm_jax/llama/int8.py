@@ -1,28 +1,28 @@
-"""Weights in eight bits, one scale for each output channel (LLM.int8(): arXiv 2208.07339, 2.1).
+"""Int8 weight-only quantisation, one scale per output channel (LLM.int8(): arXiv 2208.07339, 2.1).
 
     params = int8.quantize(params)                      # or llama.load(..., quantize="int8")
     params = lora.attach(params, adapter)               # the adapter stays float32
 
-Only weights are rounded: products are taken in the dtype of the activations.  Embeddings, the
-vocabulary projection and the norms stay as they are.
+Products are taken in the dtype of the activations.  Embeddings, the vocabulary projection and the
+norms are not quantised.
 
-A weight is widened in the product, not before it.  Read in the optimised programs of XLA (jax
-0.10.2) at the shape of Llama 3.1 8B, a LoRA step of 2,048 slots (v5e: 512) and decoding of 256
+A weight is dequantised within the product, not before it.  In XLA's optimised programs (jax 0.10.2)
+at the shape of Llama 3.1 8B, for a LoRA step of 2,048 slots (v5e: 512) and for decoding 256
 participants:
 
-- TPU (v5e, v5p): the conversion is part of every product's fusion; no wide copy in either.
-- GPU (H100, without autotuning): likewise; only in the backward pass are the weights of the query,
-  key and value projections, which XLA merges into one product, widened before it, a layer's 50 MB
-  at a time.
-- CPU: XLA's products take arrays alone, so that a plain conversion writes the wide weight to
-  memory and reads it back, at every token.  To draw tokens it is therefore widened some rows at a
-  time, few enough for a cache: a [14336, 4096] takes 1.2 times as long as in float32 at one row and
-  0.8 times at 16, where the plain conversion takes 14 and 3.5 times.  For many rows, and where it
-  is cut over devices, it is widened whole, one weight at a time (0.23 GB of that one): at 512 rows
-  it takes 1.3 times as long so (1.05 in parts), a [4096, 14336] 1.3 times (1.4 in parts).
+- TPU (v5e, v5p): the conversion is fused into every product; no wide copy in either program.
+- GPU (H100, without autotuning): likewise, except in the backward pass: the weights of the query,
+  key and value projections, which XLA merges into one product, are converted before it, a layer's
+  50 MB at a time.
+- CPU: XLA's products do not fuse with a conversion, so that it writes the wide weight to memory and
+  reads it back, at every token.  For decoding, the weight is therefore converted in blocks of rows
+  that fit a cache: a [14336, 4096] takes 1.2 times as long as in float32 at one row and 0.8 times
+  at 16, where the full conversion takes 14 and 3.5 times.  For many rows, and where it is sharded,
+  it is converted at once (0.23 GB for that one): at 512 rows that takes 1.3 times as long (1.05
+  in blocks), a [4096, 14336] 1.3 times (1.4 in blocks).
 
-The backward pass widens anew, whole.  Left to differentiation, the wide weights of all layers would
-be kept for it wherever layers are not recomputed: all that the rounding had saved.
+The backward pass converts again, by a custom VJP.  JAX's own differentiation would keep the wide
+weights of all layers as residuals wherever layers are not rematerialised.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from befm_jax.llama.linear import dot
 from befm_jax.llama.model import Params
 
 _LARGEST = 127.0
-# Numbers that a CPU widens at a time: 4 MB of float32, which a cache holds.
+# Weights that a CPU converts at a time: 4 MB of float32, which fit a cache.
 _BLOCK = 1 << 20
-# From so many rows on the product itself takes longest, and the two ways are within a third.
+# From this many rows on the product dominates, and both ways are within a third of each other.
 _MANY_ROWS = 256
 
 
@@ -60,46 +60,46 @@ class Int8Kernel:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the weight which this stands for."""
+        """The shape of the represented weight."""
         return self.values.shape
 
     def project(self, x: Float[Array, "... D"], cut: bool = False) -> Float[Array, "... F"]:
         """`x` times the transposed weight, scaled after the product in float32; dtype of `x`.
 
-        `cut`: whether the weight is cut over devices.
+        `cut`: whether the weight is sharded.
         """
         rows = x.reshape(-1, x.shape[-1])
-        # Loops over parts of a weight that is cut would send something at each turn, and loops of
-        # several weights run side by side (see `linear.after`).
-        in_parts = len(rows) < _MANY_ROWS and self.values.size > _BLOCK and not cut
-        y = _product(rows, self.values, in_parts)
+        # A loop over blocks of a sharded weight would have a collective per iteration, and the
+        # loops of several weights run concurrently (see `linear.after`).
+        in_blocks = len(rows) < _MANY_ROWS and self.values.size > _BLOCK and not cut
+        y = _product(rows, self.values, in_blocks)
         y = (y.astype(jnp.float32) * self.scale[None, :]).astype(x.dtype)
         return y.reshape(*x.shape[:-1], -1)
 
     def dense(self) -> Float[Array, "*L F D"]:
-        """The rounded weight, float32."""
+        """The dequantised weight, float32."""
         return self.values.astype(jnp.float32) * self.scale[..., None]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(
-    x: Float[Array, "T D"], values: Int8[Array, "F D"], in_parts: bool
+    x: Float[Array, "T D"], values: Int8[Array, "F D"], in_blocks: bool
 ) -> Float[Array, "T F"]:
     """`x` times transposed integers, in the dtype of `x`; differentiable in `x` alone.
 
-    `in_parts`: on CPUs some rows of `values` are widened at a time.
+    `in_blocks`: whether CPUs convert `values` in blocks of rows.
     """
-    if in_parts:
+    if in_blocks:
         return jax.lax.platform_dependent(x, values, cpu=_by_blocks, default=dot)
     return dot(x, values)
 
 
-def _product_forward(x: Array, values: Array, in_parts: bool) -> tuple[Array, Array]:
-    return _product(x, values, in_parts), values
+def _product_forward(x: Array, values: Array, in_blocks: bool) -> tuple[Array, Array]:
+    return _product(x, values, in_blocks), values
 
 
-def _product_backward(in_parts: bool, values: Array, gradient: Array) -> tuple[Array, None]:
-    del in_parts
+def _product_backward(in_blocks: bool, values: Array, gradient: Array) -> tuple[Array, None]:
+    del in_blocks
     return dot(gradient, values.T), None
 
 
@@ -107,7 +107,7 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 def _by_blocks(x: Float[Array, "T D"], values: Int8[Array, "F D"]) -> Float[Array, "T F"]:
-    """`x` times transposed `values`, some rows of which are widened at a time."""
+    """`x` times transposed `values`, which are converted in blocks of rows."""
     height = max(1, _BLOCK // values.shape[1])
     blocks, rest = divmod(len(values), height)
 
@@ -121,7 +121,7 @@ def _by_blocks(x: Float[Array, "T D"], values: Int8[Array, "F D"]) -> Float[Arra
 
 
 def quantize_matrix(weight: Float[Array, "*L F D"]) -> Int8Kernel:
-    """Rounds each output channel to 255 even steps between minus and plus its largest entry.
+    """A weight quantised per output channel to 255 even steps between plus and minus its maximum.
 
     The error of an entry is at most half a step: `max(abs(row)) / 254`.
     """
@@ -132,7 +132,7 @@ def quantize_matrix(weight: Float[Array, "*L F D"]) -> Int8Kernel:
 
 
 def is_quantized(path: tuple[str, ...]) -> bool:
-    """Whether the parameter at a path is one that `quantize` rounds: a layer's linear."""
+    """Whether `quantize` quantises the parameter at a path: the weight of a layer's linear."""
     return path[-1] == "weight" and path[-2] in LINEARS
 
 

@@ -1,4 +1,4 @@
-"""The one matrix product of the model, and the one word on where arrays stand."""
+"""The model's one matrix product, and how its arrays are sharded."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from jaxtyping import Array, Float
 
 @runtime_checkable
 class Kernel(Protocol):
-    """A leaf of the parameters that stands in for a weight matrix and knows its own product.
+    """A parameter leaf that replaces a weight matrix and implements its matrix product.
 
     It is a pytree of arrays; with layers stacked, each of them has a leading axis `L`.
     """
 
     def project(self, x: Float[Array, "... D"], cut: bool = False) -> Float[Array, "... F"]:
-        """`x` times the transposed matrix; `cut`: whether that is cut over devices."""
+        """`x` times the transposed matrix; `cut`: whether the matrix is sharded."""
 
     def dense(self) -> Float[Array, "*L F D"]:
-        """The matrix that this kernel stands for."""
+        """The matrix that this kernel represents."""
 
 
 def dot(
@@ -29,11 +29,9 @@ def dot(
 ) -> Float[Array, "... F"]:
     """`x` times a kernel stored `[out, in]`, in the dtype of `x`.
 
-    `cut`: whether the kernel is cut over devices.
-
-    The kernel is an array, or an object that stands for one (`Kernel`): adapters and quantised
-    weights come in that way, and the model does not know.  float32 products are full float32 on
-    every backend, so that scores mean the same everywhere.
+    The kernel is an array or a `Kernel`: adapters and quantised weights enter the model here.
+    `cut`: whether the kernel is sharded.  float32 products have full float32 precision on every
+    backend, so that scores are comparable across backends.
     """
     if isinstance(kernel, Kernel):
         return kernel.project(x, cut)
@@ -43,67 +41,69 @@ def dot(
     )
 
 
-class Layout(Protocol):
-    """How arrays are sharded, by the names of their axes (`befm_jax.distributed.mesh.Layout`)."""
+class ShardingRules(Protocol):
+    """How arrays are sharded, by logical axis names (implemented by `distributed.mesh.Layout`)."""
 
     @property
     def mesh(self) -> Any:
-        """The devices, or as many as there would be."""
+        """The mesh, concrete or abstract."""
 
     @property
     def compiler_options(self) -> dict[str, str] | None:
-        """What programs over these devices are compiled with, for `jax.jit`."""
+        """The `compiler_options` of `jax.jit` for programs over this mesh."""
 
     @property
     def needs_order(self) -> bool:
-        """Whether what devices send must wait, by the data, for the loop before it (`after`)."""
+        """Whether collectives need a data dependency on the loop before them (see `after`)."""
 
     def sharding(self, *names: str | None) -> jax.sharding.NamedSharding:
         """The sharding of an array with these axes."""
 
     def constrain(self, x: Array, *names: str | None) -> Array:
-        """`x`, cut along its axes."""
+        """`x` with the sharding constraint of these axes."""
 
     def parts(self, name: str) -> int:
-        """Into how many parts an axis is cut."""
+        """The number of shards along an axis."""
 
     def on_each_device(
-        self, function: Callable[..., Any], taken: Sequence[Sequence[str | None]], given: Any
+        self, function: Callable[..., Any], in_axes: Sequence[Sequence[str | None]], out_axes: Any
     ) -> Callable[..., Any]:
-        """`function` on every device's own parts."""
+        """`function` under `jax.shard_map`, for arguments and results with these axes."""
 
 
-def placed(layout: Layout | None, x: Array, *names: str | None) -> Array:
-    """`x`, cut over the devices of a layout; on one device as it is."""
+def placed(layout: ShardingRules | None, x: Array, *names: str | None) -> Array:
+    """`x` with the sharding constraint of these axes; `x` itself without a layout."""
     return x if layout is None else layout.constrain(x, *names)
 
 
-def after(layout: Layout | None, x: Array, done: Float[Array, "*D"], *names: str | None) -> Array:
-    """`x`, cut as before, but only once `done` is there: what is sent for `x` is sent after it.
+def after(
+    layout: ShardingRules | None, x: Array, done: Float[Array, "*D"], *names: str | None
+) -> Array:
+    """`x` with a data dependency on `done`, so that collectives on `x` start after `done`.
 
-    On CPUs alone.  XLA's runtime there starts a collective that does not depend on a loop while the
-    loop runs (`execution_graph.h`: collectives wait for the start of one another, not for the end),
-    each process at a moment of its own; gloo knows messages by their order, and takes that of the
-    loop for the other.  The gradient of `x` does not wait.  `done` has an entry at least.
+    On CPUs alone.  XLA's CPU runtime starts a collective that does not depend on a loop while the
+    loop runs (`execution_graph.h`: a collective waits for another's start, not for its end), at a
+    different moment in each process; gloo matches messages by order alone, and confuses them with
+    the loop's.  The gradient of `x` does not wait.  `done` must not be empty.
     """
     if layout is None or not layout.needs_order:
         return x
-    # Never true, for not-a-number either; the compiler does not know (tests look whether it does).
+    # Never true, not for NaN either, but the compiler can't fold it (a test checks that).
     never = jax.lax.stop_gradient(done[(0,) * done.ndim]) > jnp.inf
-    # Cut as it was: the compiler would otherwise gather `x` first, and choose then.
+    # Without the constraint the compiler would gather `x` before it selects.
     return layout.constrain(jnp.where(never, jnp.zeros((), x.dtype), x), *names)
 
 
-def parts(layout: Layout | None, name: str) -> int:
-    """Into how many parts an axis is cut; on one device it is whole."""
+def parts(layout: ShardingRules | None, name: str) -> int:
+    """The number of shards along an axis; 1 without a layout."""
     return 1 if layout is None else layout.parts(name)
 
 
-def sharding(layout: Layout | None, *names: str | None) -> jax.sharding.NamedSharding | None:
-    """The sharding of a program's result with these axes; on one device the compiler's choice."""
+def sharding(layout: ShardingRules | None, *names: str | None) -> jax.sharding.NamedSharding | None:
+    """The sharding of a result with these axes; None, the compiler's choice, without a layout."""
     return None if layout is None else layout.sharding(*names)
 
 
-def compiler_options(layout: Layout | None) -> dict[str, str] | None:
-    """What programs over the devices of a layout are compiled with."""
+def compiler_options(layout: ShardingRules | None) -> dict[str, str] | None:
+    """The `compiler_options` of `jax.jit` for programs over a layout's mesh."""
     return None if layout is None else layout.compiler_options

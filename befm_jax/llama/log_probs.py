@@ -1,9 +1,9 @@
-"""Log-probabilities of what a forest's reads ask for, a few vocabulary projections at a time.
+"""Log-probabilities of a forest's reads, with logits computed in chunks of slots.
 
 A token's log-probability is read at the slot before it.  The vocabulary is large (128,256 for
-Llama 3), so that the logits of all slots that are read may be larger than everything else in a
-step: they are made for some hundred slots at a time, used, and forgotten.  Columns of `Reads` that
-no row uses cost nothing.
+Llama 3), so that the logits of all slots may be larger than everything else in a step: they are
+computed for some hundred slots at a time and freed.  Columns of `Reads` that no row uses cost
+nothing.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from befm_jax.data.forest import Forest, Reads
 from befm_jax.llama.attention import ForestAttention
-from befm_jax.llama.linear import Layout, after, placed
+from befm_jax.llama.linear import ShardingRules, after, placed
 from befm_jax.llama.model import Llama, Params, hidden_states, logical_axes, vocabulary_logits
 
-# Slots whose logits exist at one time on a device, over all its rows: enough for a good product.
-# Of large vocabularies fewer, so that these logits are at most `_LOGITS` (float32: 256 MB).
+# Slots per chunk on a device, over all its rows: enough for an efficient matrix product.  Fewer for
+# large vocabularies, so that a chunk has at most `_LOGITS` logits (float32: 256 MB).
 _COLUMNS = 2048
 _LOGITS = 2**26
 
@@ -30,10 +30,10 @@ _Sum = TypeVar("_Sum")
 
 
 class TokenScores(NamedTuple):
-    """What a model makes of every read of a forest.
+    """Scores of every read of a forest.
 
-    `log_probs` [B, M] float32: `log p(token | slot and its ancestors)`; `greedy` [B, M]: whether no
-    token is likelier there (of equals, the lowest id counts).  0 and False for padding.
+    `log_probs` [B, M] float32: `log p(token | slot and its ancestors)`; `greedy` [B, M]: whether
+    the token is the argmax (of equals, the lowest id is).  0 and False for padding.
     """
 
     log_probs: Float[Array, "B M"]
@@ -55,15 +55,16 @@ def token_scores(model: Llama, params: Params, forest: Forest, reads: Reads) -> 
         )
 
     shape = reads.token.shape
-    nothing = TokenScores(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool))
-    return _each(visit, nothing, hidden, reads, size)
+    zeros = TokenScores(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool))
+    return _for_each_chunk(visit, zeros, hidden, reads, size)
 
 
 def log_likelihood(model: Llama, params: Params, forest: Forest, reads: Reads) -> Float[Array, ""]:
-    """`sum(weight * log p(token | slot and its ancestors))` of all reads, to be differentiated.
+    """`sum(weight * log p(token | slot and its ancestors))` of all reads; differentiable.
 
-    The gradient is taken where the logits are made, so that they are neither kept for the backward
-    pass nor made a second time; the vocabulary projection gets one only where it is trained.
+    The forward pass computes each chunk's gradient along with its logits, so that logits are
+    neither kept for the backward pass nor recomputed; the vocabulary projection gets a gradient
+    only where it is trained.
     """
     hidden, reads = _hidden(model, params, forest, reads)
     return _log_likelihood(model, _stored_head(params), hidden, reads)
@@ -79,62 +80,63 @@ def _log_likelihood(
         return total + columns.log_likelihood(model, head, columns.hidden)
 
     size = _columns_at_once(model, hidden)
-    return _each(visit, jnp.zeros(()), hidden, reads, size)
+    return _for_each_chunk(visit, jnp.zeros(()), hidden, reads, size)
 
 
 def _with_gradient(
     model: Llama, stored: Any, hidden: Any, reads: Any
 ) -> tuple[Float[Array, ""], tuple[Any, Any]]:
-    """The value, and the gradients of what is differentiated (None for a head that is not)."""
+    """The value, and the gradients of the head (None if it is not trained) and of `hidden`."""
     trained = any(leaf.perturbed for leaf in jax.tree.leaves(stored, is_leaf=_is_primal))
     stored, hidden, reads = jax.tree.map(
         lambda leaf: leaf.value, (stored, hidden, reads), is_leaf=_is_primal
     )
-    head, given_back = jax.vjp(lambda stored: vocabulary_head(model, stored, hidden), stored)
+    head, head_vjp = jax.vjp(lambda stored: vocabulary_head(model, stored, hidden), stored)
 
-    def visit(columns: _Columns, found: tuple[Array, Any, Array]) -> tuple[Array, Any, Array]:
-        total, d_head, d_hidden = found
+    def visit(columns: _Columns, carry: tuple[Array, Any, Array]) -> tuple[Array, Any, Array]:
+        total, d_head, d_hidden = carry
         score = partial(columns.log_likelihood, model)
         if trained:
-            value, (slope, d_columns) = jax.value_and_grad(score, (0, 1))(head, columns.hidden)
-            d_head = jax.tree.map(jnp.add, d_head, slope)
+            value, (d_chunk, d_columns) = jax.value_and_grad(score, (0, 1))(head, columns.hidden)
+            d_head = jax.tree.map(jnp.add, d_head, d_chunk)
         else:
             value, d_columns = jax.value_and_grad(score, 1)(head, columns.hidden)
-        # Every slot that is read has one column; those of padding are slot 0 and add zeros to it.
-        d_hidden = jax.vmap(lambda whole, slots, some: whole.at[slots].add(some))(
+        # Every slot that is read has one column; padding columns are slot 0 and add zeros to it.
+        d_hidden = jax.vmap(lambda row, slots, d_row: row.at[slots].add(d_row))(
             d_hidden, columns.slots, d_columns
         )
         return total + value, d_head, d_hidden
 
-    start = (
+    init = (
         jnp.zeros(()),
         jax.tree.map(jnp.zeros_like, head) if trained else None,
         jnp.zeros_like(hidden),
     )
-    total, d_head, d_hidden = _each(visit, start, hidden, reads, _columns_at_once(model, hidden))
+    size = _columns_at_once(model, hidden)
+    total, d_head, d_hidden = _for_each_chunk(visit, init, hidden, reads, size)
     if not trained:
         return total, (None, d_hidden)
-    (d_stored,) = given_back(d_head)
-    # The backward pass of the layers comes after what is sent for the vocabulary's gradient.
+    (d_stored,) = head_vjp(d_head)
+    # The layers' backward pass starts after the collectives of the vocabulary's gradient.
     done, *_ = jax.tree.leaves(d_stored)
     return total, (d_stored, after(model.layout, d_hidden, done, "rows", "slots", "features"))
 
 
-def _pull(model: Llama, found: tuple[Any, Any], slope: Array) -> tuple[Any, Any, None]:
+def _backward(model: Llama, gradients: tuple[Any, Any], cotangent: Array) -> tuple[Any, Any, None]:
     del model
-    d_stored, d_hidden = jax.tree.map(lambda leaf: leaf * slope.astype(leaf.dtype), found)
+    d_stored, d_hidden = jax.tree.map(lambda leaf: leaf * cotangent.astype(leaf.dtype), gradients)
     return d_stored, d_hidden, None
 
 
-_log_likelihood.defvjp(_with_gradient, _pull, symbolic_zeros=True)
+_log_likelihood.defvjp(_with_gradient, _backward, symbolic_zeros=True)
 
 
 class _Columns(NamedTuple):
-    """Some columns of `Reads`, and the reads there.
+    """A chunk of the columns of `Reads`, and the reads there.
 
-    `slots` [B, C]: the slots that are read at; `hidden` [B, C, D]: their hidden states; `here`
-    [B, M]: which reads are in these columns; `column` [B, M]: in which (0 elsewhere); `token`,
-    `weight` [B, M]: those of the reads.
+    `slots` [B, C]: the slots of the columns; `hidden` [B, C, D]: their hidden states; `here`
+    [B, M]: which reads are in this chunk; `column` [B, M]: each read's column within the chunk (0
+    elsewhere); `token`, `weight` [B, M]: those of the reads.
     """
 
     slots: Int[Array, "B C"]
@@ -145,17 +147,17 @@ class _Columns(NamedTuple):
     weight: Float[Array, "B M"]
 
     def at_reads(self, values: Shaped[Array, "B C"]) -> Shaped[Array, "B M"]:
-        """For every read its own of the values of these columns; anything where it has none."""
+        """Each read's value from its column; arbitrary for reads outside the chunk."""
         return jnp.take_along_axis(values, self.column, axis=1)
 
     def log_probs(self, logits: Float[Array, "B C V"]) -> Float[Array, "B M"]:
-        """Log-probability of every read here; anything elsewhere."""
+        """Log-probability of every read here; arbitrary elsewhere."""
         normaliser = jax.nn.logsumexp(logits, axis=-1)
-        # Row by row: a batch that is sharded then stays where it is.
-        chosen = jax.vmap(lambda logits, column, token: logits[column, token])(
+        # By row, under vmap: a sharded batch then needs no communication.
+        token_logits = jax.vmap(lambda logits, column, token: logits[column, token])(
             logits, self.column, self.token
         )
-        return chosen - self.at_reads(normaliser)
+        return token_logits - self.at_reads(normaliser)
 
     def log_likelihood(self, model: Llama, head: Params, hidden: Array) -> Float[Array, ""]:
         """The weighted sum over the reads here."""
@@ -163,21 +165,21 @@ class _Columns(NamedTuple):
         return jnp.sum(jnp.where(self.here, self.weight * log_probs, 0.0))
 
 
-def _each(
+def _for_each_chunk(
     visit: Callable[[_Columns, _Sum], _Sum],
-    found: _Sum,
+    init: _Sum,
     hidden: Float[Array, "B N D"],
     reads: Reads,
     size: int,
 ) -> _Sum:
-    """`visit` over `size` columns at a time, as far as any row has columns that are read at."""
+    """`visit` folded over chunks of `size` columns, up to the last column that any row uses."""
     column = jnp.asarray(reads.column)
     columns = jnp.max(column) + 1
-    spare = -reads.slots.shape[1] % size
-    slots = jnp.pad(jnp.asarray(reads.slots), ((0, 0), (0, spare)))
+    padding = -reads.slots.shape[1] % size
+    slots = jnp.pad(jnp.asarray(reads.slots), ((0, 0), (0, padding)))
 
-    def some(number: Array, found: _Sum) -> _Sum:
-        here = column // size == number  # -1, padding, is in none
+    def chunk(number: Array, carry: _Sum) -> _Sum:
+        here = column // size == number  # -1, padding, is in no chunk
         at = jax.lax.dynamic_slice_in_dim(slots, number * size, size, axis=1)
         return visit(
             _Columns(
@@ -188,14 +190,16 @@ def _each(
                 jnp.asarray(reads.token),
                 jnp.asarray(reads.weight),
             ),
-            found,
+            carry,
         )
 
-    return jax.lax.fori_loop(0, (columns + size - 1) // size, some, found)
+    return jax.lax.fori_loop(0, (columns + size - 1) // size, chunk, init)
 
 
-def columns_at_once(vocab_size: int, rows: int, slots: int, layout: Layout | None = None) -> int:
-    """How many columns of `Reads` are projected to a vocabulary of this size at a time."""
+def columns_at_once(
+    vocab_size: int, rows: int, slots: int, layout: ShardingRules | None = None
+) -> int:
+    """The number of columns of `Reads` in a chunk, for a vocabulary of this size."""
     if layout is not None:
         rows = -(-rows // layout.parts("rows"))
         vocab_size = -(-vocab_size // layout.parts("each_logit"))
@@ -210,7 +214,7 @@ def _columns_at_once(model: Llama, hidden: Float[Array, "B N D"]) -> int:
 def _hidden(
     model: Llama, params: Params, forest: Forest, reads: Reads
 ) -> tuple[Float[Array, "B N D"], Reads]:
-    """Hidden states, and the reads with columns that are counted after them (`linear.after`)."""
+    """Hidden states, and the reads with a data dependency on them (`linear.after`)."""
     attention = ForestAttention(jnp.asarray(forest.end), model.layout)
     hidden, _ = hidden_states(model, params, forest.tokens, forest.depth, attention)
     column: Any = after(model.layout, jnp.asarray(reads.column), hidden, "rows", "slots")
@@ -218,17 +222,17 @@ def _hidden(
 
 
 def vocabulary_head(model: Llama, params: Params, done: Float[Array, "*D"] | None = None) -> Params:
-    """The part of the parameters that the vocabulary projection uses.
+    """The parameters of the vocabulary projection, sharded by vocabulary alone.
 
-    Gathered from the devices that hold rows of it, once for all chunks; after what is `done` by a
-    loop over layers in the same program (`linear.after`).
+    Gathered once for all chunks, after `done`, the result of the loop over layers in the same
+    program (`linear.after`).
     """
     ((name, stored),) = _stored_head(params).items()
     weight = stored["weight"]
     if done is not None:
         weight = after(model.layout, weight, done, *logical_axes((name, "weight")))
     if name == "embed_tokens":
-        # Columns are gathered within `fsdp` before they change hands with rows within `tensor`.
+        # Columns are gathered over `fsdp` before an all-to-all with rows over `tensor`.
         weight = placed(model.layout, weight, "embedding_rows", "each_embedding_width")
     weight = placed(model.layout, weight, "each_logit", "features")
     return {name: stored | {"weight": weight}}

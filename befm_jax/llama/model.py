@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int
 
 from befm_jax.llama import rope
 from befm_jax.llama.config import LlamaConfig
-from befm_jax.llama.linear import Layout, dot, parts, placed
+from befm_jax.llama.linear import ShardingRules, dot, parts, placed
 
 Attention = Callable[..., tuple[Array, Any]]
 Params = dict[str, Any]
@@ -43,7 +43,7 @@ class Linear(nn.Module):
 
     features: int
     use_bias: bool = False
-    layout: Layout | None = None
+    layout: ShardingRules | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
@@ -75,7 +75,7 @@ class SelfAttention(nn.Module):
     """Projections and rotary positions; which slots a slot sees is up to `attention`."""
 
     config: LlamaConfig
-    layout: Layout | None = None
+    layout: ShardingRules | None = None
 
     @nn.compact
     def __call__(
@@ -112,7 +112,7 @@ class MLP(nn.Module):
     """SwiGLU feed-forward (Shazeer, arXiv 2002.05202)."""
 
     config: LlamaConfig
-    layout: Layout | None = None
+    layout: ShardingRules | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -132,7 +132,7 @@ class Layer(nn.Module):
     """One pre-norm transformer layer."""
 
     config: LlamaConfig
-    layout: Layout | None = None
+    layout: ShardingRules | None = None
 
     @nn.compact
     def __call__(
@@ -158,7 +158,7 @@ class Embedding(nn.Module):
 
     vocab_size: int
     width: int
-    layout: Layout | None = None
+    layout: ShardingRules | None = None
 
     def setup(self) -> None:
         """Declares the one parameter."""
@@ -188,7 +188,7 @@ class Llama(nn.Module):
     config: LlamaConfig
     dtype: Any = jnp.float32
     remat: bool = False
-    layout: Layout | None = None
+    layout: ShardingRules | None = None
 
     def setup(self) -> None:
         """Declares the parts under Hugging Face's names."""

@@ -1,7 +1,4 @@
-"""Shapes of published models, for plans made where no checkpoint is at hand.
-
-From the `config.json` of each, as its owner publishes it on the hub.
-"""
+"""Configs of published models, from `config.json` on the hub, for plans without a checkpoint."""
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ from befm_jax.llama.config import LlamaConfig
 
 
 def frequencies(config: LlamaConfig) -> Float[np.ndarray, " h/2"]:
-    """Radians a position turns each pair of features, float32.
+    """The rotary frequency of each pair of features, in radians per position, float32.
 
-    Rounded to float32 at each step, as the models were trained: by position 1,000 a last-place
-    difference here shows in the logits.  The power alone goes through float64, since NumPy's
-    float32 power is not correctly rounded.
+    Rounded to float32 at each step, as in the models' training: at position 1,000 a difference of
+    one ulp shows in the logits.  The power alone is taken in float64, since NumPy's float32 power
+    is not correctly rounded.
     """
     exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     power = np.power(np.float64(config.rope_theta), exponent.astype(np.float64))
@@ -24,12 +24,12 @@ def frequencies(config: LlamaConfig) -> Float[np.ndarray, " h/2"]:
         return inverse
     if scaling.kind == "linear":
         return inverse / np.float32(scaling.factor)
-    # PyTorch divides a number by an array as a product with the reciprocal: two roundings.
+    # PyTorch divides a scalar by a tensor as a product with the reciprocal: two roundings.
     wavelength = np.float32(2 * np.pi) * (np.float32(1) / inverse)
     original = scaling.original_max_position_embeddings
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    turns = np.float32(original) * (np.float32(1) / wavelength)
-    ramp = (turns - np.float32(low)) / np.float32(high - low)
+    periods = np.float32(original) * (np.float32(1) / wavelength)
+    ramp = (periods - np.float32(low)) / np.float32(high - low)
     between = (1 - ramp) * inverse / np.float32(scaling.factor) + ramp * inverse
     scaled = np.where(wavelength > original / low, inverse / np.float32(scaling.factor), inverse)
     medium = (wavelength <= original / low) & (wavelength >= original / high)
@@ -39,7 +39,7 @@ def frequencies(config: LlamaConfig) -> Float[np.ndarray, " h/2"]:
 def tables(
     positions: Int[Array, "B T"], config: LlamaConfig
 ) -> tuple[Float[Array, "B T h/2"], Float[Array, "B T h/2"]]:
-    """Cosines and sines of every position's angles, float32."""
+    """Rotary tables: the cosines and sines of every position's angles, float32."""
     angles = positions.astype(jnp.float32)[:, :, None] * frequencies(config)[None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
@@ -47,8 +47,8 @@ def tables(
 def rotate(
     x: Float[Array, "B T H h"], cos: Float[Array, "B T h/2"], sin: Float[Array, "B T h/2"]
 ) -> Float[Array, "B T H h"]:
-    """Turns feature pairs `(i, i + h/2)` by their position's angle; computed in float32."""
+    """`x` with feature pairs `(i, i + h/2)` rotated by their position's angle, in float32."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)

@@ -1,9 +1,8 @@
-"""Parameters from files to devices, a chunk at a time.
+"""Streams parameters from files to devices, a chunk at a time.
 
-A chunk is a few layers of one parameter, or the whole of one without layers.  While one is put
-into place on the devices, the next are read by several threads, each slice straight into the
-memory that it is handed over in.  The host holds those few chunks and nothing else; on CPU the
-memory that was read into becomes the parameter itself.
+A chunk is a few layers of a stacked parameter, or all of an unstacked one.  While one is
+transferred to the devices, several threads read the next, each slice straight into its transfer
+buffer.  The host holds those few chunks alone; on CPU the buffer becomes the parameter itself.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ Bounds = tuple[tuple[int, int], ...]
 
 
 _THREADS = 8
-# Chunks that are being read while one is put into place, and how large a chunk may be.
+# Chunks that are being read while one is transferred, and the largest size of a chunk.
 _AHEAD = 2
 _CHUNK_BYTES = 64_000_000
-# One thread reads at most so much at a time, so that a large tensor keeps all of them busy.
+# The largest read of one thread, so that a large tensor keeps all threads busy.
 _JOB_BYTES = 32_000_000
-# Smaller models are loaded before a progress bar says anything.
+# Smaller models load too fast for a progress bar.
 _BAR_BYTES = 200_000_000
-# XLA takes a NumPy array as it is, without a copy, where it is aligned to this.
+# XLA uses a NumPy array without a copy where it is aligned to this.
 _ALIGNMENT = 64
 
 
@@ -53,11 +52,10 @@ class Read(NamedTuple):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One leaf of the parameter tree, and how it is to be held.
+    """One leaf of the parameter tree, with its sharding and dtype on the devices.
 
-    `tensors` are the stored tensors that it is made of: one a layer, in order, where `stacked`.
-    All have one dtype.  `dtype` is the one to hold it in; with `quantize` it becomes an
-    `Int8Kernel`.
+    `tensors` are its stored tensors: one per layer, in order, where `stacked`.  All have one dtype.
+    `dtype` is the dtype on the devices; with `quantize` the leaf becomes an `Int8Kernel`.
     """
 
     path: tuple[str, ...]
@@ -75,25 +73,25 @@ class Parameter:
 
     @property
     def held(self) -> Any:
-        """What the parameter becomes on the devices, as `jax.ShapeDtypeStruct`s."""
+        """The parameter on the devices, as `jax.ShapeDtypeStruct`s."""
         return _held(self.shape, self.dtype, self.sharding, self.quantize)
 
     def pieces(self, devices: Iterable[Any] | None = None) -> dict[Bounds, list[Any]]:
-        """What devices (default: this process's) hold: a part of the parameter -> who holds it."""
-        wanted = self.sharding.addressable_devices if devices is None else set(devices)
-        found: dict[Bounds, list[Any]] = {}
+        """The shards of some devices (default: this process's), with the devices of each."""
+        selected = self.sharding.addressable_devices if devices is None else set(devices)
+        pieces: dict[Bounds, list[Any]] = {}
         for device, index in self.sharding.devices_indices_map(self.shape).items():
-            if device in wanted:
+            if device in selected:
                 bounds = tuple(
                     part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True)
                 )
-                found.setdefault(bounds, []).append(device)
-        return found
+                pieces.setdefault(bounds, []).append(device)
+        return pieces
 
     def reads(self, bounds: Bounds, rows: range | None = None) -> list[Read]:
-        """The slices that a part of the parameter is made of, one a layer where stacked.
+        """The reads of one shard of the parameter: one per layer where stacked.
 
-        `rows` are the layers that are wanted; None: all.
+        `rows` are the layers to read; None: all of the shard's.
         """
         if not self.stacked:
             return [self._read(self.tensors[0], bounds)]
@@ -106,32 +104,32 @@ class Parameter:
 
     @property
     def made_on_host(self) -> bool:
-        """Whether the memory that is read into becomes the parameter: on CPU, if not rounded."""
+        """Whether the read buffer becomes the parameter: on CPU, if not quantised."""
         devices: set[Any] = self.sharding.device_set
         return not self.quantize and all(device.platform == "cpu" for device in devices)
 
     @property
     def read_as(self) -> np.dtype[Any]:
-        """The dtype of what is handed to the devices; they convert where it is not `dtype`."""
+        """The dtype of the transfer; devices convert where it is not `dtype`."""
         return self.dtype if self.made_on_host else self.stored
 
     def chunks(self) -> Iterator[range]:
-        """Ranges of the first axis that are read and put into place one after the other.
+        """Ranges of the first axis that are read and transferred one after the other.
 
-        A parameter without layers is one chunk, and so is one whose host memory is kept.
+        An unstacked parameter is one chunk, and so is one whose read buffer is kept.
         """
         length = self.shape[0]
-        together = length
+        size = length
         if self.stacked and not self.made_on_host:
-            a_layer = sum(self.reads(bounds, range(1))[0].nbytes for bounds in self.pieces())
-            fitting = [n for n in range(1, length + 1) if length % n == 0]
-            together = max(n for n in fitting if n == 1 or n * a_layer <= _CHUNK_BYTES)
-        for start in range(0, length, together):
-            yield range(start, start + together)
+            layer_bytes = sum(self.reads(bounds, range(1))[0].nbytes for bounds in self.pieces())
+            divisors = [n for n in range(1, length + 1) if length % n == 0]
+            size = max(n for n in divisors if n == 1 or n * layer_bytes <= _CHUNK_BYTES)
+        for start in range(0, length, size):
+            yield range(start, start + size)
 
 
 def load(parameters: Sequence[Parameter], description: str) -> dict[tuple[str, ...], Any]:
-    """Reads parameters and puts them on their devices; shows a progress bar in bytes.
+    """Reads parameters and transfers them to their devices; shows a progress bar in bytes.
 
     Raises:
         CheckpointError: a file ends early, or can't be read.
@@ -142,24 +140,24 @@ def load(parameters: Sequence[Parameter], description: str) -> dict[tuple[str, .
         for bounds in parameter.pieces()
         for read in parameter.reads(bounds)
     )
-    found: dict[tuple[str, ...], Any] = {}
-    # Every process reads its own part of the weights; one shows how far it is.
+    loaded: dict[tuple[str, ...], Any] = {}
+    # Every process reads its own shards; the first shows its progress.
     hidden = total < _BAR_BYTES or jax.process_index() > 0
     bar = tqdm(total=total, unit="B", unit_scale=True, desc=description, disable=hidden)
     pool = ThreadPoolExecutor(_THREADS)
     try:
-        # What stays where it is read is read in the order of the files, which disks like best.
+        # Chunks that stay on the host are all read at once, in file order: sequential access.
         kept = [
             _Chunk(parameter, rows, bar)
             for parameter in parameters
             if parameter.made_on_host
             for rows in parameter.chunks()
         ]
-        jobs = [(at, job) for at, chunk in enumerate(kept) for job in chunk.jobs]
-        for at, job in sorted(jobs, key=lambda pair: pair[1].at):
-            kept[at].start(pool, [job])
+        jobs = [(number, job) for number, chunk in enumerate(kept) for job in chunk.jobs]
+        for number, job in sorted(jobs, key=lambda pair: pair[1].at):
+            kept[number].start(pool, [job])
         for chunk in kept:
-            chunk.put(found)
+            chunk.put(loaded)
         waiting: deque[_Chunk] = deque()
         for parameter in parameters:
             if parameter.made_on_host:
@@ -168,32 +166,32 @@ def load(parameters: Sequence[Parameter], description: str) -> dict[tuple[str, .
                 waiting.append(_Chunk(parameter, rows, bar))
                 waiting[-1].start(pool, waiting[-1].jobs)
                 if len(waiting) > _AHEAD:
-                    waiting.popleft().put(found)
+                    waiting.popleft().put(loaded)
         while waiting:
-            waiting.popleft().put(found)
+            waiting.popleft().put(loaded)
     finally:
         pool.shutdown(cancel_futures=True)
         bar.close()
-    return found
+    return loaded
 
 
 class _Job(NamedTuple):
-    """A read that one thread does, and the memory that it goes to."""
+    """One thread's read, and the buffer that it fills."""
 
     read: Read
     target: np.ndarray
 
     @property
     def at(self) -> tuple[str, int]:
-        """The file, and the byte in it, where the read begins."""
+        """The file and the byte offset where the read begins."""
         tensor = self.read.tensor
-        a_row = tensor.nbytes // max(1, tensor.shape[0]) if tensor.shape else 0
+        row_bytes = tensor.nbytes // max(1, tensor.shape[0]) if tensor.shape else 0
         first = self.read.bounds[0][0] if self.read.bounds else 0
-        return str(tensor.file), tensor.offset + first * a_row
+        return str(tensor.file), tensor.offset + first * row_bytes
 
 
 class _Chunk:
-    """Rows of a parameter on their way: where they go, and the `jobs` of reading them."""
+    """Rows of a parameter in transfer: their buffers, and the `jobs` that fill these."""
 
     _bar_lock = threading.Lock()
 
@@ -214,7 +212,7 @@ class _Chunk:
                 self.jobs += _jobs(read, target)
 
     def start(self, pool: ThreadPoolExecutor, jobs: Sequence[_Job]) -> None:
-        """Has some of the chunk's jobs done in other threads."""
+        """Submits some of the chunk's jobs to a thread pool."""
         self._reading += [pool.submit(self._read, *job) for job in jobs]
 
     def _read(self, read: Read, target: np.ndarray) -> None:
@@ -228,8 +226,8 @@ class _Chunk:
         with self._bar_lock:
             self._bar.update(read.nbytes)
 
-    def put(self, found: dict[tuple[str, ...], Any]) -> None:
-        """Waits for the reads, and adds the rows to their parameter in `found`."""
+    def put(self, loaded: dict[tuple[str, ...], Any]) -> None:
+        """Waits for the reads, and writes the rows to their parameter in `loaded`."""
         for read in self._reading:
             read.result()
         parameter = self._parameter
@@ -242,20 +240,20 @@ class _Chunk:
         chunk = jax.make_array_from_single_device_arrays(shape, parameter.sharding, shards)
         complete = len(self._rows) == parameter.shape[0] and not parameter.quantize
         if complete and parameter.read_as == parameter.dtype:
-            found[parameter.path] = chunk
+            loaded[parameter.path] = chunk
         else:
             empty, write = _assembler(
                 parameter.shape, parameter.dtype, parameter.sharding, parameter.quantize
             )
-            if parameter.path not in found:
-                found[parameter.path] = empty()
-            found[parameter.path] = write(found[parameter.path], chunk, self._rows.start)
-        # Device memory is copied to in the background; the host's is free again only after that.
-        jax.block_until_ready(found[parameter.path])
+            if parameter.path not in loaded:
+                loaded[parameter.path] = empty()
+            loaded[parameter.path] = write(loaded[parameter.path], chunk, self._rows.start)
+        # Transfers are asynchronous; the host buffer is freed only after them.
+        jax.block_until_ready(loaded[parameter.path])
 
 
 def _aligned(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
-    """An uninitialised array at an address that XLA takes without a copy."""
+    """An uninitialised array, aligned so that XLA uses it without a copy."""
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + _ALIGNMENT, np.uint8)
     skip = -raw.ctypes.data % _ALIGNMENT
@@ -265,7 +263,7 @@ def _aligned(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
 def _convert(source: np.ndarray, target: np.ndarray) -> None:
     """Copies an array into one of another dtype, rounding to nearest."""
     if source.dtype == jnp.bfloat16 and target.dtype == np.float32:
-        # bfloat16 is the upper half of float32; NumPy's own cast takes it number by number.
+        # bfloat16 is the upper half of float32; NumPy's own cast is not vectorised.
         bits = source.view(np.uint16)
         np.left_shift(bits, np.uint32(16), out=target.view(np.uint32), dtype=np.uint32)
     else:
@@ -273,16 +271,16 @@ def _convert(source: np.ndarray, target: np.ndarray) -> None:
 
 
 def _jobs(read: Read, target: np.ndarray) -> Iterator[_Job]:
-    """A read cut along its first axis into pieces of at most `_JOB_BYTES`, with their targets."""
+    """A read split along its first axis into jobs of at most `_JOB_BYTES`."""
     if read.nbytes <= _JOB_BYTES:
         yield _Job(read, target)
         return
     start, stop = read.bounds[0]
-    a_row = read.nbytes // (stop - start)
-    step = max(1, _JOB_BYTES // a_row)
+    row_bytes = read.nbytes // (stop - start)
+    step = max(1, _JOB_BYTES // row_bytes)
     for first in range(start, stop, step):
         last = min(first + step, stop)
-        part = Read(read.tensor, ((first, last), *read.bounds[1:]), a_row * (last - first))
+        part = Read(read.tensor, ((first, last), *read.bounds[1:]), row_bytes * (last - first))
         yield _Job(part, target[first - start : last - start])
 
 
@@ -290,44 +288,44 @@ def _jobs(read: Read, target: np.ndarray) -> Iterator[_Job]:
 def _assembler(
     shape: tuple[int, ...], dtype: np.dtype[Any], sharding: Sharding, quantize: bool
 ) -> tuple[Callable[[], Any], Callable[[Any, Array, int], Any]]:
-    """`empty()`, and `write(whole, chunk, row)`, which converts a chunk and puts it in place.
+    """`empty()`, and `write(parameter, chunk, row)`, which converts a chunk and inserts it.
 
-    `whole` is donated: it is written in its own memory.
+    `parameter` is donated: it is updated in place.
     """
     convert = _converter(dtype, quantize)
-    whole = _held(shape, dtype, sharding, quantize)
-    placed = jax.tree.map(lambda leaf: leaf.sharding, whole)
+    abstract = _held(shape, dtype, sharding, quantize)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def empty() -> Any:
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), whole)
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
 
-    def write(whole: Any, chunk: Array, row: Array) -> Any:
-        def put(into: Array, part: Array) -> Array:
+    def write(parameter: Any, chunk: Array, row: Array) -> Any:
+        def insert(into: Array, part: Array) -> Array:
             return jax.lax.dynamic_update_slice_in_dim(into, part, row, axis=0)
 
-        return jax.tree.map(put, whole, convert(chunk))
+        return jax.tree.map(insert, parameter, convert(chunk))
 
     return (
-        jax.jit(empty, out_shardings=placed),
-        jax.jit(write, donate_argnums=0, out_shardings=placed),
+        jax.jit(empty, out_shardings=shardings),
+        jax.jit(write, donate_argnums=0, out_shardings=shardings),
     )
 
 
 def _converter(dtype: np.dtype[Any], quantize: bool) -> Callable[[Array], Any]:
-    """What is done to a chunk that was read."""
+    """The conversion of a chunk on the devices."""
     return int8.quantize_matrix if quantize else lambda chunk: chunk.astype(dtype)
 
 
 def _held(shape: tuple[int, ...], dtype: np.dtype[Any], sharding: Sharding, quantize: bool) -> Any:
-    """What a whole parameter becomes, as `jax.ShapeDtypeStruct`s with their shardings."""
-    # A kernel's further arrays, one number a row each, are cut as the rows are.
+    """A parameter on the devices, as `jax.ShapeDtypeStruct`s with their shardings."""
+    # A kernel's scale, one entry per row, is sharded as the rows are.
     by_row: Any = sharding
     if isinstance(sharding, NamedSharding):
         by_row = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[: len(shape) - 1]))
-    whole = jax.eval_shape(_converter(dtype, quantize), jax.ShapeDtypeStruct(shape, dtype))
+    abstract = jax.eval_shape(_converter(dtype, quantize), jax.ShapeDtypeStruct(shape, dtype))
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=sharding if leaf.shape == shape else by_row
         ),
-        whole,
+        abstract,
     )

@@ -1,4 +1,4 @@
-"""A small Llama from nothing: its own SentencePiece tokenizer and seeded random weights."""
+"""A small Llama: a SentencePiece tokenizer trained on given texts, and seeded random weights."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _NUMBERS = [str(number) for number in range(1000)]
 
 
 def train_tokenizer(texts: Iterable[str], pieces: int = 600) -> Tokenizer:
-    """A SentencePiece BPE tokenizer of a few texts, in Llama 3's chat layout.
+    """A SentencePiece BPE tokenizer trained on texts, with Llama 3's chat template.
 
     The vocabulary is bytes, the numbers 0 to 999, Llama 3's special tokens and about `pieces`
-    learnt pieces (fewer where the texts have fewer).  The SentencePiece model is carried over
-    piece by piece into a Hugging Face fast tokenizer, so that transformers loads the result.
+    learnt pieces (fewer where the texts have fewer).  The SentencePiece model is converted to a
+    Hugging Face fast tokenizer, which transformers loads.
 
     Raises:
-        UserError: SentencePiece can't: no text, or fewer pieces than there are characters.
+        UserError: SentencePiece fails: no text, or fewer pieces than there are characters.
     """
     written = io.BytesIO()
     fixed = len(_NUMBERS) + 256 + 1
@@ -55,29 +55,34 @@ def train_tokenizer(texts: Iterable[str], pieces: int = 600) -> Tokenizer:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise UserError(f"no tokenizer of {pieces} pieces can be learnt: {error}") from error
-    learnt = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
-    return Tokenizer(_as_fast(learnt))
+        raise UserError(f"no tokenizer of {pieces} pieces can be trained: {error}") from error
+    sentence_piece = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    return Tokenizer(_as_fast(sentence_piece))
 
 
-def _as_fast(learnt: Any) -> PreTrainedTokenizerFast:
+def _as_fast(sentence_piece: Any) -> PreTrainedTokenizerFast:
     """The Hugging Face tokenizer with the same pieces, scores and ids; special tokens come last.
 
-    The special tokens are no pieces of the model, so that their names in a text stay text.
+    Special tokens are not pieces of the model, so that their names in a text are encoded as text.
     """
-    pieces = [learnt.id_to_piece(index) for index in range(learnt.get_piece_size())]
+    pieces = [sentence_piece.id_to_piece(index) for index in range(sentence_piece.get_piece_size())]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    # SentencePiece ranks pieces and joins whichever two neighbours make the best-ranked one, so
-    # a piece stands for every pair that it can be cut into, in the order of the pieces.
+    # SentencePiece ranks pieces and merges the two neighbours that make the best-ranked one, so a
+    # piece gives one merge for every pair that it splits into, in the order of the pieces.
     merges = [
-        (piece[:cut], piece[cut:])
+        (piece[:at], piece[at:])
         for piece in pieces
-        if not (learnt.is_byte(vocabulary[piece]) or learnt.is_unknown(vocabulary[piece]))
-        for cut in range(1, len(piece))
-        if piece[:cut] in vocabulary and piece[cut:] in vocabulary
+        if not (
+            sentence_piece.is_byte(vocabulary[piece])
+            or sentence_piece.is_unknown(vocabulary[piece])
+        )
+        for at in range(1, len(piece))
+        if piece[:at] in vocabulary and piece[at:] in vocabulary
     ]
     fast = FastTokenizer(
-        models.BPE(vocabulary, merges, unk_token=pieces[learnt.unk_id()], byte_fallback=True)
+        models.BPE(
+            vocabulary, merges, unk_token=pieces[sentence_piece.unk_id()], byte_fallback=True
+        )
     )
     fast.normalizer = normalizers.Replace(" ", "\u2581")
     fast.decoder = decoders.Sequence(
@@ -97,11 +102,11 @@ def _as_fast(learnt: Any) -> PreTrainedTokenizerFast:
 def init_params(config: LlamaConfig, seed: int, embedding_scale: float) -> model.Params:
     """Seeded random float32 parameters, made with NumPy (no compilation).
 
-    Matrices are normal with standard deviation `1 / sqrt(in)`, the residual outputs divided by
-    `sqrt(2 L)` (GPT-2's rule); norms are ones.  `embedding_scale` is the standard deviation of the
-    embeddings and of the head.  It decides how far LoRA can move a tiny model's answers: with the
+    Matrices are normal with standard deviation `1 / sqrt(in)`, divided by `sqrt(2 L)` for residual
+    outputs (GPT-2's rule); norms are ones.  `embedding_scale` is the standard deviation of the
+    embeddings and of the head.  It limits how far LoRA can move a tiny model's answers: with the
     usual 0.02, training on uniform answers leaves the number tokens nearly parallel, and a
-    low-rank update can no longer tell them apart.
+    low-rank update can no longer separate them.
     """
     random = np.random.default_rng(seed)
     flat = {}

@@ -1,8 +1,7 @@
-"""What a directory of safetensors files holds, and how slices of it are read.
+"""Headers of a directory of safetensors files, and reads of tensor slices.
 
-Opening reads the headers alone.  A slice goes straight from the file into the array that it is
-for: no memory is mapped for longer than one strided copy, so a process's memory grows by what it
-keeps and nothing else.
+Opening reads the headers alone.  A slice is read straight into its target array: no memory stays
+mapped for longer than one strided copy, so a process's memory grows by its own slices alone.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from befm_jax.errors import UserError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# The names of the format (github.com/huggingface/safetensors) for what weights are stored in.
+# The dtypes of stored weights, by their names in the format (github.com/huggingface/safetensors).
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -35,12 +34,12 @@ _READ_AT_ONCE = 1 << 26
 
 
 class CheckpointError(UserError):
-    """A model directory that can't be read or written as asked; names file and tensor."""
+    """A model directory that can't be read or written; names file and tensor."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor stands on disk: `nbytes` from byte `offset` of `file`, row-major.
+    """A tensor on disk: `nbytes` from byte `offset` of `file`, row-major.
 
     `dtype` is the format's own name for it ("BF16").
     """
@@ -56,11 +55,11 @@ class Tensor:
     def numpy_dtype(self) -> np.dtype[Any]:
         """The dtype in memory.
 
-        Raises CheckpointError for one that weights are not stored in.
+        Raises CheckpointError for a dtype not in `DTYPES`.
         """
         if self.dtype not in DTYPES:
             raise CheckpointError(
-                f"{self.file}: {self.name} is {self.dtype}; weights are one of {', '.join(DTYPES)}"
+                f"{self.file}: {self.name} is {self.dtype}; it must be one of {', '.join(DTYPES)}"
             )
         return DTYPES[self.dtype]
 
@@ -69,9 +68,9 @@ def open_directory(directory: Path) -> dict[str, Tensor]:
     """Every tensor of a model directory by its name; reads headers, no weights.
 
     Raises:
-        FileNotFoundError: no weights, or a file that the index names is not there.
-        CheckpointError: a damaged index, a truncated or damaged file, a tensor that is not where
-            the index says, or pickles instead of safetensors.
+        FileNotFoundError: no weights, or a file in the index does not exist.
+        CheckpointError: a damaged index, a truncated or damaged file, a tensor missing from the
+            file that the index names, or pickles instead of safetensors.
     """
     index = directory / INDEX
     if index.is_file():
@@ -93,10 +92,10 @@ def open_file(path: Path) -> list[Tensor]:
     """The tensors of one safetensors file, from its header.
 
     Raises:
-        CheckpointError: not a safetensors file, or cut off.
+        CheckpointError: not a safetensors file, or a truncated one.
     """
     try:
-        # The library's own checks: sizes, overlaps, and that the file is as long as it says.
+        # The library's own checks: sizes, overlaps and the file's length.
         with safe_open(path, framework="np"):
             pass
         with path.open("rb") as file:
@@ -104,7 +103,7 @@ def open_file(path: Path) -> list[Tensor]:
             header = json.loads(file.read(size))
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: not a readable safetensors file ({error}); was it cut off?"
+            f"{path}: not a readable safetensors file ({error}); is it truncated?"
         ) from error
     header.pop("__metadata__", None)
     return [
@@ -128,16 +127,19 @@ def _open_index(index: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{index}: not an index with a weight_map ({error!r})") from error
     absent = sorted({str(path) for path in files.values() if not path.is_file()})
     if absent:
-        raise FileNotFoundError(f"{index} names {some(absent)}: not there")
-    held = {path: {one.name: one for one in open_file(path)} for path in sorted({*files.values()})}
+        raise FileNotFoundError(f"{index} names {some(absent)}, which does not exist")
+    by_file = {
+        path: {tensor.name: tensor for tensor in open_file(path)}
+        for path in sorted({*files.values()})
+    }
     for name, path in files.items():
-        if name not in held[path]:
+        if name not in by_file[path]:
             raise CheckpointError(f"{path}: lacks {name}, which {index.name} says it holds")
-    return {name: held[path][name] for name, path in files.items()}
+    return {name: by_file[path][name] for name, path in files.items()}
 
 
 def is_contiguous(tensor: Tensor, index: Sequence[slice]) -> bool:
-    """Whether a slice of a tensor is one run of bytes: whole but for its first axis."""
+    """Whether a slice is contiguous in the file: full along every axis but the first."""
     return all(
         (part.start or 0) == 0 and part.stop in (None, size)
         for part, size in zip(index[1:], tensor.shape[1:], strict=True)
@@ -145,10 +147,9 @@ def is_contiguous(tensor: Tensor, index: Sequence[slice]) -> bool:
 
 
 def read_into(target: np.ndarray, tensor: Tensor, index: Sequence[slice]) -> None:
-    """Reads a slice of a tensor into an array of its shape and dtype; safe to call in threads.
+    """Reads a slice of a tensor into an array of its shape and dtype; thread-safe.
 
-    `index` has a slice with a step of one for every axis.  Of a run of columns the disk is read in
-    whole pages.
+    `index` has a slice of step 1 for every axis.  Slices of columns read full pages of the file.
 
     Raises:
         CheckpointError: the file ends before the slice does, or can't be read.
@@ -188,15 +189,15 @@ def _copy_strided(
     start = tensor.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     length = tensor.offset + tensor.nbytes - start
     with mmap.mmap(descriptor, length, access=mmap.ACCESS_READ, offset=start) as mapped:
-        mapped.madvise(mmap.MADV_RANDOM)  # do not read on: the next columns are another's
-        whole = np.frombuffer(
+        mapped.madvise(mmap.MADV_RANDOM)  # no read-ahead: the next columns are not needed
+        full = np.frombuffer(
             mapped, tensor.numpy_dtype, math.prod(tensor.shape), tensor.offset - start
         ).reshape(tensor.shape)
-        target[...] = whole[tuple(index)]
-        del whole  # a map with a view on it can't be closed
+        target[...] = full[tuple(index)]
+        del full  # a map with a view on it can't be closed
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few of a list, and how many more there are."""
+    """The first three names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

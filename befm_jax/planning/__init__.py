@@ -1,1 +1,1 @@
-"""Plans of runs on hardware that is not here: see `befm_jax.plan`."""
+"""Plans of runs on hardware that is not attached: see `befm_jax.plan`."""

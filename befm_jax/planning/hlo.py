@@ -1,8 +1,8 @@
-"""What a compiled program sends between chips, read from its text.
+"""Communication of a compiled program, read from its HLO text.
 
-XLA's own cost analysis counts the body of a loop once.  Here everything is multiplied by how often
-it runs: the number of turns stands beside a loop (`known_trip_count`), or in the condition that
-ends it (`counter < constant`).  Loops whose turns depend on data are given a number by the caller.
+XLA's own cost analysis counts the body of a loop once.  Here every collective is multiplied by its
+trip count: from the loop's `known_trip_count`, or its condition (`counter < constant`).  The caller
+gives a trip count for loops whose own depends on data.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _CALLED = re.compile(
 _BY_HOSTS = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
-_TURNS = re.compile(r'known_trip_count\\?":?\s*\{\\?"?n\\?"?:\s*\\?"(\d+)')
+_TRIP_COUNT = re.compile(r'known_trip_count\\?":?\s*\{\\?"?n\\?"?:\s*\\?"(\d+)')
 _CONSTANT = re.compile(r"%?([\w.\-]+) = [su]\d+\[\]\S* constant\((\d+)\)")
 _COMPARED = re.compile(r"ROOT \S+ = \S+ compare\((.*?)\), direction=(LT|GT)")
 _ARRAY = re.compile(r"\b(pred|[suf]\d+(?:e\d+m\d+\w*)?|bf16|c\d+)\[([\d,]*)\]")
-# Who takes part: listed, as an array of all devices cut up, or by axes of a mesh.
+# Replica groups: listed, as a reshaped iota, or by mesh axes.
 _LISTED = re.compile(r"replica_groups=\{(\{[\d,{} ]*\})?\}")
-_CUT = re.compile(r"replica_groups=(\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)")
+_BY_IOTA = re.compile(r"replica_groups=(\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)")
 _BY_AXES = re.compile(
     r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?\]?(?:T\([\d,]+\))?)\))? \{([^}]*)\}"
 )
@@ -38,8 +38,8 @@ _PAIRS = re.compile(r"source_target_pairs=\{(.*?\})\}")
 _IOTA = re.compile(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?")
 _AXIS = re.compile(r"'([^']+)'(?:=(\d+)|:\((\d+)\)(\d+))?")
 _BITS = {"pred": 8, "bf16": 16}
-# Collective -> bytes that each of `n` chips sends where they pass round in a ring, as a share of
-# the whole array: the gathered one, or that which is reduced.
+# Collective -> bytes that each of `n` chips sends in a ring algorithm, as a fraction of the full
+# array: the gathered one, or the reduced one.
 _SENT = {
     "all-gather": lambda n: (n - 1) / n,
     "reduce-scatter": lambda n: (n - 1) / n,
@@ -53,11 +53,11 @@ _SENT = {
 
 @dataclass(frozen=True)
 class Traffic:
-    """What each chip sends in one run of a program, in bytes by collective.
+    """Bytes that each chip sends in one run of a program, by collective.
 
-    `within` its slice, and `between` slices.  A collective over several slices is taken to run in
-    two stages: within each slice, then of every chip's share with its like in the others.
-    `unknown_loops`: loops whose turns depend on data, which were taken to have the turns given.
+    `within` its slice, and `between` slices.  A collective over several slices is assumed to run in
+    two stages: within each slice, then between the chips of the same share in each slice.
+    `unknown_loops`: loops whose trip count depends on data, for which the caller's was used.
     """
 
     within: dict[str, float]
@@ -65,22 +65,23 @@ class Traffic:
     unknown_loops: int
 
     def by_kind(self) -> dict[str, float]:
-        """Bytes by collective, within slices and between them; largest first."""
+        """Bytes by collective, within and between slices summed; largest first."""
         kinds = {kind: self.within.get(kind, 0) + self.between.get(kind, 0) for kind in _SENT}
-        known = {kind: size for kind, size in kinds.items() if size}
-        return dict(sorted(known.items(), key=lambda one: -one[1]))
+        used = {kind: size for kind, size in kinds.items() if size}
+        return dict(sorted(used.items(), key=lambda entry: -entry[1]))
 
 
 def traffic(text: str, devices: int, slices: int = 1, unknown_turns: float = 1.0) -> Traffic:
-    """Reads the text of a module (`compiled.as_text()`) compiled for so many devices.
+    """The traffic of a module's text (`compiled.as_text()`), compiled for `devices` devices.
 
-    The devices of a slice follow one another.  `unknown_turns`: of loops that end when data say.
+    The devices of a slice are consecutive.  `unknown_turns`: the trip count of loops that depend on
+    data.
     """
     entry, computations = _computations(text)
     times: dict[str, float] = defaultdict(float)
     fused: set[str] = set()
     unknown = 0
-    # Callees stand before their callers in the text: walked backwards, callers come first.
+    # Callees are before their callers in the text: in reverse order, callers come first.
     times[entry] = 1.0
     for name in reversed(list(computations)):
         if not times[name]:
@@ -88,7 +89,7 @@ def traffic(text: str, devices: int, slices: int = 1, unknown_turns: float = 1.0
         for line in computations[name]:
             turns = 1.0
             if " while(" in line:
-                known = _turns(line, computations)
+                known = _trip_count(line, computations)
                 turns = unknown_turns if known is None else known
                 unknown += known is None
             for called in _CALLED.findall(line):
@@ -98,48 +99,49 @@ def traffic(text: str, devices: int, slices: int = 1, unknown_turns: float = 1.0
                         fused.add(callee.strip())
     within: dict[str, float] = defaultdict(float)
     between: dict[str, float] = defaultdict(float)
-    begun: set[str] = set()
+    counted: set[str] = set()
     for name, lines in computations.items():
         for line in lines if times[name] else ():
             for kind, inside, outside in _sent(name, line, devices, slices):
-                # Where a collective is fused with the products that run meanwhile, each of its
-                # pieces names it, and all the same channel.
+                # A collective that is fused with overlapping products is in each of its fusions,
+                # always with the same channel.
                 channel = _CHANNEL.search(line)
                 if name in fused and channel:
-                    if channel.group(1) in begun:
+                    if channel.group(1) in counted:
                         continue
-                    begun.add(channel.group(1))
+                    counted.add(channel.group(1))
                 within[kind] += times[name] * inside
                 between[kind] += times[name] * outside
     return Traffic(dict(within), dict(between), unknown)
 
 
 def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
+    """The entry computation's name, and the lines of every computation."""
     entry = ""
-    found: dict[str, list[str]] = {}
+    by_name: dict[str, list[str]] = {}
     current: list[str] | None = None
     for line in text.splitlines():
         start = _COMPUTATION.match(line)
         if start:
-            current = found.setdefault(start.group(2), [])
+            current = by_name.setdefault(start.group(2), [])
             entry = start.group(2) if start.group(1) else entry
         elif line.startswith("}"):
             current = None
         elif current is not None:
             current.append(line)
-    return entry, found
+    return entry, by_name
 
 
-def _turns(line: str, computations: dict[str, list[str]]) -> float | None:
-    """How often a loop turns: counters go up from 0 by 1, as `lax.scan` makes them."""
-    beside = _TURNS.search(line)
-    if beside:
-        return float(beside.group(1))
+def _trip_count(line: str, computations: dict[str, list[str]]) -> float | None:
+    """A loop's trip count, assuming a counter from 0 in steps of 1, as in `lax.scan`."""
+    known = _TRIP_COUNT.search(line)
+    if known:
+        return float(known.group(1))
     condition = _CONDITION.search(line)
     lines = computations.get(condition.group(1), []) if condition else []
-    constants = {name: float(value) for one in lines for name, value in _CONSTANT.findall(one)}
-    for one in lines:
-        compared = _COMPARED.search(one)
+    constants = {name: float(value) for text in lines for name, value in _CONSTANT.findall(text)}
+    for text in lines:
+        compared = _COMPARED.search(text)
         if compared:
             operands = [operand.split("%")[-1] for operand in compared.group(1).split(", ")]
             limit = operands[-1] if compared.group(2) == "LT" else operands[0]
@@ -150,7 +152,7 @@ def _turns(line: str, computations: dict[str, list[str]]) -> float | None:
 def _sent(
     computation: str, line: str, devices: int, slices: int
 ) -> Iterator[tuple[str, float, float]]:
-    """The collective of an instruction, and the bytes that a chip sends for it."""
+    """The collective of an instruction, and the bytes per chip within and between slices."""
     instruction = _INSTRUCTION.match(line)
     if not instruction:
         return
@@ -159,28 +161,28 @@ def _sent(
     sizes = [_bytes(array) for array in _ARRAY.findall(result)]
     by_hosts = _BY_HOSTS.search(line)
     if kind == "send" and by_hosts:
-        # Between TPU slices the hosts carry what each chip has of the array.
+        # Between TPU slices the hosts transfer each chip's shard of the array.
         kind = by_hosts.group(1).lower().replace("_", "-")
         yield kind, 0.0, _SENT.get(kind, _SENT["all-gather"])(slices) * sizes[0]
     if kind not in _SENT or operation == "send":
         return
     if kind == "collective-permute":
-        # Started: what is sent, what is received, and two counters.
+        # The result is a tuple: what is sent, what is received, and two counters.
         yield kind, *_permuted(line, sizes[0], devices, slices)
         return
     if operation == "all-gather-start":
-        # What goes in, then what comes out.
+        # The result is a tuple of the inputs and the outputs.
         sizes = sizes[len(sizes) // 2 :]
     groups = _groups(line, devices)
     if groups.shape[1] < 2:
         return
-    whole = sum(sizes) * (groups.shape[1] if kind == "reduce-scatter" else 1)
+    full = sum(sizes) * (groups.shape[1] if kind == "reduce-scatter" else 1)
     if computation.startswith("all-reduce-scatter"):
-        # A sum of which a slice is taken in the same fusion: the rest is never sent.
+        # An all-reduce that is sliced in the same fusion: in fact a reduce-scatter.
         kind = "reduce-scatter"
     across = max(len(set(group)) for group in (groups // (devices // slices)).tolist())
     near = groups.shape[1] // across
-    yield kind, _SENT[kind](near) * whole, _SENT[kind](across) * whole / near
+    yield kind, _SENT[kind](near) * full, _SENT[kind](across) * full / near
 
 
 def _permuted(line: str, size: float, devices: int, slices: int) -> tuple[float, float]:
@@ -195,50 +197,50 @@ def _permuted(line: str, size: float, devices: int, slices: int) -> tuple[float,
 
 
 def _groups(line: str, devices: int) -> np.ndarray:
-    """The devices that take part together, `[groups, size]`.
+    """The replica groups, `[groups, size]`.
 
     Raises:
-        ValueError: the text names them in a form that is not known here.
+        ValueError: the text has them in an unknown form.
     """
-    by_axes, cut, listed = _BY_AXES.search(line), _CUT.search(line), _LISTED.search(line)
+    by_axes, by_iota, listed = _BY_AXES.search(line), _BY_IOTA.search(line), _LISTED.search(line)
     if by_axes:
         mesh = {name: int(size) for name, size, *_ in _AXIS.findall(by_axes.group(1))}
         ids = _iota(by_axes.group(2) or "") if by_axes.group(2) else np.arange(devices)
         return _along(ids.reshape(list(mesh.values())), mesh, _AXIS.findall(by_axes.group(3)))
-    if cut:
-        return _iota(cut.group(1))
+    if by_iota:
+        return _iota(by_iota.group(1))
     if listed:
         groups = [_numbers(group) for group in re.findall(r"\{([\d, ]*)\}", listed.group(1) or "")]
         return np.array(groups) if any(groups) else np.arange(devices)[None]
     if "replica_groups=" in line:
-        raise ValueError(f"who takes part in this can't be read: {line.strip()[:300]}")
+        raise ValueError(f"the replica groups can't be read: {line.strip()[:300]}")
     return np.arange(devices)[None]
 
 
 def _iota(text: str) -> np.ndarray:
-    """`[4,4]<=[2,8]T(1,0)`: counted up in the second shape, transposed, cut into the first."""
-    found = _IOTA.match(text)
-    assert found is not None
-    shape = _numbers(found.group(1))
-    ids = np.arange(math.prod(shape)).reshape(_numbers(found.group(2) or found.group(1)))
-    if found.group(3):
-        ids = ids.transpose(_numbers(found.group(3)))
-    return ids.reshape(shape) if found.group(2) else ids
+    """`[4,4]<=[2,8]T(1,0)`: an iota of the second shape, transposed, reshaped to the first."""
+    match = _IOTA.match(text)
+    assert match is not None
+    shape = _numbers(match.group(1))
+    ids = np.arange(math.prod(shape)).reshape(_numbers(match.group(2) or match.group(1)))
+    if match.group(3):
+        ids = ids.transpose(_numbers(match.group(3)))
+    return ids.reshape(shape) if match.group(2) else ids
 
 
 def _along(ids: np.ndarray, mesh: dict[str, int], axes: list[tuple[str, ...]]) -> np.ndarray:
-    """Groups along axes of a mesh; of an axis `'x':(2)4` only the 4 that follow the first 2."""
+    """Groups along mesh axes; `'x':(2)4` is the factor 4 of `x` after its major factor 2."""
     shape: list[int] = []
     grouped: list[int] = []
-    wanted = {name: (int(before or 1), int(size or mesh[name])) for name, _, before, size in axes}
-    for name, whole in mesh.items():
-        before, size = wanted.get(name, (whole, 1))
-        if name in wanted:
+    split = {name: (int(before or 1), int(size or mesh[name])) for name, _, before, size in axes}
+    for name, total in mesh.items():
+        before, size = split.get(name, (total, 1))
+        if name in split:
             grouped.append(len(shape) + 1)
-        shape += [before, size, whole // before // size]
+        shape += [before, size, total // before // size]
     rest = [axis for axis in range(len(shape)) if axis not in grouped]
     ids = ids.reshape(shape).transpose(rest + grouped)
-    return ids.reshape(-1, math.prod(size for _, size in wanted.values()))
+    return ids.reshape(-1, math.prod(size for _, size in split.values()))
 
 
 def _numbers(text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Plans: what a run needs of a topology over a mesh, and which mesh is best."""
+"""Plans: memory, time and traffic of a run on a topology over a mesh, and the ranking of meshes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ from befm_jax.planning.topology import Topology
 from befm_jax.planning.workload import Workload
 
 Sizes = dict[str, int]
-# Slots of the prompt that a planned sampler's participants share.
+# Slots of the shared prompt of a planned sampler.
 _PROMPT = 512
 
 
 @dataclass(frozen=True)
 class PerChip:
-    """Bytes a chip: what it holds all the time, the most that it needs at once, what it has.
+    """Bytes per chip.
 
-    `trained`: adapter and optimiser (of a run that trains everything, the optimiser).
-    `activations`: what the peak has beyond the rest: hidden states, gathered weights, gradients,
-    the program itself.
+    `trained`: adapter and optimiser state (of a full fine-tuning run, the optimiser state alone).
+    `activations`: the rest of the peak: hidden states, gathered weights, gradients, the program.
     """
 
     parameters: int
@@ -44,10 +43,10 @@ class PerChip:
 
 @dataclass(frozen=True)
 class SamplerPlan:
-    """The loop that draws answers, for `participants` at a time: `seconds` a token at the least.
+    """The plan of decoding for `participants` at a time; `seconds`: lower bounds per token.
 
-    The weights are cut over `tensor` as far as the model allows, participants over `data`.  Where
-    there is room the layers stand there twice (`decode.weights_for_decoding`).
+    Weights are sharded over `tensor` as far as the model allows, participants over `data`.  Where
+    memory allows, the layers' weights are there twice (`decode.weights_for_decoding`).
     """
 
     mesh: Sizes
@@ -63,14 +62,14 @@ class SamplerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run of a config needs on a topology, cut over one mesh.
+    """The plan of a config's run on a topology, sharded over one mesh.
 
-    `estimate`: memory and traffic by formula instead of the compiler's word.  `operations`: of a
-    step, over all chips; `needed` leaves out what is computed twice.  `bytes_read`: from a chip's
-    memory in a step, weights alone.  `collective_bytes`: sent by a chip in a step.  `seconds` of a
-    step, by what would limit it if nothing else did: `compute` (at the chip's peak), `memory`,
-    `network` (all links busy), `between_slices`.  `bound` is the longest, `step_seconds_floor` its
-    time.  `step_seconds` has compute at `utilisation` of the peak instead.
+    `estimate`: whether memory and traffic are by formula, not from the compiler.  `operations`:
+    FLOPs of a step, over all chips; `needed` is without recomputation.  `bytes_read`: from a chip's
+    memory in a step, weights alone.  `collective_bytes`: sent by a chip in a step.  `seconds`:
+    lower bounds of a step by resource: `compute` (at the chip's peak), `memory`, `network` (all
+    links busy), `between_slices`.  `bound` is the largest, `step_seconds_floor` its time.
+    `step_seconds` has compute at `utilisation` of the peak instead.
     """
 
     topology: str
@@ -99,7 +98,7 @@ class Plan:
         return self.fits and (self.sampler is None or self.sampler.fits)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The plan as JSON fields."""
         return asdict(self)
 
 
@@ -114,16 +113,16 @@ def make(
     compile_it: bool = True,
     text: Path | None = None,
 ) -> Plan:
-    """Plans one run of a config on a topology, cut by `sizes` (slices, data, fsdp, tensor).
+    """The plan of a config's run on a topology over a mesh of `sizes` (slices, data, fsdp, tensor).
 
-    `observations`: how many and slots each, in place of the config's data.  `compile_it`: whether
-    a compiler is asked; otherwise memory and traffic are those of `planning.formula`.  `text`: a
-    directory that the compiled step is written to as text.
+    `observations`: their number and slots each, in place of the config's data.  `compile_it`:
+    whether the step is compiled; otherwise memory and traffic are those of `planning.formula`.
+    `text`: a directory to which the compiled step's HLO is written.
 
     Raises:
-        ShardingError: the model can't be cut so.
-        ConfigError: the config is not one that can be planned.
-        TopologyError: the compiler can't be had.
+        ShardingError: the model can't be sharded over the mesh.
+        ConfigError: the config's model has no known shape.
+        TopologyError: the compiler is not available.
     """
     shape = workload.shape_of(settings)
     mesh: AnyMesh
@@ -200,12 +199,12 @@ def make(
 
 
 def plan_sampler(settings: Config, on: Topology, shape: LlamaConfig) -> SamplerPlan:
-    """Plans the drawing of answers on a topology, weights cut over `tensor` alone."""
+    """The plan of sampling on a topology, with weights sharded over `tensor` alone."""
     mesh = meshes.answering_mesh(shape, on.devices(), on.slices)
     sizes = dict(zip(("slices", "data", "fsdp", "tensor"), mesh.devices.shape, strict=True))
     given = programs.abstract(settings, shape, mesh)
     compiled = programs.compile_sampler(settings, shape, mesh, given, _PROMPT, on.chip.memory)
-    # One token: the loop itself ends when data say, and is counted once.
+    # One token: the decoding loop's trip count depends on data, and is taken as 1.
     sent = hlo.traffic(compiled.text, on.chips, on.slices) if compiled.text else None
     counted = flops.decoding(shape, tokens=sample.AT_A_TIME, pairs=sample.AT_A_TIME * _PROMPT)
     limits = {
@@ -228,7 +227,7 @@ def plan_sampler(settings: Config, on: Topology, shape: LlamaConfig) -> SamplerP
 
 
 def mesh_sizes(on: Topology, shape: LlamaConfig) -> Iterator[Sizes]:
-    """Every way to cut a config's model over a topology, a row or more for each that has rows."""
+    """Every mesh of a topology over which the model can be sharded."""
     chips = on.chips // on.slices
     for tensor in _divisors(chips):
         for fsdp in _divisors(chips // tensor):
@@ -246,14 +245,11 @@ def mesh_sizes(on: Topology, shape: LlamaConfig) -> Iterator[Sizes]:
 
 
 def ranked(plans: Sequence[Plan]) -> list[Plan]:
-    """Those that fit before those that do not, the quickest first.
-
-    Of equals that which leaves the network most time, and then the smallest.
-    """
+    """Plans sorted: those that fit first, then by step time, network time and peak memory."""
 
     def order(plan: Plan) -> tuple[float, ...]:
-        waiting = plan.seconds["network"] + plan.seconds["between_slices"]
-        return (not plan.fits, plan.step_seconds, waiting, plan.per_chip.peak_bytes)
+        network = plan.seconds["network"] + plan.seconds["between_slices"]
+        return (not plan.fits, plan.step_seconds, network, plan.per_chip.peak_bytes)
 
     return sorted(plans, key=order)
 
@@ -261,10 +257,10 @@ def ranked(plans: Sequence[Plan]) -> list[Plan]:
 def _weights_read(
     settings: Config, shape: LlamaConfig, sizes: Sizes, work: Workload, chunks: int
 ) -> float:
-    """Bytes of weights that a chip reads in a step: whole layers, whoever holds them.
+    """Bytes of weights that a chip reads in a step, gathered ones included.
 
-    Once forward, once backward, once more where the forward pass is computed again; those of the
-    vocabulary twice for each of its `chunks`.
+    Once forward, once backward, once more with remat; those of the vocabulary projection twice for
+    each of its `chunks`.
     """
     width = jnp.dtype(settings.model.dtype).itemsize
     stored = 1 if settings.model.quantize == "int8" else width

@@ -1,4 +1,4 @@
-"""The programs of a run, compiled without arrays for devices that need not be here."""
+"""The programs of a run, compiled ahead of time for devices that need not be attached."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from befm_jax.training import setup
 from befm_jax.training.setup import Setup
 
 _SIZE = r"([\d.]+)([KMGT]?)B?"
-# The compiler's two ways to say that a program does not fit: what it needs, what there is.
+# The compiler's two messages for a program that does not fit: bytes needed, bytes available.
 _EXCEEDED = (
     re.compile(rf"Used {_SIZE} of {_SIZE} hbm"),
     re.compile(rf"memory required for .*? \({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
@@ -45,10 +45,9 @@ _STOPS = (0,)
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of a program.
+    """A compiled program's memory and text.
 
-    `peak`: bytes a device that it needs at once.  `fits`: whether it was compiled; otherwise there
-    is no `text`.
+    `peak`: bytes per device.  `fits`: whether it compiled; otherwise `text` is empty.
     """
 
     peak: int
@@ -58,10 +57,10 @@ class Compiled:
 
 
 def abstract(settings: Config, shape: LlamaConfig, mesh: AnyMesh) -> Setup:
-    """What a run of a config trains over a mesh; nothing is made.
+    """The training setup of a config over a mesh, with abstract arrays.
 
     Raises:
-        ShardingError: the model can't be cut over the mesh.
+        ShardingError: the model can't be sharded over the mesh.
         AdapterError: the adapter does not fit the model.
     """
     dtype, quantize = jnp.dtype(settings.model.dtype), settings.model.quantize == "int8"
@@ -70,9 +69,9 @@ def abstract(settings: Config, shape: LlamaConfig, mesh: AnyMesh) -> Setup:
 
 
 def bytes_held(given: Setup) -> tuple[int, int]:
-    """Bytes a device of the model, and of what is trained and its optimiser.
+    """Bytes per device of the model, and of the adapter with its optimiser state.
 
-    Where everything is trained, the second are those of the optimiser alone.
+    In full fine-tuning, the second are those of the optimiser state alone.
     """
     if given.base is not None:
         return held(given.base), held(given.state)
@@ -81,53 +80,53 @@ def bytes_held(given: Setup) -> tuple[int, int]:
 
 
 def compile_step(given: Setup, work: Workload) -> Compiled:
-    """The training step of a run, by the compiler of the mesh's devices."""
+    """Compiles the training step of a run for the mesh's devices."""
     size = (work.micro_batches, work.rows, work.slots)
-    place = meshes.batch_sharding(given.mesh)
-    whole: Any = jax.ShapeDtypeStruct(size, jnp.int32, sharding=place)
-    weight: Any = jax.ShapeDtypeStruct(size, jnp.float32, sharding=place)
-    batch = Batch(Forest(whole, whole, whole, whole), Reads(whole, whole, whole, weight, weight))
+    sharding = meshes.batch_sharding(given.mesh)
+    ints: Any = jax.ShapeDtypeStruct(size, jnp.int32, sharding=sharding)
+    weight: Any = jax.ShapeDtypeStruct(size, jnp.float32, sharding=sharding)
+    batch = Batch(Forest(ints, ints, ints, ints), Reads(ints, ints, ints, weight, weight))
     return _compile(lambda: given.step.lower(batch))
 
 
 def compile_sampler(
     settings: Config, shape: LlamaConfig, mesh: Mesh, given: Setup, prompt: int, memory: float
 ) -> Compiled:
-    """The loop that draws answers for as many participants as are asked together.
+    """Compiles the decoding loop for a full batch of participants.
 
-    `prompt`: slots of the prompt that they share; `memory`: bytes that a device has.  As in a run
-    the weights stand there twice where there is room for that, and the peak has both.
+    `prompt`: slots of the shared prompt; `memory`: bytes per device.  As in a run, the layers'
+    weights are unstacked where memory allows a copy, which the peak includes.
     """
     layout = Layout(mesh)
     dtype = jnp.dtype(settings.model.dtype)
     model = Llama(shape, dtype, layout=layout)
-    of_asked, of_answers = decode.placements(layout)
-    seats = BatchSlots.dealt(
+    of_asked, of_state = decode.placements(layout)
+    batch = BatchSlots.dealt(
         np.zeros(sample.AT_A_TIME, np.int32), layout.parts("rows"), layout.parts("rows_to_draw")
     )
-    people, heads, width = seats.size, shape.num_key_value_heads, shape.head_dim
+    people, heads, width = batch.size, shape.num_key_value_heads, shape.head_dim
 
-    def cache(rows: int, slots: int, place: Any) -> tuple[KeysValues, ...]:
-        made = jax.eval_shape(
+    def cache(rows: int, slots: int, sharding: Any) -> tuple[KeysValues, ...]:
+        empty = jax.eval_shape(
             lambda: kv_cache.capacity((rows, heads, width, slots), dtype, int8=False)
         )
-        one: KeysValues = jax.tree.map(lambda leaf: _shape(leaf, place), made)
-        return (one,) * shape.num_hidden_layers
+        layer: KeysValues = jax.tree.map(lambda leaf: _shape(leaf, sharding), empty)
+        return (layer,) * shape.num_hidden_layers
 
-    def whole(dtype: Any, *sizes: int) -> Any:
+    def replicated(dtype: Any, *sizes: int) -> Any:
         return jax.ShapeDtypeStruct(sizes, dtype, sharding=of_asked.keys)
 
     asked = decode.Asked(
         cache(1, prompt, of_asked.prefix),
-        whole(jnp.int32, 1),
-        jax.tree.map(lambda leaf: whole(leaf.dtype, *leaf.shape), seats.rows(1, people)),
-        whole(_key().dtype, people),
+        replicated(jnp.int32, 1),
+        jax.tree.map(lambda leaf: replicated(leaf.dtype, *leaf.shape), batch.rows(1, people)),
+        replicated(_key().dtype, people),
     )
-    answers = decode.Answers(
-        whole(jnp.int32),
-        whole(jnp.bool_, people),
-        whole(jnp.int32, people, sample.FIRST_ROOM),
-        cache(people, sample.FIRST_ROOM, of_answers.suffix),
+    state = decode.DecodeState(
+        replicated(jnp.int32),
+        replicated(jnp.bool_, people),
+        replicated(jnp.int32, people, sample.FIRST_ROOM),
+        cache(people, sample.FIRST_ROOM, of_state.suffix),
     )
     params = given.state.trained
     if given.base is not None:
@@ -144,45 +143,45 @@ def compile_sampler(
         return next_token(logits, keys, Sampling())
 
     run: Any = decode.programs(model, draw, _STOPS, int8=False).go_on
-    over, number = whole(jnp.bool_, people), whole(jnp.int32)
-    compiled = _compile(lambda: run.lower(weights, asked, answers, over, number, number))
+    over, number = replicated(jnp.bool_, people), replicated(jnp.int32)
+    compiled = _compile(lambda: run.lower(weights, asked, state, over, number, number))
     return replace(compiled, peak=compiled.peak + twice * stacked)
 
 
 def vocabulary_chunks(shape: LlamaConfig, mesh: AnyMesh, work: Workload) -> int:
-    """How often a micro-batch's loop over the vocabulary's projection turns."""
+    """The trip count of a micro-batch's loop over the vocabulary projection."""
     at_once = columns_at_once(shape.vocab_size, work.rows, work.slots, Layout(mesh))
     return math.ceil(work.reads / work.micro_batches / work.rows / at_once)
 
 
 def held(tree: Any) -> int:
-    """Bytes a device of a tree of shapes with shardings."""
-    found = 0
+    """Bytes per device of a tree of abstract arrays with shardings."""
+    total = 0
     for leaf in jax.tree.leaves(tree):
-        part = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
-        found += math.prod(part) * _bytes(leaf.dtype)
-    return found
+        shard = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+        total += math.prod(shard) * _bytes(leaf.dtype)
+    return total
 
 
 def exceeded(message: str) -> tuple[int, int] | None:
-    """Bytes that a compiler says a program needs, and those there are; None if it says neither."""
-    for form in _EXCEEDED:
-        found = form.search(message)
-        if found:
-            needed, unit, there, other = found.groups()
-            return int(float(needed) * _UNITS[unit]), int(float(there) * _UNITS[other])
+    """Bytes needed and available, from a compiler's out-of-memory message; None for others."""
+    for pattern in _EXCEEDED:
+        match = pattern.search(message)
+        if match:
+            needed, unit, available, other = match.groups()
+            return int(float(needed) * _UNITS[unit]), int(float(available) * _UNITS[other])
     return None
 
 
 def _compile(lower: Any) -> Compiled:
-    since = time.perf_counter()
+    start = time.perf_counter()
     try:
         compiled = lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        found = exceeded(str(error))
-        if found is None:
+        sizes = exceeded(str(error))
+        if sizes is None:
             raise
-        return Compiled(found[0], False, "", time.perf_counter() - since)
+        return Compiled(sizes[0], False, "", time.perf_counter() - start)
     memory = compiled.memory_analysis()
     peak = (
         memory.argument_size_in_bytes
@@ -191,7 +190,7 @@ def _compile(lower: Any) -> Compiled:
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
-    return Compiled(peak, True, compiled.as_text(), time.perf_counter() - since)
+    return Compiled(peak, True, compiled.as_text(), time.perf_counter() - start)
 
 
 def _shape(leaf: Any, sharding: Any = None) -> jax.ShapeDtypeStruct:

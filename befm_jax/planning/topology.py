@@ -1,4 +1,4 @@
-"""Hardware that is not here, as JAX's compilers know it: `v5p:4x4x4`, `2*v5e:16x16`, `h100:8`."""
+"""Topologies that JAX compiles for ahead of time: `v5p:4x4x4`, `2*v5e:16x16`, `h100:8`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import Any
 from befm_jax.distributed.hardware import CHIPS, Chip
 from befm_jax.errors import UserError
 
-# Set before JAX is imported: programs are compiled for devices that are not asked anything, even
-# where some are here and at work.
+# Set before JAX is imported: attached devices are not initialised, as they may be in use.
 ENVIRONMENT: Mapping[str, str] = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -25,8 +24,8 @@ _FORM = re.compile(r"(?:(\d+)\*)?([a-z]+\d+[a-z]*):(\d+(?:x\d+)*)")
 _TPU_DIMENSIONS = {"v5e": 2, "v6e": 2, "v5p": 3}
 
 
-# What XLA asks of a card when there is one: some fields of the target configs that openxla/xla
-# (Apache-2.0) has of A100 80GB SXM, H100 SXM and H200 SXM.
+# What XLA queries of an attached GPU: some fields of the target configs in openxla/xla (Apache-2.0)
+# of A100 80GB SXM, H100 SXM and H200 SXM.
 _TARGET = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
@@ -56,7 +55,7 @@ _CARDS = {
 
 
 class TopologyError(UserError):
-    """A topology that is not of the form, not known, or not to be compiled for here."""
+    """A topology that is invalid, unknown, or can't be compiled for here."""
 
 
 class CompilerAbsentError(TopologyError):
@@ -73,7 +72,7 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """How many chips in all."""
+        """The number of chips of all slices."""
         return self.slices * math.prod(self.shape)
 
     @property
@@ -86,11 +85,11 @@ class Topology:
         return f"{f'{self.slices}*' if self.slices > 1 else ''}{self.chip.name}:{shape}"
 
     def devices(self) -> list[Any]:
-        """The devices that programs can be compiled for; they can't run anything.
+        """Compile-only devices of the topology.
 
         Raises:
-            CompilerAbsentError: the compiler for them is not installed.
-            TopologyError: it knows no such shape.
+            CompilerAbsentError: their compiler is not installed.
+            TopologyError: the compiler rejects the shape.
         """
         from jax.experimental import topologies
 
@@ -98,12 +97,12 @@ class Topology:
         try:
             if self.is_tpu:
                 options: dict[str, Any] = {"num_slices": self.slices} if self.slices > 1 else {}
-                found = topologies.get_topology_desc(
+                description = topologies.get_topology_desc(
                     platform="tpu", topology_name=f"{self.chip.name}:{shape}", **options
                 )
             else:
                 importlib.import_module("jax_plugins.xla_cuda12")
-                found = topologies.get_topology_desc(
+                description = topologies.get_topology_desc(
                     platform="cuda",
                     topology_name=self.chip.name,
                     topology=f"1x{self.slices}x{shape}",
@@ -113,36 +112,36 @@ class Topology:
             extra, module = ("tpu", "libtpu") if self.is_tpu else ("gpu", "jax_cuda12_plugin")
             if importlib.util.find_spec(module) is None:
                 raise CompilerAbsentError(
-                    f"{self}: the compiler for it is not installed; pip install "
-                    f"'befm_jax[{extra}]' brings it"
+                    f"{self}: its compiler is not installed; run pip install 'befm_jax[{extra}]'"
                 ) from error
-            said = str(error).splitlines()[0]
-            raise TopologyError(f"{self}: the compiler for it refuses this ({said})") from error
-        return list(found.devices)
+            message = str(error).splitlines()[0]
+            raise TopologyError(f"{self}: rejected by its compiler ({message})") from error
+        return list(description.devices)
 
 
 def parse(text: str) -> Topology:
     """Reads `v5p:4x4x4`, `2*v5e:16x16` (two slices) or `h100:8`.
 
     Raises:
-        TopologyError: another form, a chip that is not in the table, or a wrong shape for it.
+        TopologyError: another form, an unknown chip, or a wrong shape for it.
     """
-    found = _FORM.fullmatch(text)
-    if not found:
+    match = _FORM.fullmatch(text)
+    if not match:
         raise TopologyError(
-            f"topology {text!r}: expected a form like v5p:4x4x4, 2*v5e:16x16 (two slices) or h100:8"
+            f"topology is {text!r}; it must be of the form v5p:4x4x4, 2*v5e:16x16 (two slices) or "
+            "h100:8"
         )
-    slices, name, shape = int(found[1] or 1), found[2], tuple(map(int, found[3].split("x")))
+    slices, name, shape = int(match[1] or 1), match[2], tuple(map(int, match[3].split("x")))
     if name not in CHIPS:
         raise TopologyError(f"topology {text!r}: no chip {name!r}; known: {', '.join(CHIPS)}")
-    wanted = dimensions(CHIPS[name])
-    if len(shape) != wanted or min(*shape, slices) < 1:
-        raise TopologyError(f"topology {text!r}: {name} takes a shape of {wanted} sizes above 0")
+    count = dimensions(CHIPS[name])
+    if len(shape) != count or min(*shape, slices) < 1:
+        raise TopologyError(f"topology {text!r}: {name} takes a shape of {count} sizes above 0")
     return Topology(slices, CHIPS[name], shape)
 
 
 def dimensions(chip: Chip) -> int:
-    """How many sizes the shape of a topology of these chips has."""
+    """The number of dimensions of a topology of these chips."""
     return _TPU_DIMENSIONS.get(chip.name, 1)
 
 

@@ -1,4 +1,4 @@
-"""How much a step of a config has to compute: from its data, or from what the planner is told."""
+"""The sizes of a config's training steps: from its data, or from given figures."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.published import PUBLISHED
 from befm_jax.tasks import sources
 
-# Roughly what Llama 3's tokenizer makes one token of: a word with the space before it, up to three
-# digits, a run of other signs.
+# An approximation of Llama 3's tokens: a word with the space before it, up to three digits, a run
+# of other characters.
 _PIECE = re.compile(r" ?[^\W\d_]+|\d{1,3}|[^\w\s]+|\s+|_+")
-# Tokens that a chat template puts around a message, and its longest word that is one token.
+# Tokens that a chat template adds around a message, and the longest word that is one token.
 _AROUND, _LONGEST_WORD = 5, 10
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What the steps of a run are; figures of a step are means.
+    """The sizes of a run's steps; `used` to `observations` are means per step.
 
-    A step is compiled for `micro_batches` of `rows` rows of `slots` slots.  Of those slots `used`
-    hold tokens, which see `pairs` others in all, and the vocabulary is projected at `reads` of
-    them.  `source` says in words what this was counted from.
+    A step is compiled for `micro_batches` of `rows` rows of `slots` slots.  `used` slots hold
+    tokens, with `pairs` visible query-key pairs and `reads` vocabulary projections.  `source`
+    describes where the figures are from.
     """
 
     steps: int
@@ -51,48 +51,48 @@ class Workload:
 
     @property
     def computed(self) -> int:
-        """Slots a step, padding included."""
+        """Slots per step, padding included."""
         return self.micro_batches * self.rows * self.slots
 
 
 class Pieces:
-    """A stand-in for a tokenizer that is not here: about as many tokens, of no meaning."""
+    """A substitute for a missing tokenizer: about as many tokens, with arbitrary ids."""
 
     def encode(
         self, messages: Sequence[Message], spans: Sequence[tuple[int, int, int]] = ()
     ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-        """One id a piece, in the order of a chat template; see `Tokenizer.encode`."""
+        """One id per piece, in the order of a chat template; see `Tokenizer.encode`."""
         last = len(messages) - 1
-        wanted = spans or ((last, 0, len(messages[last].text)),)
+        spans = spans or ((last, 0, len(messages[last].text)),)
         ids: list[int] = []
         learnt: list[tuple[int, int]] = []
         for number, message in enumerate(messages):
             ids += range(_AROUND)
             done = 0
-            for _, start, stop in (span for span in wanted if span[0] == number):
+            for _, start, stop in (span for span in spans if span[0] == number):
                 ids += _pieces(message.text[done:start])
-                begun, done = len(ids), stop
+                first, done = len(ids), stop
                 ids += _pieces(message.text[start:stop])
                 # The end of the turn is one more piece.
                 ids += [_AROUND] if stop == len(message.text) else []
-                learnt.append((begun, len(ids)))
+                learnt.append((first, len(ids)))
             ids += _pieces(message.text[done:])
         return tuple(ids), tuple(learnt)
 
 
 def from_data(settings: Config, parts: int, shape: LlamaConfig) -> Workload:
-    """From the forests of the config's own data, tokenized by the model's tokenizer if it is here.
+    """The workload of the config's own data, tokenized by the model's tokenizer if available.
 
-    `parts`: how many devices share the rows of a micro-batch.
+    `parts`: over how many devices the rows of a micro-batch are sharded.
 
     Raises UserError for data that can't be read; see `befm_jax.train`.
     """
     data, encoder, tokenizer = settings.data, *_encoder(settings, shape)
-    everybody = sources.configured(data.games, data.humans, data.tasks)
-    learnt = [source.part("train", data.split_seed) for source in everybody]
+    all_sources = sources.configured(data.games, data.humans, data.tasks)
+    training = [source.part("train", data.split_seed) for source in all_sources]
     mixture = Mixture(
         [
-            *sources.families(learnt, data.rows_per_step, data.one_by_one),
+            *sources.families(training, data.rows_per_step, data.one_by_one),
             *map(example_files.family, config.names(data.examples)),
         ],
         encoder,
@@ -102,20 +102,19 @@ def from_data(settings: Config, parts: int, shape: LlamaConfig) -> Workload:
         seed=settings.seed,
         parts=parts,
     )
-    # Steps are dealt out evenly: a few tell of all.
-    looked_at = [mixture[step] for step in range(min(4, mixture.steps))]
-    largest = max((batch for batch, _ in looked_at), key=lambda batch: batch.forest.tokens.size)
+    # Data are spread evenly over steps: a few are representative.
+    steps = [mixture[step] for step in range(min(4, mixture.steps))]
+    largest = max((batch for batch, _ in steps), key=lambda batch: batch.forest.tokens.size)
     micro_batches, rows, slots = largest.forest.tokens.shape
-    sources_read = [source for _, source in looked_at]
     return Workload(
         steps=mixture.steps,
         micro_batches=micro_batches,
         rows=rows,
         slots=slots,
-        used=float(np.mean([source.report.slots_used for source in sources_read])),
-        pairs=float(np.mean([source.pairs for source in sources_read])),
-        reads=float(np.mean([source.projected for source in sources_read])),
-        observations=float(np.mean([source.report.observations for source in sources_read])),
+        used=float(np.mean([source.report.slots_used for _, source in steps])),
+        pairs=float(np.mean([source.pairs for _, source in steps])),
+        reads=float(np.mean([source.projected for _, source in steps])),
+        observations=float(np.mean([source.report.observations for _, source in steps])),
         source=f"{mixture.rows:,} rows of the config's data, {tokenizer}",
     )
 
@@ -123,7 +122,7 @@ def from_data(settings: Config, parts: int, shape: LlamaConfig) -> Workload:
 def from_figures(
     settings: Config, parts: int, observations: float, slots_per_observation: float
 ) -> Workload:
-    """Of so many rows of data that take so many slots each; every slot is taken to be learnt."""
+    """The workload of a number of observations of equal length; every slot counts as learnt."""
     data = settings.data
     per_step = min(data.rows_per_step or observations, observations)
     used = per_step * slots_per_observation
@@ -138,7 +137,7 @@ def from_figures(
         pairs=used * (min(slots_per_observation, data.slots) + 1) / 2,
         reads=used,
         observations=per_step,
-        source=f"{observations:,.0f} observations of {slots_per_observation:g} slots each, as told",
+        source=f"{observations:,.0f} observations of {slots_per_observation:g} slots each (flags)",
     )
 
 
@@ -148,15 +147,15 @@ def _encoder(settings: Config, shape: LlamaConfig) -> tuple[Encoder, str]:
         from befm_jax.respondents.engine import fitting_tokenizer
 
         return fitting_tokenizer(directory, shape), "by its tokenizer"
-    return Pieces(), "tokens estimated from words (the tokenizer is not here)"
+    return Pieces(), "tokens estimated from words (no tokenizer found)"
 
 
 def _pieces(text: str) -> list[int]:
-    found = []
+    ids = []
     for piece in _PIECE.findall(text):
         parts = range(0, len(piece), _LONGEST_WORD)
-        found += [_AROUND + 1 + _id(piece[at : at + _LONGEST_WORD]) for at in parts]
-    return found
+        ids += [_AROUND + 1 + _id(piece[at : at + _LONGEST_WORD]) for at in parts]
+    return ids
 
 
 def _id(piece: str) -> int:
@@ -164,10 +163,10 @@ def _id(piece: str) -> int:
 
 
 def shape_of(settings: Config) -> LlamaConfig:
-    """The shape of the config's model: from its directory, or as its owner published it.
+    """The shape of the config's model: from its directory, or from `PUBLISHED`.
 
     Raises:
-        ConfigError: neither is here.
+        ConfigError: neither is known.
         UnsupportedModelError: see `llama.config.read`.
     """
     path = settings.model.path
@@ -178,5 +177,5 @@ def shape_of(settings: Config) -> LlamaConfig:
         return PUBLISHED[name]
     known = ", ".join(PUBLISHED)
     raise ConfigError(
-        f"model.path is {path!r}; a plan needs a directory with a config.json, or one of {known}"
+        f"model.path is {path!r}; it must be a directory with a config.json, or one of {known}"
     )

@@ -1,1 +1,1 @@
-"""Whoever answers items: the engine, recorded answers, baselines."""
+"""Respondents: the engine, recorded answers, baselines."""

@@ -1,7 +1,7 @@
-"""Baselines: respondents that know nothing of a model, which every figure is compared with.
+"""Baselines: respondents without a model, with which every figure is compared.
 
-Each is fitted on items of training people.  Which items ask the same question is said by a label:
-that of `Task.average`.
+Each is fitted on items of training people.  Items with the same label `Task.average` ask the same
+question.
 """
 
 from __future__ import annotations
@@ -42,24 +42,23 @@ class Baseline:
 
     Attributes:
         name: one of `DEFINITIONS`.
-        answer: from an item and how it is asked to the response; raises DataError where there is
-            none.
+        answer: the response to an item and a `How`; raises DataError where there is none.
     """
 
     name: str
     answer: Callable[[Item, How], Response]
 
     def respond(self, items: Sequence[Item], how: How) -> Iterator[Response]:
-        """A response to each item, in their order: exact, but of `another_person` one draw.
+        """A response to each item, in order: exact, except one draw for `another_person`.
 
         Raises:
-            DataError: an item of free text, or one that the training people say nothing of.
+            DataError: an item of free text, or one without answers of training people.
         """
         for item in items:
             yield self.answer(item, how)
 
     def serves(self, item: Item) -> bool:
-        """Whether there is a response to an item."""
+        """Whether the baseline has a response to an item."""
         try:
             self.answer(item, Sampled(1))
         except DataError:
@@ -78,24 +77,24 @@ def fit(name: str, training: Sequence[Item], question: str) -> Baseline:
         name: one of `DEFINITIONS`.
         training: items with targets, of one person each or of many; uniform and equilibrium need
             none.
-        question: the label that items which ask the same question share ("game", "statement"); ""
-            where all items ask the same.  An item without the label asks a question of its own.
+        question: the label shared by items of the same question ("game", "statement"); "" where
+            all items ask the same question.  An item without the label is a question of its own.
 
     Raises:
         DataError: an unknown name, or items of one question with different answers.
     """
     if name not in DEFINITIONS:
         raise unknown("baseline", name, DEFINITIONS)
-    known = _Training(training, question)
+    answers_of = _Training(training, question)
     if name == "another_person":
-        return Baseline(name, known.another_person)
+        return Baseline(name, answers_of.another_person)
     shares: dict[str, Callable[[Item, AnswerSet], Shares]] = {
         "uniform": lambda item, answers: np.full(len(answers), 1.0 / len(answers)),
-        "median": known.median,
-        "mode": lambda item, answers: answers.one(int(known.counts(item, answers).argmax())),
-        "pooled": known.pooled,
+        "median": answers_of.median,
+        "mode": lambda item, answers: answers.one(int(answers_of.counts(item, answers).argmax())),
+        "pooled": answers_of.pooled,
         "equilibrium": _equilibrium,
-        "training_people": lambda item, answers: _normalised(known.counts(item, answers)),
+        "training_people": lambda item, answers: _normalised(answers_of.counts(item, answers)),
     }
 
     def exact(item: Item, how: How) -> Response:
@@ -111,7 +110,7 @@ class _Training:
         self.question = question
         self.answers: dict[str, AnswerSet] = {}
         self.totals: dict[str, Shares] = {}
-        # By question and person; of items that count many people there is none.
+        # By question and person; empty for items that count many people.
         self.persons: dict[str, dict[str, Shares]] = {}
         self._persons_in_order: dict[str, list[str]] = {}
         self._pooled: dict[tuple[float, ...], Shares] = {}
@@ -127,11 +126,11 @@ class _Training:
                 self.persons.setdefault(key, {}).setdefault(item.labels["person"], target)
 
     def key(self, item: Item) -> str:
-        """Which question an item asks."""
+        """The question of an item."""
         return item.labels.get(self.question, item.id) if self.question else ""
 
     def counts(self, item: Item, answers: AnswerSet) -> Shares:
-        """`[A]` how many training people gave each answer to the item's question."""
+        """The number `[A]` of training people who gave each answer to the item's question."""
         key = self.key(item)
         total = self.totals.get(key)
         if total is None or not total.any():
@@ -141,32 +140,32 @@ class _Training:
         return total
 
     def median(self, item: Item, answers: AnswerSet) -> Shares:
-        """All at the smallest answer that half of the training people do not exceed."""
+        """All mass at the smallest answer that half of the training people do not exceed."""
         if answers.values is None:
             raise DataError(f"item {item.id}: its answers have no order, so there is no median")
         cumulated = np.cumsum(self.counts(item, answers))
         return answers.one(int(np.searchsorted(2 * cumulated, cumulated[-1])))
 
     def pooled(self, item: Item, answers: AnswerSet) -> Shares:
-        """The training people of all questions with an order, moved to the item's answers.
+        """Training people's answers to all ordered questions, rescaled to the item's answers.
 
-        Every answer counts once, so a question that more people answered weighs more.  Halfway
-        between two answers it goes to the lower one.
+        Every answer counts once, so a question with more people weighs more.  An answer halfway
+        between two goes to the lower one.
         """
         if answers.values is None:
-            raise DataError(f"item {item.id}: its answers have no order, so nothing is moved there")
+            raise DataError(f"item {item.id}: its answers have no order, so none are pooled")
         if answers.values not in self._pooled:
             target = np.asarray(answers.values)
             total = np.zeros(len(target))
             for key, counts in self.totals.items():
-                places = self.answers[key].values
-                if places is None:
+                values = self.answers[key].values
+                if values is None:
                     continue
-                source = np.asarray(places)
-                # Shares of the two ranges, cross-multiplied: of whole numbers, ties are ties.
-                wanted = (source - source[0])[:, None] * (target[-1] - target[0])
-                offered = (target - target[0])[None, :] * (source[-1] - source[0])
-                nearest = np.abs(wanted - offered).argmin(1)
+                source = np.asarray(values)
+                # Fractions of the two ranges, cross-multiplied: exact ties for whole numbers.
+                source_share = (source - source[0])[:, None] * (target[-1] - target[0])
+                target_share = (target - target[0])[None, :] * (source[-1] - source[0])
+                nearest = np.abs(source_share - target_share).argmin(1)
                 total += np.bincount(nearest, weights=counts, minlength=len(target))
             if not total.any():
                 raise DataError(f"item {item.id}: no training people answered on a scale")
@@ -176,11 +175,11 @@ class _Training:
     def another_person(self, item: Item, how: How) -> Response:
         """One draw: the answer of a training person other than the item's.
 
-        The draw depends on the seed of `how` (0 where all answers are asked for) and the item's id.
+        The draw depends on the seed of `how` (0 for `Exact`) and the item's id.
         """
         _closed(item)
         if "person" not in item.labels:
-            raise DataError(f"item {item.id}: it is of no person, so there is no other one")
+            raise DataError(f"item {item.id}: it has no person, so there is no other one")
         persons = self.persons.get(self.key(item), {})
         ids = self._ids(self.key(item))
         own = item.labels["person"]
@@ -189,7 +188,7 @@ class _Training:
             raise DataError(f"item {item.id}: no other training person answered {self.key(item)!r}")
         seed = how.seed if isinstance(how, Sampled) else 0
         drawn = np.random.default_rng([seed, zlib.crc32(item.id.encode())]).integers(others)
-        # Whoever is asked stands in the last one's place: every other person is as likely.
+        # The item's own person is replaced by the last: all other persons are equally likely.
         person = ids[drawn] if ids[drawn] != own else ids[-1]
         return Response.from_counts(item.id, persons[person])
 

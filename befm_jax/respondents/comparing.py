@@ -1,4 +1,4 @@
-"""Respondents compared with people on a task: asked, with a progress bar, and evaluated."""
+"""Asks respondents the items of a task, with a progress bar, and compares them with people."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Asked = tuple[str, Respondent, How]
 def ask(
     respondent: Respondent, items: Sequence[Item], how: How, path: Path | None = None
 ) -> dict[str, Response]:
-    """Every item's response; of several processes the first shows a progress bar.
+    """Every item's response, by the item's id; process 0 shows a progress bar.
 
-    With `path` each response is written to that `responses.jsonl` as it is done, and only what is
-    missing there is asked for.
+    With `path` each response is written to that `responses.jsonl` as it is done, and only items
+    that are missing there are asked.
 
     Raises:
         DataError: see `Respondent.respond` and `ResponseFile`.
@@ -45,17 +45,18 @@ def ask(
 def beside(
     items: Sequence[Item], training: Sequence[Item], question: str
 ) -> dict[str, Mapping[str, Response]]:
-    """What each baseline that can answer these items answers, fitted on training people.
+    """The responses of the baselines to the items that they can answer, by baseline and item.
 
-    `question`: the label that items which ask the same question share.
+    `training`: the items that they are fitted on; `question`: see `baselines.fit`.
     """
-    found: dict[str, Mapping[str, Response]] = {}
+    by_baseline: dict[str, Mapping[str, Response]] = {}
     for name in baselines.DEFINITIONS:
         fitted = baselines.fit(name, training, question)
         served = [item for item in items if fitted.serves(item)]
         if served:
-            found[name] = {one.item: one for one in fitted.respond(served, Exact())}
-    return found
+            responses = fitted.respond(served, Exact())
+            by_baseline[name] = {response.item: response for response in responses}
+    return by_baseline
 
 
 def compare(
@@ -69,22 +70,22 @@ def compare(
     folder: Path | None = None,
     warning: str = "",
 ) -> None:
-    """Adds to results what every respondent scores on one task.
+    """Adds every respondent's figures on one task to results.
 
     Args:
-        results: what is added to.
-        held_out: the task and the people who are compared with.
-        learnt: the people whom the baselines are fitted on.
-        asked: names, respondents and how each is asked.
-        resamples: of the bootstrap.
-        seed: of the resamples.
-        folder: where `responses.jsonl` of each respondent is kept; None: nowhere.
-        warning: what a reader must know before the figures of the respondents.
+        results: the results to extend.
+        held_out: the task, and the people to compare with.
+        learnt: the people on whom the baselines are fitted.
+        asked: respondents with their names and how each is asked.
+        resamples: number of bootstrap resamples.
+        seed: seed of the resamples.
+        folder: the directory of each respondent's `responses.jsonl`; None: not written.
+        warning: printed before the respondents' figures.
 
     Raises:
-        DataError: an exact respondent, or one without answers here, that cannot be compared.
-            Draws that all miss the answer sets, as a model that has learnt little may give, are
-            told of in `results.extra`.
+        DataError: a respondent that can't be compared, if it is exact or without answers.  One
+            whose draws are all outside the answer sets, as an undertrained model's may be, is noted
+            in `results.extra` instead.
     """
     items = held_out.items()
     others = beside(items, learnt.items(), held_out.task.average)
@@ -95,10 +96,10 @@ def compare(
     for name, respondent, how in asked:
         path = None if folder is None else folder / f"{_file_name(name)}.responses.jsonl"
         serves = getattr(respondent, "serves", None)
-        asked_of = items if serves is None else [item for item in items if serves(item)]
-        responses = ask(respondent, asked_of, how, path)
+        served = items if serves is None else [item for item in items if serves(item)]
+        responses = ask(respondent, served, how, path)
         try:
-            found = evaluate(
+            evaluation = evaluate(
                 held_out.task,
                 items,
                 responses,
@@ -112,14 +113,14 @@ def compare(
                 raise
             results.extra.setdefault("not_compared", {})[name] = str(error)
             continue
-        results.add(found, _description(respondent, items), how, warning)
+        results.add(evaluation, _description(respondent, items), how, warning)
 
 
 def _description(respondent: Respondent, items: Sequence[Item]) -> dict[str, Any]:
-    """What a respondent says of itself, and the first prompt as a model of ours reads it."""
+    """A respondent's metadata, with the first prompt of an engine."""
     first_prompt = getattr(respondent, "first_prompt", None)
-    shown = {} if first_prompt is None else {"first_prompt": first_prompt(items)}
-    return respondent.describe() | shown
+    prompt = {} if first_prompt is None else {"first_prompt": first_prompt(items)}
+    return respondent.describe() | prompt
 
 
 def _file_name(name: str) -> str:

@@ -1,7 +1,7 @@
 """A model on this machine's devices as a respondent: `befm_jax.load(...)`.
 
-It answers items exactly, every answer scored, or by draws; `.distribution(game)` and
-`.simulate(game, n)` ask it for one game.
+It answers items exactly, by scoring every answer, or by draws; `.distribution(game)` and
+`.simulate(game, n)` are for one game.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from befm_jax.models import ResolvedModel, resolve_model
 
 @dataclass(frozen=True)
 class Simulation:
-    """What a simulated population answered in one game.
+    """A simulated population's answers in one game.
 
-    `choices`: one a participant, in the game's unit (a named action by its number); None where the
-    text held no answer of the set.  `texts`: what they wrote, untrusted text of a model.
-    `response`: the counts.
+    `choices`: one per participant, in the game's unit (a named action by its index); None where the
+    text has no answer of the set.  `texts`: the generated texts, untrusted.  `response`: the
+    counts.
     """
 
     game: str
@@ -57,8 +57,8 @@ class Simulation:
 class Engine:
     """A model with its tokenizer, ready to answer (a `data.responses.Respondent`).
 
-    `origin` says what was loaded, for output files; `resolved` is where its files are; `cache` is
-    what sampling keeps keys and values in ("full" or "int8").
+    `origin` is metadata of what was loaded, for output files; `resolved` are its files; `cache` is
+    the key-value cache of sampling ("full" or "int8").
     """
 
     model: Llama
@@ -70,24 +70,24 @@ class Engine:
 
     @property
     def name(self) -> str:
-        """What it was loaded by."""
+        """The name that it was loaded by."""
         return str(self.origin["path"])
 
     @property
     def device(self) -> str:
-        """The number and kind of the devices that share the model, in words."""
+        """The number and kind of the model's devices, as a text."""
         return meshes.devices_in_words(jax.tree.leaves(self.params)[0].sharding.device_set)
 
     def describe(self) -> dict[str, Any]:
-        """What was loaded: path, commit, adapter, template, dtype, mesh."""
+        """Metadata of what was loaded: path, commit, adapter, template, dtype, mesh."""
         return self.origin | ({"cache": self.cache} if self.cache != "full" else {})
 
     def respond(self, items: Sequence[Item], how: How) -> Iterator[Response]:
         """A response to every item.
 
-        Exact: in the items' order, packed; what their prompts share is computed once, and what else
-        is asked moves a response by float rounding at most.  Sampled: each as it is done; the seed
-        of `how` and an item's id say who its participants are, whatever else is asked.
+        Exact: in the items' order, packed; shared prefixes of prompts are computed once, and the
+        other items change a response by float rounding at most.  Sampled: each as it is done; the
+        draws depend on the seed of `how` and the item's id, not on the other items.
 
         Raises:
             DataError: free text cannot be scored.
@@ -103,27 +103,27 @@ class Engine:
                 raise DataError(f"item {item.id}: free text has no distribution; draw it instead")
             return self.tokenizer.prompt(item.prompt), [encoded(a) for a in item.answers.written]
 
-        scored = score.each_answers(self.model, self.params, map(question, items))
-        for item, found in zip(items, scored, strict=True):
+        distributions = score.each_answers(self.model, self.params, map(question, items))
+        for item, distribution in zip(items, distributions, strict=True):
             yield Response(
                 item.id,
-                found.probabilities,
+                distribution.probabilities,
                 exact=True,
-                outside=found.outside,
-                ends_after_answer=found.ends_after_answer,
+                outside=distribution.outside,
+                ends_after_answer=distribution.ends_after_answer,
             )
 
     def _sampled(self, items: Sequence[Item], how: Sampled) -> Iterator[Response]:
-        # Items of one length of answers together: the loop goes on until the longest is done.
+        # Items with the same maximum length are one batch: decoding runs until the longest is done.
         by_length: dict[int, list[Item]] = {}
         for item in items:
             free = isinstance(item.answers, FreeText)
             length = item.answers.max_tokens if free else how.max_tokens  # type: ignore[union-attr]
             by_length.setdefault(length, []).append(item)
-        for length, together in by_length.items():
+        for length, batch in by_length.items():
             requests = [
                 Request(self.tokenizer.prompt(item.prompt), how.n, _seed(how.seed, item.id))
-                for item in together
+                for item in batch
             ]
             populations = sample.each_population(
                 self.model,
@@ -133,7 +133,7 @@ class Engine:
                 sampling=Sampling(how.temperature, how.top_k, how.top_p, length, self.cache),
             )
             for number, draws in populations:
-                yield self._response(together[number], draws)
+                yield self._response(batch[number], draws)
 
     def _response(self, item: Item, draws: Draws) -> Response:
         rows = [
@@ -145,11 +145,11 @@ class Engine:
             return Response(item.id, None, exact=False, draws=len(texts), texts=texts)
         answers: AnswerSet = item.answers
         parsed = [answers.parse(text) for text in texts]
-        positions = [one.position for one in parsed if one.position is not None]
-        # Of those who began with an answer as it is written, who left it at that?
+        positions = [answer.position for answer in parsed if answer.position is not None]
+        # Of the draws that begin with an answer's tokens, those that end there.
         stems = {self.tokenizer.answer(text)[:-1] for text in answers.written}
         lengths = {len(stem) for stem in stems}
-        left_at_that = [
+        ends_there = [
             bool(stopped) and row in stems
             for row, stopped in zip(rows, draws.stopped, strict=True)
             if any(row[:length] in stems for length in lengths)
@@ -157,10 +157,10 @@ class Engine:
         return Response.from_counts(
             item.id,
             np.bincount(positions, minlength=len(answers)),
-            unread=sum(one.reason == "no answer" for one in parsed),
-            not_allowed=sum(one.reason == "outside the answer set" for one in parsed),
+            unread=sum(answer.reason == "no answer" for answer in parsed),
+            not_allowed=sum(answer.reason == "outside the answer set" for answer in parsed),
             texts=texts,
-            ends_after_answer=float(np.mean(left_at_that)) if left_at_that else None,
+            ends_after_answer=float(np.mean(ends_there)) if ends_there else None,
         )
 
     def distribution(self, game: str | Game) -> Response:
@@ -173,23 +173,22 @@ class Engine:
     def simulate(
         self, game: str | Game, n: int, seed: int = 0, how: Sampled | None = None
     ) -> Simulation:
-        """`n` participants answer a game, each by a draw of their own.
+        """The answers of `n` participants in a game, one draw each.
 
         The same seed gives the same participants; different games draw independently of each
         other.  Raises DataError for an unknown game, or `n` below 1.
         """
-        chosen = games.get(game) if isinstance(game, str) else game
-        asked = replace(how or Sampled(), n=n, seed=seed)
-        response = next(self.respond([_item(chosen)], asked))
-        positions = [chosen.answers.parse(text).position for text in response.texts]
-        values = chosen.values.tolist()
+        game = games.get(game) if isinstance(game, str) else game
+        response = next(self.respond([_item(game)], replace(how or Sampled(), n=n, seed=seed)))
+        positions = [game.answers.parse(text).position for text in response.texts]
+        values = game.values.tolist()
         choices = [None if at is None else values[at] for at in positions]
-        return Simulation(chosen.id, choices, list(response.texts), response)
+        return Simulation(game.id, choices, list(response.texts), response)
 
     def first_prompt(self, items: Sequence[Item]) -> dict[str, Any]:
-        """The first item's prompt as the model reads it, for output files.
+        """The first item's prompt, for output files.
 
-        `item`, the token `ids`, and their `text`: decoded from the ids, special tokens written out.
+        `item`, the token `ids`, and their `text`, decoded with special tokens.
         """
         if not items:
             return {}
@@ -208,23 +207,22 @@ def load(
 ) -> Engine:
     """Loads a training run, a Hugging Face directory or a hub id, optionally with an adapter.
 
-    `dtype` ("float32" or "bfloat16") is what the layers compute in and `quantize` ("no" or "int8")
-    what the base is rounded to; by default what a run was trained with, and for other models what
-    the weights are stored in, not rounded.  An adapter that was trained with another chat template
-    than the model's tokenizer has is taken only with `force_template`.
+    `dtype` ("float32" or "bfloat16") is the dtype of activations and `quantize` ("no" or "int8")
+    the quantisation of the base; the defaults are those of the run, and for other models the stored
+    dtype without quantisation.  `force_template` accepts an adapter that was trained with another
+    chat template than the tokenizer's.
 
-    `devices` share the weights, as far as the model's heads allow, and beyond that the prompts and
-    participants: so many of this process's, or those given (of other processes too, where all load
-    the same).  By default all accelerators of this process, or one CPU device.  A population is the
-    same on any number of them, to the token, but for the rounding of float32.  `cache`: what
-    sampling keeps keys and values in, the dtype of the layers ("full") or "int8".
+    `devices`: a number of this process's devices, or a list (of other processes too, where all load
+    the same).  By default all accelerators of this process, or one CPU device.  Weights are sharded
+    as far as the model's heads allow, and beyond that prompts and participants.  Draws are the same
+    on any number of devices, but for float32 rounding.  `cache`: the dtype of the key-value cache
+    in sampling, that of the layers ("full") or "int8".
 
     Raises:
         FileNotFoundError: a directory or a file in it is missing.
-        UserError: a model, tokenizer or adapter that can't be used, or more devices than there
-            are; the message says why.
+        UserError: a model, tokenizer or adapter that can't be used, or too many devices.
     """
-    chosen = _devices(devices)
+    selected = _devices(devices)
     resolved = resolve_model(model, adapter)
     origin: dict[str, Any] = {"path": str(model)}
     if resolved.run:
@@ -232,35 +230,35 @@ def load(
     commit = models.commit_of(resolved.directory)
     if commit is not None:
         origin["commit"] = commit
-    # All that can be wrong is said before the weights are read.
+    # Everything is checked before the weights are read.
     config = llama_config.read(resolved.directory)
     tokenizer = fitting_tokenizer(resolved.directory, config)
     origin |= text_metadata(resolved.directory, tokenizer)
-    tuned = None
+    tuned_adapter = None
     if resolved.adapter is not None:
         origin["adapter"] = str(resolved.adapter if adapter is None else adapter)
         origin["chat_template"]["adapter"] = chat_template.check(
             resolved.adapter, tokenizer.template_hash, force_template
         )
-        tuned = peft.load(resolved.adapter, config)
+        tuned_adapter = peft.load(resolved.adapter, config)
     quantize = quantize or resolved.run.get("quantize", "no")
-    mesh = meshes.answering_mesh(config, chosen)
+    mesh = meshes.answering_mesh(config, selected)
     _, params = hf.load(resolved.directory, meshes.over(mesh), quantize=quantize)
-    if tuned is not None:
-        params = lora.attach(params, tuned)
+    if tuned_adapter is not None:
+        params = lora.attach(params, tuned_adapter)
         params = transfer.place(params, meshes.shardings(params, mesh))
     stored = params["embed_tokens"]["weight"].dtype.name
-    fitting = stored if stored in DTYPES else "float32"
-    compute = jnp.dtype(dtype or resolved.run.get("dtype", fitting))
+    default = stored if stored in DTYPES else "float32"
+    compute = jnp.dtype(dtype or resolved.run.get("dtype", default))
     origin |= {"dtype": compute.name, "quantize": quantize, "mesh": meshes.in_words(mesh)}
-    answering = Llama(config, dtype=compute, layout=meshes.layout_over(mesh))
-    return Engine(answering, params, tokenizer, origin, resolved, cache)
+    llama = Llama(config, dtype=compute, layout=meshes.layout_over(mesh))
+    return Engine(llama, params, tokenizer, origin, resolved, cache)
 
 
 def _devices(devices: int | Sequence[jax.Device] | None) -> list[jax.Device]:
-    """The devices that `load` is told of.
+    """The devices that `load` uses.
 
-    Raises UserError where this process has not so many, or none is given.
+    Raises UserError where this process has fewer, or the list is empty.
     """
     own = jax.local_devices()
     if devices is None:
@@ -268,30 +266,30 @@ def _devices(devices: int | Sequence[jax.Device] | None) -> list[jax.Device]:
     if isinstance(devices, int):
         if not 1 <= devices <= len(own):
             kind = f"{own[0].device_kind} ({own[0].platform})"
-            raise UserError(f"devices is {devices}; there are {len(own)} here: {kind}")
+            raise UserError(f"devices is {devices}; it must be 1 to {len(own)}: {kind}")
         return own[:devices]
     if not devices:
-        raise UserError("devices is empty; a model needs at least one")
+        raise UserError("devices is empty; it must have at least one")
     return list(devices)
 
 
 def fitting_tokenizer(directory: Path, config: LlamaConfig) -> Tokenizer:
-    """The tokenizer of a model's directory; all ids that its configs end a text with stop.
+    """The tokenizer of a model's directory, with the stop ids of its configs.
 
-    Raises UserError where it has more tokens than the model: their embeddings don't exist.
+    Raises UserError where it has more tokens than the model has embeddings.
     """
     stop_ids = (*config.eos_token_id, *generation_config.read(directory).stop_ids)
     tokenizer = Tokenizer.load(directory, stop_ids)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens; the model has "
             f"{config.vocab_size} (vocab_size in config.json)"
         )
     return tokenizer
 
 
 def text_metadata(directory: Path, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What `origin` says of a model's chat template, and of sampling settings that it ignores."""
+    """The metadata in `origin` of a model's chat template, and of its ignored sampling settings."""
     ignored = generation_config.read(directory).ignored
     return {"chat_template": {"sha256": tokenizer.template_hash}} | (
         {"ignored_generation_config": dict(ignored)} if ignored else {}
@@ -299,10 +297,10 @@ def text_metadata(directory: Path, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _item(game: str | Game) -> Item:
-    chosen = games.get(game) if isinstance(game, str) else game
-    return Item(chosen.id, chosen.prompt(), chosen.answers, labels={"game": chosen.id})
+    game = games.get(game) if isinstance(game, str) else game
+    return Item(game.id, game.prompt(), game.answers, labels={"game": game.id})
 
 
 def _seed(seed: int, item: str) -> int:
-    """A seed for each item, so that a participant's draws in one say nothing of another."""
+    """A seed for each item, so that draws of different items are independent."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{item}".encode()).digest()[:4], "big")

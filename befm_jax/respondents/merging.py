@@ -1,8 +1,8 @@
-"""A model merged with its adapter, and what merging moved.
+"""Merges a model with its adapter, and measures the rounding error of merging.
 
-Merging adds the adapter's update to weights that may have few digits, and rounds the sum to them.
-What that moved is measured on the model read back from its files: logits where answers are read,
-and, where asked for, the distances to people.
+Merging rounds the sum of weights and the adapter's update to the dtype of the weights.  The error
+is measured on the model loaded from the written files: differences of logits at the answers, and,
+optionally, of distances to people.
 """
 
 from __future__ import annotations
@@ -41,50 +41,49 @@ def merged(
     people: Source | None = None,
     force_template: bool = False,
 ) -> dict[str, Any]:
-    """Writes a model with its adapter merged (`model`), reads it back, and says what changed.
+    """Writes a model with its adapter merged, loads it, and returns what changed.
 
     `name` and `adapter` are those of `befm_jax.load`; logits are compared on the prompts of the
-    `asked` games, distances to `people` (of the task "games") where they are given.  What is
-    compared is the model as it is used: where a run rounds its base to int8, the difference of the
-    rounding is in it, since an adapter is merged into the original weights.
+    `asked` games, distances to `people` (of the task "games") where given.  Where a run quantises
+    its base to int8, the differences include the quantisation error, since the adapter is merged
+    into the original weights.
 
-    Returns a dictionary: `merged` (what it was made of), `largest_logit_difference`, `logit_range`,
-    `wasserstein` (game -> before and after).
+    Returns a dictionary: `merged` (metadata of the model and adapter),
+    `largest_logit_difference`, `logit_range`, `wasserstein` (game -> before and after).
 
     Raises:
-        FileNotFoundError, UserError: as `befm_jax.load` and `model`; `directory` is one of the
-            model's own.
+        FileNotFoundError, UserError: as `befm_jax.load` and `export.model`; `directory` is one of
+            the model's own.
     """
     resolved = resolve_model(name, adapter)
     export.check_out(Path(directory), resolved)
-    used = load(name, adapter, force_template=force_template)
-    logits, before = answer_logits(used, asked), _distances(used, people)
-    origin, dtype = (
-        used.describe() | {"first_prompt": used.first_prompt([item_of(game) for game in asked])},
-        jnp.dtype(used.model.dtype).name,
-    )
-    if used.origin["quantize"] != "no":
-        del used
-        used = load(name, adapter, quantize="no", force_template=force_template)
+    engine = load(name, adapter, force_template=force_template)
+    logits, before = answer_logits(engine, asked), _distances(engine, people)
+    first_prompt = engine.first_prompt([item_of(game) for game in asked])
+    origin = engine.describe() | {"first_prompt": first_prompt}
+    dtype = jnp.dtype(engine.model.dtype).name
+    if engine.origin["quantize"] != "no":
+        del engine
+        engine = load(name, adapter, quantize="no", force_template=force_template)
     export.model(
         directory,
-        used.model.config,
-        used.params,
-        used.tokenizer,
+        engine.model.config,
+        engine.params,
+        engine.tokenizer,
         source=resolved.directory,
         max_shard_bytes=max_shard_bytes,
     )
-    del used  # its memory is needed for the model that was written
+    del engine  # frees memory for the written model
     written = load(directory, dtype=dtype)
-    moved = max(
-        float(np.abs(one - other).max())
-        for one, other in zip(answer_logits(written, asked), logits, strict=True)
+    difference = max(
+        float(np.abs(new - old).max())
+        for new, old in zip(answer_logits(written, asked), logits, strict=True)
     )
     after = _distances(written, people)
     return {
         "merged": origin,
-        "largest_logit_difference": moved,
-        "logit_range": max(float(np.ptp(one)) for one in logits),
+        "largest_logit_difference": difference,
+        "logit_range": max(float(np.ptp(array)) for array in logits),
         "wasserstein": {game: {"before": before[game], "after": after[game]} for game in before},
     }
 
@@ -94,11 +93,11 @@ def _distances(engine: Engine, people: Source | None) -> dict[str, float | None]
     if people is None:
         return {}
     items = people.items()
-    responses = {one.item: one for one in engine.respond(items, Exact())}
-    found = evaluate(people.task, items, responses, respondent="model", resamples=100)
+    responses = {response.item: response for response in engine.respond(items, Exact())}
+    evaluation = evaluate(people.task, items, responses, respondent="model", resamples=100)
     return {
         figure.where.get("game", "mean"): figure.value
-        for figure in found.figures
+        for figure in evaluation.figures
         if figure.measure == "wasserstein"
     }
 
@@ -106,22 +105,22 @@ def _distances(engine: Engine, people: Source | None) -> dict[str, float | None]
 def answer_logits(
     simulator: Engine, games: Sequence[Game], whole: bool = False
 ) -> list[Float32[np.ndarray, "T V"]]:
-    """Logits at which each game's answers are read: from the end of its prompt through one answer.
+    """Logits that predict each game's first answer, one array per game.
 
-    Of the game's first answer; one array a game.  With `whole`, from the prompt's first token on.
+    With `whole`, logits from the prompt's first token on.
     """
-    found = []
+    by_game = []
     for game in games:
         prompt = simulator.tokenizer.prompt(game.prompt())
         answer = simulator.tokenizer.answer(game.answers.written[0])
         ids = prompt + answer[:-1]
-        # Every device that shares rows has one; all are the same.
+        # The same row once per data-parallel device.
         rows = linear.parts(simulator.model.layout, "rows")
         tokens = np.zeros((rows, bucket(len(ids))), np.int32)
         tokens[:, : len(ids)] = ids
         logits = _all_logits(simulator.model)(simulator.params, tokens, len(ids))
-        found.append(np.asarray(logits)[0, 0 if whole else len(prompt) - 1 : len(ids)])
-    return found
+        by_game.append(np.asarray(logits)[0, 0 if whole else len(prompt) - 1 : len(ids)])
+    return by_game
 
 
 @lru_cache(maxsize=4)

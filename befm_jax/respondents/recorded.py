@@ -1,16 +1,16 @@
-"""Recorded answers: files of what somebody answered before, and how a simulation writes them.
+"""Recorded answers: reads files of answers as a respondent, and writes those of simulations.
 
-Five layouts, the tables as CSV or as Parquet, are told apart by the name's ending and the header:
+Four formats, tables as CSV or Parquet, recognised by the file's suffix and header:
 
-- `choices.csv`: `game,participant,choice`, a row a draw; an empty choice could not be read.
-- `distribution.csv`: `game,choice,probability`, the probabilities of the whole model: what an
+- `choices.csv`: `game,participant,choice`, one row per draw; an empty choice could not be read.
+- `distribution.csv`: `game,choice,probability`, unconditional probabilities of the model: what an
   item's lack to 1 is outside its answer set.
 - `responses.jsonl`: as `befm_jax.data.responses` writes it.
-- `.jsonl` of texts: an object a line with `item` (or `game`) and `text`, a draw each, read by the
-  item's answer set; a null `text` is an answer that never came.
+- `.jsonl` of texts: one object per line with `item` (or `game`) and `text`, one draw each, parsed
+  by the item's answer set; a null `text` is a missing answer.
 
 An item's answers are recorded under its id or, where that is not in the file, under its label
-"game".  A choice is its value or its name; upper and lower case are the same.
+"game".  A choice is its value or its name, case-insensitive.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from befm_jax.data.responses import SCHEMA, How, Response, read_responses
 from befm_jax.errors import DataError, unknown
 
 _TOLERANCE = 1e-6
-# Reasons of `AnswerSet.parse` and `parse_cell` why nothing was read; else it is not allowed.
+# Reasons of `AnswerSet.parse` and `parse_cell` for an unreadable answer; others are not allowed.
 _UNREAD = ("no answer", "not a number", "not finite")
 
-Layout = Literal["choices", "distribution", "responses", "texts"]
+Format = Literal["choices", "distribution", "responses", "texts"]
 
 
 class _Line(NamedTuple):
@@ -53,16 +53,16 @@ class Recorded:
 
     Attributes:
         path: the file.
-        name: what reports call it; by default the file's name without its ending.
-        layout: which of the module's layouts the file has.
+        name: its name in reports; by default the file's name without its suffix.
+        layout: which of the module's formats the file has.
     """
 
     def __init__(self, path: str | Path, name: str = "") -> None:
-        """Reads the file; whether its answers fit is seen when items are asked.
+        """Reads the file; answers are checked when items are asked.
 
         Raises:
-            DataError: no such file, an empty or damaged one, a column or a field that is missing,
-                a probability that can't be, or Parquet without pyarrow.
+            DataError: no such file, an empty or damaged one, a missing column or field, an invalid
+                probability, or Parquet without pyarrow.
         """
         self.path = Path(path)
         self.name = name or self.path.stem
@@ -70,29 +70,29 @@ class Recorded:
         self._responses: dict[str, Response] = {}
         self._origin: dict[str, Any] = {"respondent": None, "how": None}
         if self.path.suffix.lower() == ".jsonl":
-            self.layout: Layout = self._read_json_lines()
+            self.layout: Format = self._read_json_lines()
         else:
             self.layout = self._read_table()
         beside = self.path.with_name(f"{self.path.name}.json")
         if self.layout != "responses" and beside.is_file():
-            made = files.read_object(beside, DataError)
-            self._origin = {"respondent": made.get("model"), "how": made.get("answers")}
+            metadata = files.read_object(beside, DataError)
+            self._origin = {"respondent": metadata.get("model"), "how": metadata.get("answers")}
         if not self._lines and not self._responses:
-            raise DataError(f"{path}: no answers in it")
+            raise DataError(f"{path}: has no answers")
 
     @property
     def exact(self) -> bool:
-        """Whether whole distributions are recorded, not draws."""
+        """Whether distributions are recorded, not draws."""
         if self.layout == "responses":
             return all(response.exact for response in self._responses.values())
         return self.layout == "distribution"
 
     def describe(self) -> dict[str, Any]:
-        """The file's path, layout and SHA-256, and the `respondent` who answered and `how`.
+        """The file's path, format and SHA-256, and the metadata of the `respondent` and `how`.
 
-        These two are those of `responses.jsonl`, or of what `befm_jax.simulate` wrote beside a
-        table as FILE.json.  They are None where nothing says whose answers they are: then nobody
-        knows on which people that model was trained.
+        These two are those of `responses.jsonl`, or of the FILE.json that `befm_jax.simulate`
+        writes beside a table.  They are None where neither exists: then it is unknown on which
+        people that model was trained.
         """
         digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
         described = {"answers": str(self.path), "layout": self.layout, "sha256": digest}
@@ -103,26 +103,25 @@ class Recorded:
         return self._key(item) is not None
 
     def unasked(self, items: Iterable[Item]) -> list[str]:
-        """The ids and games in the file that none of these items asks for."""
+        """The ids and games in the file that none of these items has."""
         keys = {self._key(item) for item in items}
         return [key for key in (*self._lines, *self._responses) if key not in keys]
 
     def respond(self, items: Sequence[Item], how: How) -> Iterator[Response]:
-        """The recorded responses, in the items' order, whatever was asked for.
+        """The recorded responses, in the items' order; `how` is ignored (see `Response.exact`).
 
-        `Response.exact` says what they are; answers outside the set are counted, and their texts
-        kept.
+        Answers outside the set are counted, and their texts kept.
 
         Raises:
-            DataError: an item that has no answers here, or answers that can't be: a probability
-                without an answer, an answer that has two, probabilities that exceed 1.
+            DataError: an item without answers in the file, or invalid answers: a probability
+                without an answer, an answer with two, probabilities that sum to more than 1.
         """
         for item in items:
             key = self._key(item)
             if key is None:
                 known = (*self._lines, *self._responses)
-                asked = item.labels.get("game", item.id)
-                raise DataError(f"{self.path}: {unknown('item', asked, known)}")
+                name = item.labels.get("game", item.id)
+                raise DataError(f"{self.path}: {unknown('item', name, known)}")
             if self.layout == "responses":
                 yield self._as_recorded(item, self._responses[key])
             elif self.layout == "distribution":
@@ -131,13 +130,13 @@ class Recorded:
                 yield self._draws(item, key)
 
     def _key(self, item: Item) -> str | None:
-        """Under what an item's answers are recorded."""
+        """The key of an item's answers in the file; None where there are none."""
         known = self._responses if self.layout == "responses" else self._lines
         return next((key for key in (item.id, item.labels.get("game")) if key in known), None)
 
-    def _read_table(self) -> Layout:
+    def _read_table(self) -> Format:
         header, _ = files.table(self.path)
-        layout: Layout = "distribution" if "probability" in header else "choices"
+        layout: Format = "distribution" if "probability" in header else "choices"
         if layout == "choices" and "participant" not in header:
             raise DataError(
                 f"{self.path}:1: neither a column 'participant' (choices: game,participant,choice) "
@@ -163,9 +162,9 @@ class Recorded:
             raise DataError(f"{self.path}:{line}: probability is {cell}; it must be 0 to 1")
         return number
 
-    def _read_json_lines(self) -> Layout:
+    def _read_json_lines(self) -> Format:
         content = files.read_bytes(self.path)
-        # Only line feeds: a text may hold other characters that end a line.
+        # Line feeds alone: a text may contain other line separators.
         lines = files.decode(content, self.path).split("\n")
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -181,7 +180,7 @@ class Recorded:
             text = record.get("text", False)
             if not isinstance(text, str | None):
                 shown = "missing" if text is False else repr(text)
-                raise DataError(f"{self.path}:{number}: text is {shown}; it must be what was said")
+                raise DataError(f"{self.path}:{number}: text is {shown}; it must be a text or null")
             self._lines.setdefault(key, []).append(_Line(number, text))
         return "texts"
 
@@ -191,8 +190,8 @@ class Recorded:
         except (ValueError, RecursionError) as error:
             raise DataError(f"{self.path}:{number}: not JSON ({error})") from None
         if not isinstance(record, dict):
-            found = type(record).__name__
-            raise DataError(f"{self.path}:{number}: line is a {found}; it must be a JSON object")
+            kind = type(record).__name__
+            raise DataError(f"{self.path}:{number}: line is a {kind}; it must be a JSON object")
         return record
 
     def _as_recorded(self, item: Item, response: Response) -> Response:
@@ -241,17 +240,17 @@ class Recorded:
             position, reason = item.answers.parse_cell(answer)
             if reason in _UNREAD:
                 raise DataError(f"{self.path}:{line.number}: choice {answer!r} is {reason}")
-            one = answer.casefold() if position is None else position
-            if one in seen:
+            choice = answer.casefold() if position is None else position
+            if choice in seen:
                 raise DataError(f"{self.path}:{line.number}: {key} has the choice {answer} twice")
-            seen.add(one)
+            seen.add(choice)
             if position is not None:
                 mass[position] = line.probability
         return Response.from_mass(item.id, mass)
 
 
 def write_choices(path: str | Path, items: Iterable[Item], responses: Iterable[Response]) -> None:
-    """Writes `choices.csv`: participants numbered from 0, an empty choice where none was read.
+    """Writes `choices.csv`: participants numbered from 0, an empty choice for an unread answer.
 
     A choice is written as its value, or as its name where the answers have no order.  Where a
     response has the text of each draw, participants are in the order of the draws; else in the
@@ -259,8 +258,8 @@ def write_choices(path: str | Path, items: Iterable[Item], responses: Iterable[R
 
     Args:
         path: the file.
-        items: those that were asked; their order is the file's.
-        responses: sampled ones, to each of these items, in any order.
+        items: the items, in the order of the file.
+        responses: sampled responses to each of these items, in any order.
 
     Raises:
         ValueError: an exact response, one to free text, or none to an item.
@@ -287,16 +286,16 @@ def write_distribution(
 ) -> None:
     """Writes `distribution.csv`: the probability of each answer, which sum to 1 less `outside`.
 
-    Probabilities are those of the whole model, not within the set, in full precision.
+    Probabilities are unconditional, not within the set, in full precision.
 
     Args:
         path: the file.
-        items: those that were asked; their order is the file's.
-        responses: exact ones, to each of these items, in any order.
+        items: the items, in the order of the file.
+        responses: exact responses to each of these items, in any order.
 
     Raises:
-        ValueError: a sampled response, which would come back as if it were exact, one to free text,
-            or none to an item.
+        ValueError: a sampled response, which would be read as exact, one to free text, or none to
+            an item.
     """
     rows: list[list[object]] = []
     for item, answers, response in _answered(items, responses):
@@ -317,7 +316,7 @@ def _answered(
         if response is None:
             raise ValueError(f"{item.id}: no response to it")
         if isinstance(item.answers, FreeText) or response.weights is None:
-            raise ValueError(f"{item.id}: free text has no place in a table of choices")
+            raise ValueError(f"{item.id}: free text can't be written to a table of choices")
         if len(response.weights) != len(item.answers):
             raise ValueError(
                 f"{item.id}: {len(response.weights)} weights, but {len(item.answers)} answers"

@@ -1,11 +1,11 @@
-r"""Any task of lm-evaluation-harness on this engine, to see what fine-tuning made a model forget.
+r"""Runs tasks of lm-evaluation-harness on this engine, to measure forgetting by fine-tuning.
 
     python -m befm_jax.lm_harness --model befm_jax \
         --model_args pretrained=RUN_OR_HF_DIR,adapter=ADAPTER_DIR,dtype=bfloat16 \
         --tasks arc_easy,gsm8k --batch_size 8 --output_path scored
 
-Everything behind `lm_harness` is lm-evaluation-harness's own command line (`lm-eval`), which knows
-one model more: `befm_jax`.  From Python: import this module, then
+The arguments are those of lm-evaluation-harness's own command line (`lm-eval`), with the additional
+model `befm_jax`.  From Python: import this module, then
 `lm_eval.simple_evaluate(model="befm_jax", model_args={"pretrained": ...}, tasks=[...])`.
 """
 
@@ -33,7 +33,7 @@ except ModuleNotFoundError as error:
         raise
     missing = "lm-evaluation-harness is not installed: pip install 'befm_jax[lm-eval]'"
     raise ModuleNotFoundError(missing, name="lm_eval") from error
-import lm_eval.models  # fills the registry, which is thought full once it holds a model
+import lm_eval.models  # fills the registry, which lm-eval skips once it has a model
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -47,19 +47,19 @@ from befm_jax.inference import sample, score
 from befm_jax.inference.sample import Request, Sampling
 from befm_jax.respondents import engine
 
-# The harness's own logger, so that LMEVAL_LOG_LEVEL counts here too.
+# A child of the harness's logger, so that LMEVAL_LOG_LEVEL applies.
 logger = logging.getLogger("lm_eval.befm_jax")
 
 MAX_GEN_TOKS = 256
 MAX_BATCH_SIZE = 64
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-_DRAWING = ("temperature", "top_p", "top_k")
-_GENERATION = ("until", "do_sample", *_DRAWING, *_LIMITS)
+_SAMPLING = ("temperature", "top_p", "top_k")
+_GENERATION = ("until", "do_sample", *_SAMPLING, *_LIMITS)
 
 
 @dataclass(frozen=True)
 class Generation:
-    """How an answer is drawn, and the texts that end one."""
+    """Sampling settings of an answer, and the stop strings that end it."""
 
     sampling: Sampling
     until: tuple[str, ...]
@@ -67,49 +67,47 @@ class Generation:
 
 @register_model("befm_jax")
 class BefmLM(TemplateLM):
-    """A model of ours in lm-evaluation-harness, token for token like its own `hf` class.
+    """A befm_jax model in lm-evaluation-harness, token for token like its own `hf` class.
 
-    Texts become tokens as they do there: what the harness writes, a rendered chat template
-    included, is parsed for special tokens, so `<|eot_id|>` in a question is one token.  That is
-    lm-eval's convention and holds in this class alone; everywhere else in befm_jax the text of data
-    stays text.  What differs from `hf`:
+    Texts are tokenized as there: special tokens in what the harness writes, a rendered chat
+    template included, are parsed, so `<|eot_id|>` in a question is one token.  That is lm-eval's
+    convention and holds in this class alone; everywhere else in befm_jax special tokens in data are
+    encoded as text.  Differences from `hf`:
 
-    - Templates that print the day are told a fixed one.  A tokenizer without a chat template has
-      Llama 3's layout.
+    - Templates that print the date get a fixed one.  A tokenizer without a chat template has that
+      of Llama 3.
     - Any stop id ends a generation: the end of turn of the chat template, the tokenizer's end of
       text, and those of the model's configuration.
-    - Draws come from the model's own distribution, at the task's temperature, narrowed by what the
-      task says and nothing else (transformers narrows them to the 50 likeliest tokens by default).
-      They depend on `seed` and the context: the same again every time, and for the repeats of one
-      question each its own.
+    - Draws come from the model's own distribution, at the task's temperature, truncated by the
+      task's settings alone (transformers' default is top-k 50).  They depend on `seed` and the
+      context, and are reproducible; the repeats of one question are independent.
     - At most `score.LONGEST_CONTEXT` tokens are read, fewer where the model has fewer positions.
-    - A continuation without tokens, or one that does not fit, is an error with a message.
+    - A continuation without tokens, or one that does not fit, is an error.
 
     The options of one question share its prompt in one token tree, and the repeats of one question
-    are drawn together.  With `batch_size=1` nothing that stands beside a question can change a bit
-    of its log-likelihoods, or of the logits that its answer is drawn from.
+    are drawn together.  With `batch_size=1` the other questions do not change a bit of a question's
+    log-likelihoods, or of the logits that its answer is drawn from.
 
     Args:
         pretrained: a training run's directory, a Hugging Face directory or a hub id.
         adapter: a LoRA adapter in PEFT's format: a directory or a hub id.
-        dtype: "float32", "bfloat16" or "auto" (the default: as the run did, or as stored).
-        quantize: "no" or "int8": what the base is rounded to (by default as the run did).
-        force_template: take an adapter that was trained with another chat template.
-        cache: "full" or "int8": what generation keeps keys and values in.
-        batch_size: rows of log-likelihoods computed together, on every device that shares rows,
-            and questions answered together, on all of them, or "auto" (`max_batch_size`).  Memory
-            for log-likelihoods does not grow with it beyond what the longest row takes; for
-            answers it does.
-        max_batch_size: what "auto" stands for.
-        max_length: tokens that are read before the last one; longer contexts lose their
-            beginning, which is counted and said.
-        device: checked against what JAX runs on; nothing is moved.
-        devices: how many of this machine's devices share the model, as far as its heads allow, and
-            beyond that the rows (by default all accelerators, or one CPU device).  Results are
-            the same on any number of them, but for rounding.
-        add_bos_token: whether texts begin with BOS; by default what the tokenizer does.
-        prefix_token_id: what stands before an empty context; by default BOS.
-        seed: of the draws, where a task asks for draws.
+        dtype: "float32", "bfloat16" or "auto" (the default: the run's, or the stored one).
+        quantize: "no" or "int8": the quantisation of the base (by default the run's).
+        force_template: accept an adapter that was trained with another chat template.
+        cache: "full" or "int8": the key-value cache of generation.
+        batch_size: rows of log-likelihoods per batch and data-parallel device, and questions
+            answered together over all devices, or "auto" (`max_batch_size`).  Memory for
+            log-likelihoods is bounded by the longest row; for answers it grows with the size.
+        max_batch_size: the value of "auto".
+        max_length: tokens that are read before the last one; longer contexts are truncated from the
+            left, with a warning and a count in the results.
+        device: compared with JAX's platform; has no effect.
+        devices: the number of this machine's devices, over which weights are sharded as far as the
+            model's heads allow, and beyond that rows (by default all accelerators, or one CPU
+            device).  Results are the same on any number, but for rounding.
+        add_bos_token: whether texts begin with BOS; by default as the tokenizer does.
+        prefix_token_id: the token before an empty context; by default BOS.
+        seed: of the draws, where a task samples.
 
     Raises:
         FileNotFoundError: a directory or a file in it is missing.
@@ -142,17 +140,23 @@ class BefmLM(TemplateLM):
                 "max_length, device, devices, add_bos_token, prefix_token_id, seed"
             )
         if pretrained is None:
-            raise UserError("model_args: pretrained is missing: which model is to be run")
+            raise UserError("model_args: pretrained is missing; it must be a model")
         if dtype not in (None, "auto", *DTYPES):
-            raise UserError(f"model_args: dtype is one of auto, {', '.join(DTYPES)}, not {dtype!r}")
+            raise UserError(
+                f"model_args: dtype is {dtype!r}; it must be one of auto, {', '.join(DTYPES)}"
+            )
         if quantize not in (None, *QUANTIZE):
             raise UserError(
-                f"model_args: quantize is one of {', '.join(QUANTIZE)}, not {quantize!r}"
+                f"model_args: quantize is {quantize!r}; it must be one of {', '.join(QUANTIZE)}"
             )
         if force_template not in (True, False):
-            raise UserError(f"model_args: force_template is True or False, not {force_template!r}")
+            raise UserError(
+                f"model_args: force_template is {force_template!r}; it must be True or False"
+            )
         if cache not in CACHES:
-            raise UserError(f"model_args: cache is one of {', '.join(CACHES)}, not {cache!r}")
+            raise UserError(
+                f"model_args: cache is {cache!r}; it must be one of {', '.join(CACHES)}"
+            )
         _check_device(device)
         if devices is not None:
             devices = _whole("devices", devices)
@@ -164,10 +168,13 @@ class BefmLM(TemplateLM):
             max_length = _whole("max_length", max_length)
             if max_length > score.LONGEST_CONTEXT:
                 raise UserError(
-                    f"model_args: max_length is at most {score.LONGEST_CONTEXT}, not {max_length}"
+                    f"model_args: max_length is {max_length}; it must be at most "
+                    f"{score.LONGEST_CONTEXT}"
                 )
         if add_bos_token not in (None, True, False):
-            raise UserError(f"model_args: add_bos_token is True or False, not {add_bos_token!r}")
+            raise UserError(
+                f"model_args: add_bos_token is {add_bos_token!r}; it must be True or False"
+            )
         self.simulator = engine.load(
             pretrained,
             adapter,
@@ -181,8 +188,8 @@ class BefmLM(TemplateLM):
             raise UserError("model_args: add_bos_token, but the tokenizer has no BOS token")
         if prefix_token_id not in (None, *range(self.simulator.tokenizer.vocab_size)):
             raise UserError(
-                f"model_args: prefix_token_id is a token id below "
-                f"{self.simulator.tokenizer.vocab_size}, not {prefix_token_id!r}"
+                f"model_args: prefix_token_id is {prefix_token_id!r}; it must be a token id below "
+                f"{self.simulator.tokenizer.vocab_size}"
             )
         config = self.simulator.model.config
         self.max_length: int = max_length or min(
@@ -192,19 +199,19 @@ class BefmLM(TemplateLM):
         self._prefix_token_id = prefix_token_id
         self._seed = seed
         self._cache = cache
-        self._cut: dict[str, dict[str, int]] = {}
+        self._truncated: dict[str, dict[str, int]] = {}
         self._first_prompt: dict[str, Any] | None = None
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
     @property
     def eot_token_id(self) -> int:
-        """The tokenizer's end of text; its end of turn, where it has no other."""
+        """The tokenizer's end of text; its end of turn if it has no other."""
         eos: int | None = self.tokenizer.eos_token_id
         return self.simulator.tokenizer.end_of_turn if eos is None else eos
 
     @property
     def prefix_token_id(self) -> int:
-        """What an empty context, and the first window of a rolling text, is predicted from."""
+        """The context of an empty context, and of the first window of a rolling text."""
         if self._prefix_token_id is not None:
             return self._prefix_token_id
         bos = self.simulator.tokenizer.bos_id
@@ -212,27 +219,27 @@ class BefmLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Under which lm-eval keeps rendered requests."""
+        """The key of lm-eval's cache of rendered requests."""
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Ids of a text, special tokens parsed; with BOS where the tokenizer or the user says so.
+        """Ids of a text with special tokens parsed; with BOS by default or `add_bos_token`.
 
         A text that begins with BOS's name gets no second one.
         """
         if add_special_tokens is not None:
             return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
-        return self._encode(string, begun=string.startswith(self._name(self.prefix_token_id)))
+        return self._encode(string, has_bos=string.startswith(self._name(self.prefix_token_id)))
 
     def apply_chat_template(
         self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The rendered text of a conversation; left open at its end without a generation prompt.
+        """The text of a conversation; without a generation prompt the last turn stays open.
 
-        Where the template refuses the conversation, it is tried without its system messages, as
-        the `hf` class does, and that is said.  Raises UserError where it refuses that too.
+        If the template rejects the conversation, renders it without system messages, as the `hf`
+        class does, with a warning.  Raises UserError if the template rejects that too.
         """
         options = {
             "add_generation_prompt": add_generation_prompt,
@@ -241,7 +248,7 @@ class BefmLM(TemplateLM):
         try:
             return self.simulator.tokenizer.render(chat_history, **options)
         except jinja2.TemplateError as refusal:
-            self._say_once(
+            self._warn_once(
                 f"chat template without system messages: it refuses them ({str(refusal)!r})"
             )
         try:
@@ -253,18 +260,18 @@ class BefmLM(TemplateLM):
             ) from refusal
 
     def get_model_info(self) -> dict[str, Any]:
-        """What answered, for lm-eval's results file."""
+        """The model's metadata, for lm-eval's results file."""
         return {
             "model_origin": self.simulator.origin,
             "model_device": self.simulator.device,
             "model_max_length": self.max_length,
             "model_cache": self._cache,
-            "contexts_cut": self._cut,
+            "contexts_cut": self._truncated,
             "first_prompt": self._first_prompt,
         }
 
     def _note_first(self, prompts: Iterable[Sequence[int]]) -> None:
-        """Keeps the first prompt of all, as it is read, for the results file."""
+        """Keeps the very first prompt for the results file."""
         first = next(iter(prompts), None)
         if self._first_prompt is None and first is not None:
             text = self.simulator.tokenizer.decode(first, special=True)
@@ -279,7 +286,7 @@ class BefmLM(TemplateLM):
         for (context, continuation), _context_ids, ids in requests:
             if not ids:
                 raise UserError(
-                    f"the continuation {_short(continuation)} has no token of its own behind "
+                    f"the continuation {_short(continuation)} has no token of its own after "
                     f"{_short(context[-40:])}"
                 )
             if len(ids) > self.max_length:
@@ -287,20 +294,19 @@ class BefmLM(TemplateLM):
                     f"the continuation {_short(continuation)} has {len(ids)} tokens, more than "
                     f"max_length={self.max_length}"
                 )
-        found: list[tuple[float, bool]] = [(math.nan, False)] * len(requests)
+        scores: list[tuple[float, bool]] = [(math.nan, False)] * len(requests)
         pairs = [(context_ids, ids) for _, context_ids, ids in requests]
         for number, answer in self._scored(pairs, "loglikelihood", disable_tqdm):
-            found[number] = answer
+            scores[number] = answer
             self.cache_hook.add_partial("loglikelihood", requests[number][0], answer)
-        return found
+        return scores
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """Log-likelihood of whole texts, in windows that each predict what none did before.
+        """Log-likelihood of full texts, in disjoint windows.
 
-        Every token is predicted once, from as many tokens before it as a window holds; the first
-        from BOS.
+        Every token is predicted once, from as much context as a window has; the first from BOS.
         """
         pairs: list[tuple[list[int], list[int]]] = []
         of_request: list[int] = []
@@ -325,7 +331,7 @@ class BefmLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Continuations of contexts, up to a stop id, a stop string or the limit of tokens.
+        """Continuations of contexts, up to a stop id, a stop string or the token limit.
 
         Raises UserError for a generation argument that is unknown or out of range.
         """
@@ -335,15 +341,15 @@ class BefmLM(TemplateLM):
             numbers_of.setdefault((context, self._generation(arguments)), []).append(number)
         prompts = {key: self._prompt(*key, len(numbers)) for key, numbers in numbers_of.items()}
         self._note_first(prompts.values())
-        found = [""] * len(requests)
+        answers = [""] * len(requests)
         with tqdm(total=len(requests), desc="generate_until", disable=disable_tqdm) as bar:
             for key, texts in self._continuations(prompts, numbers_of):
                 for number, text in zip(numbers_of[key], texts, strict=True):
-                    found[number] = text
+                    answers[number] = text
                     self.cache_hook.add_partial("generate_until", requests[number].args, text)
                 bar.update(len(texts))
-        self._say_what_was_cut("generate_until")
-        return found
+        self._warn_of_truncation("generate_until")
+        return answers
 
     def _scored(
         self,
@@ -353,14 +359,14 @@ class BefmLM(TemplateLM):
     ) -> Iterator[tuple[int, tuple[float, bool]]]:
         """Scores `(context, continuation)` ids; yields `(number, (log-prob, greedy))`.
 
-        Pairs of one context are the leaves of one tree.  The longest come first, so that a
-        machine with too little memory says so at once.
+        Pairs of one context are the leaves of one tree.  The longest come first, so that running
+        out of memory happens at once.
         """
         numbers_of: dict[tuple[int, ...], list[int]] = {}
         for number, (context, continuation) in enumerate(pairs):
-            room = self.max_length + 1 - len(continuation)
-            self._count(kind, 1, len(context) - room)
-            numbers_of.setdefault(tuple(context[-room:]), []).append(number)
+            limit = self.max_length + 1 - len(continuation)
+            self._count(kind, 1, len(context) - limit)
+            numbers_of.setdefault(tuple(context[-limit:]), []).append(number)
         self._note_first(numbers_of)
         order = sorted(
             numbers_of,
@@ -381,12 +387,12 @@ class BefmLM(TemplateLM):
                 for number, log_prob, greedy in each:
                     yield number, (float(log_prob), bool(greedy))
                 bar.update(len(numbers))
-        self._say_what_was_cut(kind)
+        self._warn_of_truncation(kind)
 
     def _generation(self, arguments: Mapping[str, Any]) -> Generation:
-        """Generation arguments of a task, checked; greedy unless it asks for draws.
+        """A task's generation arguments, checked; greedy unless it samples.
 
-        A temperature above 0 asks for draws where `do_sample` says nothing.
+        Without `do_sample` a temperature above 0 samples.
         """
         given = {name: value for name, value in arguments.items() if value is not None}
         if given.get("num_beams") == 1:
@@ -400,7 +406,9 @@ class BefmLM(TemplateLM):
         until = given.get("until", [])
         until = [until] if isinstance(until, str) else until
         if not isinstance(until, list) or not all(isinstance(stop, str) for stop in until):
-            raise UserError(f"generation argument until: a text or a list of texts, not {until!r}")
+            raise UserError(
+                f"generation argument until is {until!r}; it must be a text or a list of texts"
+            )
         try:
             limit = next((int(given[name]) for name in _LIMITS if name in given), MAX_GEN_TOKS)
             sampling = Sampling(
@@ -410,55 +418,55 @@ class BefmLM(TemplateLM):
                 max_new_tokens=limit,
                 cache=self._cache,
             )
-            drawn = given.get("do_sample", sampling.temperature > 0)
+            do_sample = given.get("do_sample", sampling.temperature > 0)
             greedy = replace(sampling, temperature=0.0, top_k=0, top_p=1.0)
-            if not isinstance(drawn, bool):
-                raise ValueError(f"do_sample is True or False, not {drawn!r}")
-            if drawn and sampling.temperature == 0:
-                raise ValueError("do_sample draws, and needs a temperature above 0")
-            if not drawn and sampling != greedy:
-                said = {name: given[name] for name in _DRAWING if name in given}
-                self._say_once(f"greedy generation: {said} do nothing without do_sample")
+            if not isinstance(do_sample, bool):
+                raise ValueError(f"do_sample is {do_sample!r}; it must be True or False")
+            if do_sample and sampling.temperature == 0:
+                raise ValueError("do_sample needs a temperature above 0")
+            if not do_sample and sampling != greedy:
+                unused = {name: given[name] for name in _SAMPLING if name in given}
+                self._warn_once(f"greedy generation: {unused} have no effect without do_sample")
                 sampling = greedy
         except (TypeError, ValueError) as error:
             raise UserError(f"generation arguments {dict(arguments)}: {error}") from error
         if limit >= self.max_length:
             raise UserError(
-                f"generation arguments: {limit} new tokens leave no room for a context in "
+                f"generation arguments: {limit} new tokens leave no tokens for a context in "
                 f"max_length={self.max_length}"
             )
-        ends = [*until, self._name(self.eot_token_id)]
-        return Generation(sampling, tuple(dict.fromkeys(stop for stop in ends if stop)))
+        stops = [*until, self._name(self.eot_token_id)]
+        return Generation(sampling, tuple(dict.fromkeys(stop for stop in stops if stop)))
 
     def _prompt(self, context: str, generation: Generation, requests: int) -> list[int]:
-        """Ids of a context, cut from the left to leave room for the answer."""
-        begun = bool(self.tokenizer.bos_token) and context.startswith(self.tokenizer.bos_token)
-        ids = self._encode(context, begun)
-        room = self.max_length - generation.sampling.max_new_tokens
-        self._count("generate_until", requests, len(ids) - room)
-        return ids[-room:] or [self.prefix_token_id]
+        """Ids of a context, truncated from the left to fit with the answer."""
+        has_bos = bool(self.tokenizer.bos_token) and context.startswith(self.tokenizer.bos_token)
+        ids = self._encode(context, has_bos)
+        limit = self.max_length - generation.sampling.max_new_tokens
+        self._count("generate_until", requests, len(ids) - limit)
+        return ids[-limit:] or [self.prefix_token_id]
 
     def _continuations(
         self,
         prompts: Mapping[tuple[str, Generation], Sequence[int]],
         numbers_of: Mapping[tuple[str, Generation], Sequence[int]],
     ) -> Iterator[tuple[tuple[str, Generation], list[str]]]:
-        """The texts of every context: draws of their own, or the greedy one as often as wanted.
+        """The texts of every context: independent draws, or the greedy answer repeated.
 
-        Contexts whose answers are drawn alike go together, `batch_size` at a time.
+        Contexts with the same sampling settings are batched, `batch_size` at a time.
         """
-        alike: dict[Sampling, list[tuple[str, Generation]]] = {}
+        by_sampling: dict[Sampling, list[tuple[str, Generation]]] = {}
         for key in prompts:
-            alike.setdefault(key[1].sampling, []).append(key)
-        for sampling, keys in alike.items():
+            by_sampling.setdefault(key[1].sampling, []).append(key)
+        for sampling, keys in by_sampling.items():
 
             def ended(
                 number: int, ids: Sequence[int], keys: list[tuple[str, Generation]] = keys
             ) -> bool:
                 return self._has_ended(ids, keys[number][1].until)
 
-            # A stop string can straddle tokens, so it is looked for in the text, and after every
-            # few tokens: most tasks allow 256 tokens or more and end after a line.
+            # A stop string can span tokens, so the text is searched, every few tokens: most tasks
+            # allow 256 tokens or more and end after a line.
             populations = sample.each_population(
                 self.simulator.model,
                 self.simulator.params,
@@ -484,16 +492,16 @@ class BefmLM(TemplateLM):
                 yield key, texts * (len(numbers_of[key]) // len(texts))
 
     def _seed_of(self, context: str) -> int:
-        named = hashlib.sha256(f"{self._seed}:{context}".encode()).digest()
-        return int.from_bytes(named[:4], "big")
+        digest = hashlib.sha256(f"{self._seed}:{context}".encode()).digest()
+        return int.from_bytes(digest[:4], "big")
 
     def _has_ended(self, ids: Sequence[int], until: Sequence[str]) -> bool:
-        """Whether one of the stop strings, which may name special tokens, stands in the text."""
+        """Whether the text contains a stop string, which may name special tokens."""
         text = self.tokenizer.decode(list(ids), skip_special_tokens=False)
         return any(stop in text for stop in until)
 
     def _text(self, ids: Sequence[int], until: Sequence[str]) -> str:
-        """The text up to the first stop string, special tokens left out."""
+        """The text up to the first stop string, without special tokens."""
         if self._has_ended(ids, until):
             ids = ids[
                 : bisect.bisect_left(
@@ -508,9 +516,9 @@ class BefmLM(TemplateLM):
     def _name(self, token: int) -> str:
         return str(self.tokenizer.decode([token]))
 
-    def _encode(self, text: str, begun: bool) -> list[int]:
-        """Ids of a text; `begun` where it begins with the name of BOS, which is parsed."""
-        if begun or self._add_bos_token is False:
+    def _encode(self, text: str, has_bos: bool) -> list[int]:
+        """Ids of a text; `has_bos`: it begins with the name of BOS, which is parsed."""
+        if has_bos or self._add_bos_token is False:
             return list(self.tokenizer.encode(text, add_special_tokens=False))
         ids = list(self.tokenizer.encode(text))
         if self._add_bos_token and ids[:1] != [self.tokenizer.bos_token_id]:
@@ -518,38 +526,40 @@ class BefmLM(TemplateLM):
         return ids
 
     def _count(self, kind: str, requests: int, tokens_cut: int) -> None:
-        """Counts requests whose context lost so many tokens (none, where not above 0)."""
-        count = self._cut.setdefault(kind, {"requests": 0, "cut": 0, "tokens_cut": 0})
+        """Counts requests whose context lost `tokens_cut` tokens (none if not above 0)."""
+        count = self._truncated.setdefault(kind, {"requests": 0, "cut": 0, "tokens_cut": 0})
         count["requests"] += requests
         if tokens_cut > 0:
             count["cut"] += requests
             count["tokens_cut"] += requests * tokens_cut
 
-    def _say_what_was_cut(self, kind: str) -> None:
-        count = self._cut.get(kind)
+    def _warn_of_truncation(self, kind: str) -> None:
+        count = self._truncated.get(kind)
         if count and count["cut"]:
             logger.warning(
-                "%s: %d of %d contexts were too long for max_length=%d and lost their beginning, "
-                "%d tokens in all",
+                "%s: %d of %d contexts were too long for max_length=%d and were truncated from the "
+                "left, %d tokens in all",
                 kind, count["cut"], count["requests"], self.max_length, count["tokens_cut"],
             )  # fmt: skip
 
-    def _say_once(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
             logger.warning(message)
 
 
 def _whole(name: str, value: Any, more: str = "") -> int:
-    """A whole number of at least 1, from a number or its text."""
+    """A whole number of at least 1, from a number or its text; raises UserError for others."""
     try:
         number = int(value)
     except (OverflowError, TypeError, ValueError):
         number = 0
-    # `int` takes 2.5 for 2, and True for 1.
-    another = isinstance(value, bool) or (not isinstance(value, str) and number != value)
-    if number < 1 or another:
-        raise UserError(f"model_args: {name} is a whole number of at least 1{more}, not {value!r}")
+    # `int` converts 2.5 to 2, and True to 1.
+    inexact = isinstance(value, bool) or (not isinstance(value, str) and number != value)
+    if number < 1 or inexact:
+        raise UserError(
+            f"model_args: {name} is {value!r}; it must be a whole number of at least 1{more}"
+        )
     return number
 
 
@@ -558,26 +568,26 @@ def _short(text: str) -> str:
 
 
 def _check_device(device: str | None) -> None:
-    """Raises UserError for a device that JAX is not on.
+    """Raises UserError for a device that JAX does not run on.
 
-    "cuda:0" elsewhere is a note only: lm-eval's command line says it whether the user did or not.
+    "cuda:0", the default of lm-eval's command line, is a warning only.
     """
     if device is None:
         return
     kind, _, number = str(device).partition(":")
     if {"cuda": "gpu"}.get(kind, kind) == jax.default_backend() and number in ("", "0"):
         return
-    where = meshes.devices_in_words(jax.devices())
+    devices = meshes.devices_in_words(jax.devices())
     if device != "cuda:0":
         raise UserError(
-            f"device={device}: JAX runs on {where}; leave it out, and choose by JAX_PLATFORMS or "
-            "CUDA_VISIBLE_DEVICES"
+            f"device is {device}, but JAX runs on {devices}; leave it out, and choose by "
+            "JAX_PLATFORMS or CUDA_VISIBLE_DEVICES"
         )
-    logger.warning("device=cuda:0 (lm-eval's default) does nothing: JAX runs on %s", where)
+    logger.warning("device=cuda:0 (lm-eval's default) has no effect: JAX runs on %s", devices)
 
 
-def _complaint(error: Exception) -> bool:
-    """Whether an error is for the user to mend: ours, or raised by lm-eval's own checks."""
+def _is_user_error(error: Exception) -> bool:
+    """Whether an error is the user's to fix: ours, or raised by lm-eval's own checks."""
     if isinstance(error, UserError | OSError):
         return True
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
@@ -594,9 +604,9 @@ def main() -> None:
         print(__doc__)
     try:
         cli_evaluate()
-    except Exception as error:  # lm-eval raises what it likes; what is no complaint goes on
-        if not _complaint(error):
+    except Exception as error:  # lm-eval has no error type of its own
+        if not _is_user_error(error):
             raise
-        logger.debug("where it came from", exc_info=True)
+        logger.debug("traceback", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,7 +1,7 @@
-"""Tasks: what is asked of a row, how it is measured, and the registry of those that are known.
+"""Tasks: the items of a row, their measures, and the registry of tasks.
 
-A task is one declaration in one file.  The same items are trained on and scored.  A user's own, of
-a table of their own, is in a Python file that `load_file("my_tasks.py")` runs:
+A task is one declaration in one file.  The same items are trained on and scored.  A user's own
+tasks, with their own tables, are in a Python file that `load_file("my_tasks.py")` runs:
 
     from dataclasses import dataclass
 
@@ -59,17 +59,18 @@ class Task:
 
     Attributes:
         name: "games", "survey/masked".
-        items: the items of ONE row, so that they serve training, too; draws come from the
-            generator alone.
-        needs: which kind of rows: "plays", "histograms", "questionnaires", "papers", "questions".
-        measures: names of `befm_jax.evals.measures`, the first one the headline.
-        average: the label whose values count alike in the mean: "game", "statement"; "" for items.
-        cluster: the label that the bootstrap draws again; "" where an item's target counts many
-            people, who are then drawn again within it.
-        groups: labels whose values are reported apart: "sex", "age_band".
-        how: how respondents are asked unless somebody says otherwise.
-        read: from the path of a table to its rows, for rows that only this task reads; None for
-            the reader of what it `needs`.
+        items: the items of ONE row, so that they are used in training too; randomness comes from
+            the generator alone.
+        needs: the kind of rows: "plays", "histograms", "questionnaires", "papers", "questions".
+        measures: names of `befm_jax.evals.measures`, the headline measure first.
+        average: the label whose values have equal weight in the mean: "game", "statement"; "" for
+            items.
+        cluster: the label that the bootstrap resamples; "" where an item's target counts many
+            people, who are then resampled within it.
+        groups: labels whose values are reported separately: "sex", "age_band".
+        how: how respondents are asked by default.
+        read: reads the rows of a table, for rows that only this task reads; None for the reader of
+            what it `needs`.
     """
 
     name: str
@@ -87,15 +88,15 @@ _REGISTRY: dict[str, Task] = {}
 
 
 def register(task: Task) -> Task:
-    """Makes a task known under its name, and returns it.
+    """Registers a task under its name, and returns it.
 
     Raises:
         DataError: another task has this name.
     """
     known = _REGISTRY.get(task.name)
-    # A file that is run twice declares the same again: its functions are new objects.
+    # A file that is run twice declares the same task with new function objects.
     if known is not None and known.items.__module__ != task.items.__module__:
-        raise DataError(f"task {task.name!r} exists already and is another: choose another name")
+        raise DataError(f"task {task.name!r} is already registered: choose another name")
     _REGISTRY[task.name] = task
     return task
 
@@ -104,7 +105,7 @@ def get(name: str) -> Task:
     """The task of this name.
 
     Raises:
-        DataError: there is none; names the near ones.
+        DataError: there is none; suggests similar names.
     """
     if name not in _REGISTRY:
         raise unknown("task", name, _REGISTRY)
@@ -112,41 +113,41 @@ def get(name: str) -> Task:
 
 
 def names() -> list[str]:
-    """The names of all registered tasks, in the order in which they were declared."""
+    """The names of all registered tasks, in the order of their registration."""
     return list(_REGISTRY)
 
 
 def load_file(path: str | Path) -> list[Task]:
-    """Runs a user's own Python file and returns the tasks that it declares, registered.
+    """Runs a user's Python file, registers the tasks that it declares and returns them.
 
-    The file may declare games, too.  See `befm_jax.data.user_files.load`.
+    The file may declare games too.  See `befm_jax.data.user_files.load`.
 
     Raises:
-        DataError: no such file, an error in it (with its line), no task in it, or a name taken by
-            another task.  The registries of tasks and games are then as they were.
+        DataError: no such file, an error in it (with its line), no task in it, or a name of another
+            task.  The registries of tasks and games are then unchanged.
     """
     return user_files.load(path, Task, _REGISTRY, register, (game_registry._REGISTRY,))
 
 
 def select(spec: str | Sequence[str]) -> list[Task]:
-    """The tasks that a person asked for, each once, in their order.
+    """The tasks of a spec, without duplicates, in its order.
 
     Args:
-        spec: entries in one string with commas, or as a sequence: a name, or the path of a `.py`
+        spec: a comma-separated string or a sequence of entries: a name, or the path of a `.py`
             file of the user's tasks (see `load_file`).
 
     Raises:
-        DataError: an unknown name, a file that does not load, or nothing asked for.
+        DataError: an unknown name, a file that does not load, or no entries.
     """
     entries = spec.split(",") if isinstance(spec, str) else spec
-    chosen: dict[str, Task] = {}
+    selected: dict[str, Task] = {}
     for entry in filter(None, (entry.strip() for entry in entries)):
         for task in load_file(entry) if entry.endswith(".py") else [get(entry)]:
-            chosen[task.name] = task
-    if not chosen:
-        raise DataError(f"no tasks asked for; there are: {', '.join(_REGISTRY)}")
-    return list(chosen.values())
+            selected[task.name] = task
+    if not selected:
+        raise DataError(f"no tasks selected; there are: {', '.join(_REGISTRY)}")
+    return list(selected.values())
 
 
-# Last, because the families are declared with what stands above.
+# Last, because the module's tasks use the names above.
 from befm_jax.tasks import games  # noqa: E402, F401

@@ -1,4 +1,4 @@
-"""The tasks of games: how a population answers them ("games"), and each person ("games/person")."""
+"""The tasks of games: a population's answers ("games"), and each person's ("games/person")."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def item_of(
     id: str = "",
     labels: Mapping[str, str] | None = None,
 ) -> Item:
-    """The item that asks a game, as the game says it.
+    """The item of a game.
 
     Args:
         game: the game, or the id of a registered one.
-        target: `[A]` how many people gave each answer; None to ask without people.
+        target: `[A]` the number of people who gave each answer; None without people.
         id: the item's id; by default the game's.
-        labels: further labels than "game".
+        labels: labels in addition to "game".
 
     Returns:
         An item whose `notes` are the game's `title`, `unit`, `role`, `parameters` and the position
@@ -36,30 +36,30 @@ def item_of(
     Raises:
         DataError: an unknown game, or a target that does not fit its answers.
     """
-    asked = library.get(game) if isinstance(game, str) else game
+    game = library.get(game) if isinstance(game, str) else game
     return Item(
-        id=id or asked.id,
-        prompt=asked.prompt(),
-        answers=asked.answers,
+        id=id or game.id,
+        prompt=game.prompt(),
+        answers=game.answers,
         target=target,
-        labels={**(labels or {}), "game": asked.id},
+        labels={**(labels or {}), "game": game.id},
         notes={
-            "title": asked.title,
-            "unit": asked.answers.unit,
-            "role": asked.role,
-            "parameters": dict(asked.parameters),
-            "equilibrium": asked.answers.position(asked.equilibrium),
+            "title": game.title,
+            "unit": game.answers.unit,
+            "role": game.role,
+            "parameters": dict(game.parameters),
+            "equilibrium": game.answers.position(game.equilibrium),
         },
     )
 
 
 def population(row: Histogram, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
-    """One game, answered by everybody who played it."""
+    """One item for a game, with the answers of everybody who played it."""
     yield item_of(row.game, row.counts.astype(np.float64))
 
 
 def person(row: Plays, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
-    """Each game that one person played."""
+    """One item for each game that one person played."""
     for game, position in row.choices.items():
         labels = {**row.labels, "person": row.person}
         target = library.get(game).answers.one(position)

@@ -1,4 +1,4 @@
-"""Tasks with the people (or papers) they are asked of: what a run learns from and is scored on."""
+"""Tasks with their rows of people (or papers): the data that a run is trained and scored on."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from befm_jax.tasks.wording import DEFAULT, Wording
 
 @dataclass(frozen=True)
 class Source:
-    """A task, and the rows that it is asked of.
+    """A task and its rows.
 
     Attributes:
-        task: what is asked.
-        rows: whom: everybody of a table, or a split of them.
-        table: the path that they were read from; "" for the embedded reference.
-        games: the games that are asked, for tasks of games.
+        task: the task.
+        rows: all rows of a table, or a split of them.
+        table: the path of the table; "" for the embedded reference.
+        games: the games, for tasks of games.
     """
 
     task: Task
@@ -60,15 +60,15 @@ class Source:
         ]
 
     def family(self, wording: Wording = DEFAULT) -> Family:
-        """The rows as they are learnt from: one a person where persons are known."""
+        """The rows as training data: one per person where persons are known."""
         task = self.task
         if task is GAMES and choices.has_persons(self.rows):
             task = PERSON
-        made = partial(_examples, task, wording)
-        return Family(self.task.name, self.rows.rows, made, self.rows.fingerprint)
+        examples = partial(_examples, task, wording)
+        return Family(self.task.name, self.rows.rows, examples, self.rows.fingerprint)
 
     def seen_by(self, trained_on: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """The entry of a model's `trained_on` that shares people with these rows; None: none does.
+        """The entry of a model's `trained_on` that shares people with these rows, or None.
 
         `trained_on` is that of `models.write_run`.
         """
@@ -79,7 +79,7 @@ class Source:
         return None
 
     def record(self) -> dict[str, Any]:
-        """What a run says of a source that it was trained on: see `models.write_run`."""
+        """The entry of a run's `trained_on`: see `models.write_run`."""
         return {
             "task": self.task.name,
             "table": self.table,
@@ -91,61 +91,61 @@ class Source:
         }
 
     def describe(self) -> str:
-        """What was read and what was left out, in lines for a reader."""
+        """A text of what was read and what was left out."""
         if self.task.needs in ("histograms", "plays"):
             return choices.describe(self.rows)
-        of = "" if self.rows.split == "all" else f" ({self.rows.split} split)"
-        head = f"{self.task.name}: {len(self.rows.rows):,} rows{of} from {self.rows.source}"
+        split = "" if self.rows.split == "all" else f" ({self.rows.split} split)"
+        head = f"{self.task.name}: {len(self.rows.rows):,} rows{split} from {self.rows.source}"
         return "\n".join([head, *self.rows.left_out.lines()])
 
 
 def select(spec: str, games: Sequence[Game], humans: str = "") -> list[Source]:
-    """The tasks that a person asked for, with everybody they are asked of.
+    """The tasks of a spec, with all their rows.
 
     Args:
-        spec: entries with commas between them: a task's name or a `.py` file of tasks, and behind
-            it `=` and the path of a table where the task reads one: "games,commute.py=trips.csv".
-        games: the games that tasks of games ask.
+        spec: comma-separated entries: a task's name or a `.py` file of tasks, followed by `=` and
+            the path of a table where the task reads one: "games,commute.py=trips.csv".
+        games: the games for tasks of games.
         humans: the table of people's choices in games; "": the embedded reference.
 
     Raises:
         DataError: an unknown task, a task without the table it reads, or a table that can't be
             read.
     """
-    found = []
+    selected = []
     for entry in filter(None, (entry.strip() for entry in spec.split(","))):
         name, _, table = entry.partition("=")
         for task in tasks.select(name):
-            found.append(_source(task, table, games, humans))
-    return found
+            selected.append(_source(task, table, games, humans))
+    return selected
 
 
 def configured(games: str, humans: str, own: str) -> list[Source]:
-    """What a config names: the task of games, and the user's own tasks.
+    """The sources of a config: the task of games, and the user's own tasks.
 
     Args:
-        games: ids, "all" or `.py` files with commas between them; "" for no games.
+        games: comma-separated ids, "all" or `.py` files; "" for no games.
         humans: the table of people's choices in them; "": the embedded reference.
-        own: as `select` takes it.
+        own: the spec of the user's tasks (see `select`).
     """
-    chosen = library.select(games) if games else []
-    return (select("games", chosen, humans) if chosen else []) + select(own, chosen, humans)
+    selected = library.select(games) if games else []
+    return (select("games", selected, humans) if selected else []) + select(own, selected, humans)
 
 
 def families(learnt: Iterable[Source], rows_per_step: int, by_observation: bool) -> list[Family]:
-    """What is learnt from the rows of sources, as `Mixture` deals it.
+    """The training data of sources, for `Mixture`.
 
-    Of a histogram nobody knows who gave which answer: there an answer is a row, unless every step
-    has all of them (`rows_per_step` at 0).  `by_observation`: everywhere.
+    A histogram has no persons: each answer is a row, unless every step has all of them
+    (`rows_per_step` is 0).  `by_observation`: each answer is a row everywhere.
     """
-    found = []
+    training = []
     for source in learnt:
         family = source.family()
         counted = source.task.needs == "histograms" and not choices.has_persons(source.rows)
-        found.append(
+        training.append(
             one_by_one(family) if rows_per_step and (by_observation or counted) else family
         )
-    return found
+    return training
 
 
 def _source(task: Task, table: str, games: Sequence[Game], humans: str) -> Source:
@@ -154,7 +154,7 @@ def _source(task: Task, table: str, games: Sequence[Game], humans: str) -> Sourc
             raise DataError(f"task {task.name}: it reads a table; give {task.name}=PATH")
         return Source(task, task.read(table), table)
     if task.needs not in ("histograms", "plays"):
-        raise DataError(f"task {task.name}: it needs {task.needs}, and has no reader of its own")
+        raise DataError(f"task {task.name}: needs is {task.needs}, for which `read` is required")
     read = choices.read(table or humans, games)
     rows = choices.by_person(read) if task.needs == "plays" else read
     return Source(task, rows, table or humans, tuple(games))
@@ -168,7 +168,7 @@ def _examples(
 
 
 def texts(families: Iterable[Family], rows: int) -> Iterator[str]:
-    """Every message's text of the first so many rows of each family."""
+    """Every message's text of the first `rows` rows of each family."""
     for family in families:
         for number in range(min(rows, len(family.rows))):
             for example in family.examples(family.rows[number], np.random.default_rng((0, number))):

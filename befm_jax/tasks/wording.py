@@ -1,4 +1,4 @@
-"""Wordings: the texts of tasks, by name, apart from the code that fills them in."""
+"""Wordings: templates of tasks' texts, by name."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ _ENVIRONMENT = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trail
 
 
 class Template(NamedTuple):
-    """A system and a user message with `{{ fields }}` to fill in; "" for no system message."""
+    """A system and a user message as Jinja templates; "" for no system message."""
 
     system: str
     user: str
 
 
 class Wording:
-    """Templates by the name of a task's question; called with a name and its fields."""
+    """Templates by name; callable with a name and the fields to render."""
 
     def __init__(self, templates: Mapping[str, Template]) -> None:
         self.templates = dict(templates)
 
     def __call__(self, name: str, **fields: object) -> tuple[Message, ...]:
-        """The messages of a question.
+        """The messages of a template.
 
         Raises:
-            DataError: no template of that name, one that is not valid, or a field that is missing.
+            DataError: an unknown name, an invalid template, or a missing field.
         """
         if name not in self.templates:
             raise unknown("wording", name, self.templates)
         system, user = (self._filled(name, text, fields) for text in self.templates[name])
-        given = (Message("system", system),) if system else ()
-        return (*given, Message("user", user))
+        before = (Message("system", system),) if system else ()
+        return (*before, Message("user", user))
 
     def _filled(self, name: str, text: str, fields: Mapping[str, object]) -> str:
         try:

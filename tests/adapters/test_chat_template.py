@@ -78,8 +78,8 @@ def test_an_adapter_that_does_not_say_is_taken_and_that_is_said(tmp_path, conten
         ("chat_template_hash.json", b'{"sha": "x"}', "sha256 is None"),
         ("chat_template.jinja", b"\xff\xfe", "UTF-8"),
         ("tokenizer_config.json", b"[]", "JSON object"),
-        ("tokenizer_config.json", b'{"chat_template": 3}', "chat_template is 3; a text"),
-        ("tokenizer_config.json", b'{"chat_template": [{"name": "x"}]}', "a text"),
+        ("tokenizer_config.json", b'{"chat_template": 3}', "chat_template is 3; it must be a text"),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": "x"}]}', "it must be a text"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, name, content, message):

@@ -130,8 +130,8 @@ def test_nothing_is_exported_over_what_it_is_made_of(tuned, tmp_path):
     before = {path.name: path.read_bytes() for path in [*base.iterdir(), *adapter.iterdir()]}
     for out in (base, adapter):
         printed = command("merged", "--model", base, "--adapter", adapter, "--out", out, fails=True)
-        assert "name another directory" in printed
-    assert "name another directory" in command(
+        assert "give another directory" in printed
+    assert "give another directory" in command(
         "adapter", "--model", base, "--adapter", adapter, "--out", adapter, fails=True
     )
     after = {path.name: path.read_bytes() for path in [*base.iterdir(), *adapter.iterdir()]}

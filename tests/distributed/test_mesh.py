@@ -177,7 +177,7 @@ def test_collectives_that_wait_for_no_loop_are_seen(case, monkeypatch):
 def test_chips_of_another_number_of_slices_are_said_with_the_remedy(monkeypatch):
     chips = [SimpleNamespace(platform="tpu", slice_index=number // 4) for number in range(8)]
     meshes.check_slices(2, chips)
-    with pytest.raises(ShardingError, match=r"the 8 chips here are of 2: .*mesh\.slices=2"):
+    with pytest.raises(ShardingError, match=r"the 8 chips here are in 2: .*mesh\.slices=2"):
         meshes.check_slices(1, chips)
     meshes.check_slices(2, jax.devices())  # nothing but TPUs has slices of its own
     # Before anything else is said of the mesh: eight chips are what one slice has too few of.

@@ -234,7 +234,7 @@ def test_a_mistake_that_one_process_meets_ends_all_with_2(culprit: int) -> None:
     found = run_of(2, f"mistake:{culprit}")
     assert codes(found) == [2, 2], said(found)
     assert "error: that is wrong" in found[culprit][2].splitlines()
-    assert f"process {culprit} of 2 met an error and says which" in found[1 - culprit][2]
+    assert f"process {culprit} of 2 failed, see its message" in found[1 - culprit][2]
 
 
 def test_a_mistake_that_all_meet_is_named_without_a_stack_trace() -> None:
@@ -249,7 +249,7 @@ def test_an_exception_in_one_process_ends_all_with_1(culprit: int) -> None:
     found = run_of(2, f"error:{culprit}")
     assert codes(found) == [1, 1], said(found)
     assert "KeyError: 'a bug'" in found[culprit][2]
-    assert f"process {culprit} of 2 met an error and says which" in found[1 - culprit][2]
+    assert f"process {culprit} of 2 failed, see its message" in found[1 - culprit][2]
 
 
 @pytest.mark.parametrize("what", ["sigterm:0", "sigterm:1", "late:0"])
@@ -317,9 +317,9 @@ def test_a_step_outside_of_the_loop_is_an_error_of_the_program() -> None:
     [
         (("a:1", None, 0), "--processes missing"),
         ((None, 2, None), "--coordinator and --process_id missing"),
-        (("a", 2, 0), "--coordinator=a: not HOST:PORT"),
-        (("http://a:1", 2, 0), "--coordinator=http://a:1: not HOST:PORT"),
-        (("a:1", 2, 2), "--process_id=2 of --processes=2: they count from 0, so it is at most 1"),
+        (("a", 2, 0), "--coordinator is a; it must be HOST:PORT"),
+        (("http://a:1", 2, 0), "--coordinator is http://a:1; it must be HOST:PORT"),
+        (("a:1", 2, 2), "--process_id is 2; with --processes=2 it must be 0 to 1"),
     ],
 )
 def test_flags_that_contradict_each_other_are_named(

@@ -59,7 +59,7 @@ def test_few_answers_and_those_without_an_order_are_named():
 
 def test_a_panel_says_what_a_bar_holds():
     panel = charts.panel(distribution(101), {"me": np.full(101, 1 / 101)})
-    assert panel.bars[0]["title"].startswith("0–2 dollars: people 1.0 % an answer, me 1.0 %")
+    assert panel.bars[0]["title"].startswith("0–2 dollars: people 1.0 % per answer, me 1.0 %")
     assert panel.bars[1]["title"].startswith("3–7 dollars")
     assert panel.bars[0]["width"] < panel.bars[1]["width"]
 

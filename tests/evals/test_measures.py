@@ -142,7 +142,7 @@ def test_measures_of_many_resamples_equal_those_of_each(name):
         ([0, 1], [1, 1], [1, -1], "people.*not negative"),
         ([0, 1], [1, np.nan], [1, 1], "model.*finite"),
         ([0, 1], [1, np.inf], [1, 1], "model.*finite"),
-        ([0, 1], [1, 1], [[1, 1], [0, 0]], "people.*nothing in it"),
+        ([0, 1], [1, 1], [[1, 1], [0, 0]], "people.*empty histogram"),
     ],
 )
 def test_histograms_that_do_not_fit_are_refused(values, model, people, message):

@@ -1,4 +1,4 @@
-"""Compiles forest attention for TPUs that are not here; run as a script in a process of its own.
+"""Compiles forest attention for TPUs that are not attached; run as a script, in its own process.
 
 `python tpu_programs.py v5e` compiles for one chip, `v5e:4x4` a sharded program for that slice; the
 last line printed is JSON, a list of what each program needs.

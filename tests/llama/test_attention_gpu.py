@@ -146,10 +146,16 @@ def test_blocks_that_nobody_sees_are_not_read():
 @pytest.mark.parametrize(
     ("heads", "key_heads", "width", "dtypes", "said"),
     [
-        (2, 1, 256, ("float32",) * 3, "at most 128 wide in these kernels, not 256"),
-        (3, 2, 64, ("float32",) * 3, "3 query heads do not divide by 2 key-value heads"),
-        (2, 1, 64, ("float32", "bfloat16", "float32"), "not bfloat16 and float32"),
-        (2, 1, 64, ("float16",) * 3, "not float16"),
+        (2, 1, 256, ("float32",) * 3, "head width is 256; it must be at most 128"),
+        (3, 2, 64, ("float32",) * 3, "there are 3 query heads; they must be a multiple"),
+        (
+            2,
+            1,
+            64,
+            ("float32", "bfloat16", "float32"),
+            "values are bfloat16 and float32; they must be all",
+        ),
+        (2, 1, 64, ("float16",) * 3, "values are float16; they must be all"),
     ],
 )
 def test_what_the_kernels_cannot_do_is_refused(heads, key_heads, width, dtypes, said):

@@ -142,10 +142,10 @@ def test_no_memory_is_read_before_it_is_written():
 
 def test_what_it_cannot_compute_is_refused():
     query, key, value, end, _ = _inputs(ENDS["padding"]())
-    with pytest.raises(ValueError, match="a multiple of 128 slots, not 100"):
+    with pytest.raises(ValueError, match="block is 100; it must be a multiple of 128 slots"):
         attention_tpu.forward(query, key, value, end, block=100)
     half = (of.astype(jnp.float16) for of in (query, key, value))
-    with pytest.raises(ValueError, match="bfloat16 or float32, not float16"):
+    with pytest.raises(ValueError, match="query is float16; it must be bfloat16 or float32"):
         attention_tpu.forward(*half, end)
 
 

@@ -50,13 +50,13 @@ def test_a_directory_without_the_file_says_nothing(tmp_path):
     ("content", "message"),
     [
         ("{", "not valid JSON"),
-        ("[2]", "a JSON object is needed"),
-        ('{"eos_token_id": "</s>"}', "eos_token_id is '</s>'; it may be a token id or a list"),
+        ("[2]", "it must be a JSON object"),
+        ('{"eos_token_id": "</s>"}', "eos_token_id is '</s>'; it must be a token id or a list"),
         ('{"eos_token_id": [2, null]}', r"eos_token_id is \[2, None\]"),
         ('{"eos_token_id": true}', "eos_token_id is True"),
         ('{"eos_token_id": -1}', "eos_token_id is -1"),
         ('{"eos_token_id": 2.5}', "eos_token_id is 2.5"),
-        ('{"temperature": NaN}', "no finite number"),
+        ('{"temperature": NaN}', "not a finite number"),
     ],
 )
 def test_a_damaged_file_is_named_with_its_field(tmp_path, content, message):

@@ -85,7 +85,7 @@ def test_a_failed_save_leaves_the_old_files_as_they_were(sharded, shard):
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert printed.startswith(f"{sharded}: can't be written (")
-    assert "what was there before is as it was" in printed
+    assert "existing files are unchanged" in printed
     assert {path.name: path.read_bytes() for path in sharded.iterdir()} == before
 
 
@@ -300,7 +300,7 @@ def test_a_move_that_fails_half_way_is_undone(sharded, monkeypatch):
     for number in range(1, counted.moves + 1):
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", Disk(number))
-            with pytest.raises(files.NotWrittenError, match=r"Input/output error.*as it was"):
+            with pytest.raises(files.NotWrittenError, match=r"Input/output error.*are unchanged"):
                 hf.save(sharded, SMALL, params, max_shard_bytes=10_000)
         assert {path.name: path.read_bytes() for path in sharded.iterdir()} == before
     hf.save(sharded, SMALL, params, max_shard_bytes=10**9)

@@ -386,7 +386,7 @@ CHATML = (
 
 def test_an_answer_that_melts_into_the_prompt_is_refused_with_its_words():
     tokenizer = Tokenizer(qwen3(template=CHATML)[0])
-    with pytest.raises(TemplateError, match=r"the answer '\\n5'.* belong to both"):
+    with pytest.raises(TemplateError, match=r"the answer '\\n5'.* a token spans the border"):
         tokenizer.answer("\n5")
     # Llama's template drops white space around an answer, and Qwen3's line ends before it.
     for one in (llama3_kind(), qwen3_kind()):
@@ -521,8 +521,8 @@ def test_what_comes_between_an_answer_and_its_end_is_learnt():
     [
         (LLAMA31.replace('trim + "<|eot_id|>"', 'upper + "<|eot_id|>"'), "whole conversation"),
         (LLAMA31.replace("content | trim", "content | replace('<', '(')"), "whole conversation"),
-        (LLAMA31 + "{% if add_generation_prompt %}{{ 'Well, ' }}{% endif %}", "asks with 'Well, '"),
-        (LLAMA31.replace('| trim + "<|eot_id|>"', "| trim"), "no special token behind"),
+        (LLAMA31 + "{% if add_generation_prompt %}{{ 'Well, ' }}{% endif %}", "prompts with 'Well"),
+        (LLAMA31.replace('| trim + "<|eot_id|>"', "| trim"), "no special token after"),
         (LLAMA31.replace("message.content", "messages[0].content"), "exactly once"),
         (LLAMA31 + "{{ raise_exception('no ' + messages[0].role) }}", "refuses user: no user"),
         (LLAMA31 + "{{ 1 // 0 }}", "refuses user: .*zero"),
@@ -539,7 +539,7 @@ def test_a_template_that_opens_a_thought_for_the_model_is_refused():
     """As those do that always reason: the whole conversation has it closed, and other ids."""
     template = QWEN3.replace("<think>\\n\\n</think>\\n\\n", "<think>\\n")
     assert template != QWEN3
-    with pytest.raises(TemplateError, match=r"ends in '\\n'.*belong to both"):
+    with pytest.raises(TemplateError, match=r"spans the border of '\\n', which ends the prompt"):
         Tokenizer(qwen3(template=template)[0])
 
 
@@ -550,7 +550,7 @@ def test_a_template_that_answers_otherwise_after_a_system_message_is_refused():
         "{{ '!' }}{% endif %}<|eot_id|>",
     )
     tokenizer = Tokenizer(llama3(template=template)[0])
-    with pytest.raises(TemplateError, match="otherwise after these messages"):
+    with pytest.raises(TemplateError, match="depends on the messages before"):
         tokenizer.prompt(asked("Rules.", "How much?"))
 
 
@@ -702,6 +702,6 @@ def test_a_conversation_in_one_pass_reads_every_answer_in_its_own_history(kind):
     tokenizer, messages = kind.tokenizer, conversation(5)
     ids, spans = tokenizer.encode(messages, learnt_answers(messages))
     if "<think>" in str(tokenizer._template):
-        pytest.skip("Qwen3 writes an earlier answer otherwise than the last")
+        pytest.skip("Qwen3 renders earlier answers differently from the last")
     for turn, (start, _) in enumerate(spans):
         assert ids[:start] == tokenizer.prompt(messages[: 2 * turn + 2])

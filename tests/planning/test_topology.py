@@ -26,8 +26,8 @@ def test_a_topology_is_read_and_written_alike(text, chips, slices, is_tpu):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("v5p", "expected a form like"),
-        ("v5p:4x4x4:8", "expected a form like"),
+        ("v5p", "it must be of the form"),
+        ("v5p:4x4x4:8", "it must be of the form"),
         ("tpu9:4x4", "no chip 'tpu9'"),
         ("v9:4x4", "known: v5e, v5p"),
         ("v5p:4x4", "a shape of 3 sizes"),

@@ -128,7 +128,7 @@ class TestAnotherPerson:
         for item, says in (
             (alone[0], "no other training person answered 'g'"),
             (asked(None, person="q", game="new"), "no other training person answered 'new'"),
-            (asked(None), "it is of no person"),
+            (asked(None), "it has no person"),
         ):
             assert not fitted.serves(item)
             with pytest.raises(DataError, match=says):

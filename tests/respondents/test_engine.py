@@ -145,7 +145,7 @@ def test_several_devices_answer_as_one(directory, adapter):
 
 @pytest.mark.parametrize(
     ("devices", "said"),
-    [(9, "devices is 9; there are 8 here"), (0, "devices is 0"), ([], "devices is empty")],
+    [(9, "devices is 9; it must be 1 to 8"), (0, "devices is 0"), ([], "devices is empty")],
 )
 def test_more_devices_than_there_are_is_an_error_that_says_how_many(directory, devices, said):
     with pytest.raises(UserError, match=said):

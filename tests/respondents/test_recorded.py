@@ -235,7 +235,7 @@ class TestTexts:
             ("[1]", r"jsonl:2: line is a list; it must be a JSON object"),
             ('{"text": "x"}', r"jsonl:2: item is None; it must be an item's id"),
             ('{"item": 3, "text": "x"}', r"jsonl:2: item is 3"),
-            ('{"item": "x"}', r"jsonl:2: text is missing; it must be what was said"),
+            ('{"item": "x"}', r"jsonl:2: text is missing; it must be a text or null"),
             ('{"item": "x", "text": 5}', r"jsonl:2: text is 5"),
         ],
     )
@@ -393,7 +393,7 @@ def test_another_models_answers_have_the_distance_that_raw_numbers_give(moblab_c
     [
         (b"", "empty"),
         (b"\xff\xfe\x00x", "UTF-8"),
-        (CHOICES, "no answers in it"),
+        (CHOICES, "has no answers"),
         ("participant,choice\n0,1\n", r"csv:1: no column 'game'; found 'participant', 'choice'"),
         ("game,choice\ndictator,1\n", r"csv:1: .*'participant'.*'probability'"),
         (CHOICES + "dictator,0\n", r"csv:2: 2 cells, but 3 columns"),

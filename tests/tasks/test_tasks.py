@@ -103,7 +103,7 @@ class TestFiles:
             ("x = (\n", r"mine\.py:1: SyntaxError"),
             (
                 FILE + "register(Task('games', items, 'plays', ()))\n",
-                r"mine\.py:6: task 'games' ex",
+                r"mine\.py:6: task 'games' is already",
             ),
         ],
     )
@@ -128,7 +128,7 @@ class TestRegistry:
     def test_a_misspelt_name_names_the_near_ones(self):
         with pytest.raises(DataError, match="unknown task 'game': did you mean 'games'"):
             tasks.select("game")
-        with pytest.raises(DataError, match="no tasks asked for; there are: games"):
+        with pytest.raises(DataError, match="no tasks selected; there are: games"):
             tasks.select(" , ")
 
     def test_each_is_chosen_once_in_the_order_asked(self):

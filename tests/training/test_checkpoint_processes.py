@@ -72,6 +72,4 @@ def test_a_folder_that_not_all_processes_see_is_an_error_on_all(tmp_path):
         result.stderr,
     )
     for index in (0, 1):
-        assert re.search(
-            rf"^\[{index}\] (error: |process . of 2 met an error)", result.stderr, re.M
-        )
+        assert re.search(rf"^\[{index}\] (error: |process . of 2 failed)", result.stderr, re.M)

@@ -27,9 +27,10 @@ from befm_jax.errors import DataError
 # Conversations that are rendered once while they come again: whole families of games fit.
 _RENDERED = 1 << 12
 
-# Every length of rows is compiled for: what so many steps need is spread over so many lengths, of
-# which each is longer than the one before by a share within these bounds.
-_SAMPLED, _LENGTHS = 8, 3
+# Every length of rows is compiled for: what some steps need (of so many rows in all, and so many
+# steps at least and at most) is spread over so many lengths, of which each is longer than the one
+# before by a share within these bounds.
+_SAMPLED_ROWS, _SAMPLED_STEPS, _LENGTHS = 2048, (4, 16), 3
 _GROWTH = (0.03, 0.3)
 
 # Takes a value that JSON keeps, and returns every process's.
@@ -234,7 +235,9 @@ class Mixture:
         if self.steps_per_epoch == 1:
             return _GROWTH[0]
         needed = []
-        for step in np.unique(np.linspace(0, self.steps - 1, _SAMPLED).round()).astype(int):
+        sampled = _SAMPLED_ROWS * self.steps // sum(self._visits)
+        sampled = int(np.clip(sampled, *_SAMPLED_STEPS))
+        for step in np.unique(np.linspace(0, self.steps - 1, sampled).round()).astype(int):
             made = [one for family in self._encoded(int(step))[0] for one in family]
             batch, _ = lay_out(
                 made, slots=self._slots, parts=self._parts, seed=self._seed, growth=0.0

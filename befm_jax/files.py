@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -16,9 +17,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int64
 from safetensors import SafetensorError
 
 from befm_jax.errors import DataError, UserError
+
+_CHUNK = 1 << 24  # bytes read at once of a file that may be larger than memory
+_SHORT = 16  # bytes; a line of fewer may be blank
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -54,6 +60,67 @@ def decode(content: bytes, path: str | Path) -> str:
     if "\0" in text:
         raise DataError(f"{path}: holds NUL bytes, so it is not a text file; save it as UTF-8 text")
     return text
+
+
+def decode_line(content: bytes, where: str) -> str:
+    """The UTF-8 text of one line of a file, without its end or a byte-order mark.
+
+    `where` names file and line.  Raises DataError as `decode` does.
+    """
+    try:
+        text = content.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        byte = content[error.start]
+        raise DataError(f"{where}: not UTF-8 text (byte {byte:#04x}); save it as UTF-8") from None
+    if "\0" in text:
+        raise DataError(f"{where}: holds NUL bytes, so it is not text; save it as UTF-8 text")
+    return text
+
+
+def fingerprint(path: str | Path) -> str:
+    """SHA-256 of a file's content."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lines(path: str | Path) -> tuple[Int64[np.ndarray, "L 2"], Int64[np.ndarray, " L"]]:
+    """Where each line of a file begins and ends, and its number from 1; blank lines are left out.
+
+    A line ends with a line feed, a carriage return, or both; its end is part of it.  The file may
+    be larger than memory.
+
+    Raises:
+        DataError: no such file, not a file, not readable, or empty.
+    """
+    begins, offset, after_return = [np.zeros(1, np.int64)], 0, False
+    try:
+        with Path(path).open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                codes = np.frombuffer(chunk, np.uint8)
+                feed, carriage = codes == ord("\n"), codes == ord("\r")
+                # A carriage return ends a line by itself unless a line feed follows.
+                if after_return and not feed[0]:
+                    begins.append(np.array([offset]))
+                ends = feed.copy()
+                ends[:-1] |= carriage[:-1] & ~feed[1:]
+                begins.append(offset + 1 + np.flatnonzero(ends))
+                offset, after_return = offset + len(chunk), bool(carriage[-1])
+            starts = np.unique(np.concatenate([*begins, [offset]]))
+            spans = np.stack([starts[:-1], starts[1:]], axis=1)
+            blank = np.zeros(len(spans), bool)
+            # Longer lines are looked at when they are read.
+            for at in np.flatnonzero(spans[:, 1] - spans[:, 0] < _SHORT):
+                begin, end = spans[at]
+                file.seek(int(begin))
+                content = file.read(int(end - begin))
+                blank[at] = not content.removeprefix(codecs.BOM_UTF8).strip()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if blank.all():
+        raise DataError(f"{path}: the file is empty")
+    return spans[~blank], 1 + np.flatnonzero(~blank)
 
 
 def table(path: str | Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:

@@ -10,11 +10,12 @@ Other fields of a JSON record are passed over. Every malformed record is an erro
 place.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import threading
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from befm_jax import files
 from befm_jax.data.items import Example
@@ -57,8 +58,69 @@ def family(path: str | Path) -> Family:
     Raises:
         DataError: see `read`.
     """
-    content = hashlib.sha256(files.read_bytes(path)).hexdigest()
-    return Family(Path(path).name, read(path), lambda example, rng: (example,), content)
+    if Path(path).suffix.lower() == ".jsonl":
+        rows: Sequence[Example] = ChatFile(path)
+    else:
+        rows = read(path)
+    return Family(Path(path).name, rows, lambda example, rng: (example,), files.fingerprint(path))
+
+
+class ChatFile(Sequence[Example]):
+    """The examples of a chat JSONL file, read from it when they are wanted.
+
+    Only where the lines begin is kept in memory.  The first lines are checked at once, the others
+    in a thread: a malformed one is the error of whatever is wanted next.
+
+    Raises:
+        DataError: with the line and the field.
+    """
+
+    CHECKED_AT_ONCE = 1000
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = path
+        begins, number = files.lines(path)
+        self._begins, self._number = begins, number
+        self._file = Path(path).open("rb")  # noqa: SIM115 - for as long as there are rows to read
+        self._error: DataError | None = None
+        _not_empty(self, path)
+        self._check(range(min(len(self), self.CHECKED_AT_ONCE)))
+        threading.Thread(
+            target=self._check, args=(range(self.CHECKED_AT_ONCE, len(self)),), daemon=True
+        ).start()
+
+    def __len__(self) -> int:
+        return len(self._number)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        """One example, or those of a slice."""
+        if isinstance(index, slice):
+            return [self._read(at) for at in range(*index.indices(len(self)))]
+        return self._read(range(len(self))[index])
+
+    def _read(self, index: int) -> Example:
+        if self._error is not None:
+            raise self._error
+        begin, end = self._begins[index]
+        # Positional, so that threads need no lock.
+        content = os.pread(self._file.fileno(), int(end - begin), int(begin))
+        return _chat_example(content, self._path, int(self._number[index]))
+
+    def _check(self, indices: Iterable[int]) -> None:
+        for index in indices:
+            try:
+                self._read(index)
+            except DataError as error:
+                self._error = error
+                if index < self.CHECKED_AT_ONCE:
+                    raise
+                return
 
 
 def read_alpaca(path: str | Path) -> list[Example]:
@@ -92,22 +154,7 @@ def read_chat(path: str | Path) -> list[Example]:
     Raises:
         DataError: with the line and the field.
     """
-    text = files.decode(files.read_bytes(path), path)
-    # Not splitlines(): JSON strings may hold characters that it takes for line ends.
-    lines = enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1)
-    records = [(number, line) for number, line in lines if line.strip()]
-    _not_empty(records, path)
-    examples = []
-    for number, line in records:
-        where = f"{path}:{number}"
-        try:
-            record = _parse_json(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not JSON ({error.msg})") from None
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from None
-        examples.append(_record_example(record, where, user="user", answer="assistant"))
-    return examples
+    return list(ChatFile(path))
 
 
 def write_chat(path: str | Path, examples: Iterable[Example]) -> None:
@@ -156,6 +203,18 @@ def _read_csv(
             values["weight"] = _number(values["weight"], where, columns["weight"])
         examples.append(_build({"system": "", **values}, where))
     return examples
+
+
+def _chat_example(content: bytes, path: str | Path, line: int) -> Example:
+    where = f"{path}:{line}"
+    try:
+        record = _parse_json(files.decode_line(content, where))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON ({error.msg})") from None
+    except DataError as error:
+        message = str(error)
+        raise DataError(message if message.startswith(where) else f"{where}: {message}") from None
+    return _record_example(record, where, user="user", answer="assistant")
 
 
 def _alpaca_example(record: Any, where: str) -> Example:
@@ -252,7 +311,7 @@ def _check_columns(columns: Mapping[str, str]) -> None:
         raise DataError(f"columns: one column is named for two fields: {dict(columns)}")
 
 
-def _not_empty(records: Sequence[Any], path: str | Path) -> None:
+def _not_empty(records: Sized, path: str | Path) -> None:
     if not records:
         raise DataError(f"{path}: no examples in it")
 

@@ -2,12 +2,14 @@
 
 import csv
 import json
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from befm_jax import files
 from befm_jax.data import examples
 from befm_jax.data.items import Example, Message
 from befm_jax.errors import DataError
@@ -177,3 +179,41 @@ def test_a_file_is_a_family_of_its_examples(tmp_path):
     assert [list(family.examples(row, None)) for row in family.rows] == [[Example.of("", "q", "a")]]
     other = examples.family(write(tmp_path / "b.jsonl", '{"user": "q", "assistant": "b"}\n'))
     assert family.fingerprint != other.fingerprint
+
+
+LINE = '{"user": "a?", "assistant": "[%d]"}'
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_of_a_chat_file_are_found_whatever_ends_them_and_however_it_is_read(
+    tmp_path, monkeypatch, end
+):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + end.join([LINE % 0, "", "  ", LINE % 1, LINE % 2]).encode())
+    for size in (1, 2, 7, 1 << 20):
+        monkeypatch.setattr(files, "_CHUNK", size)
+        rows = examples.ChatFile(path)
+        assert [row.messages[-1].text for row in rows] == ["[0]", "[1]", "[2]"]
+        assert rows[-1] == rows[2]
+        assert [one.messages[-1].text for one in rows[1:]] == ["[1]", "[2]"]
+        assert files.lines(path)[1].tolist() == [1, 4, 5]
+
+
+def test_a_malformed_line_far_down_a_chat_file_is_an_error_before_it_is_reached(tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = [LINE % number for number in range(3000)]
+    lines[2500] = '{"user": "a?"}'
+    path.write_text("\n".join(lines))
+    rows = examples.ChatFile(path)
+
+    def wait_for_the_error():
+        for _ in range(1000):
+            rows[0]
+            time.sleep(0.01)
+
+    with pytest.raises(DataError, match=r"a.jsonl:2501: assistant: missing"):
+        wait_for_the_error()
+    lines[10] = lines[2500]
+    path.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"a.jsonl:11: assistant: missing"):
+        examples.ChatFile(path)

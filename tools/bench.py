@@ -4,6 +4,7 @@
     python tools/bench.py train --data moblab|bigfive|literature [--shape tiny|100m]
     python tools/bench.py score|sample|attention [--shape tiny|100m]
     python tools/bench.py train|score|sample|attention --device gpu [--shape 8b]
+    python tools/bench.py data [--parts encode start slots dealing]
     python tools/bench.py metrics
     python tools/bench.py processes
 
@@ -28,6 +29,7 @@ import bench_attention
 import bench_load
 import bench_metrics
 import bench_models
+import bench_pipeline
 import bench_processes
 import bench_sample
 import bench_score
@@ -47,6 +49,7 @@ BENCHES = {
     "sample": bench_sample,
     "metrics": bench_metrics,
     "attention": bench_attention,
+    "data": bench_pipeline,
     "load": bench_load,
     "processes": bench_processes,
 }

@@ -37,10 +37,15 @@ OLDEST = 100
 
 @dataclass(frozen=True)
 class Data:
-    """Examples, and in words where they are from and what was left out."""
+    """Rows of examples (a person's, a paper's), the origin in words, and what was left out."""
 
-    examples: list[Example]
+    rows: list[list[Example]]
     said: str
+
+    @property
+    def examples(self) -> list[Example]:
+        """Those of all rows."""
+        return [example for row in self.rows for example in row]
 
 
 def seven_games() -> list[Game]:
@@ -52,7 +57,8 @@ def moblab(folder: Path, sample: int, seed: int) -> Data:
     """Every choice in the seven games of MobLab's table; there is nothing to sample."""
     del sample, seed
     read = choices.read(_there(folder / "moblab" / "joint.csv"), seven_games())
-    return Data(_examples(read), choices.describe(read).replace("\n", "; "))
+    rows = [[example] for example in _examples(read)]
+    return Data(rows, choices.describe(read).replace("\n", "; "))
 
 
 def bigfive(folder: Path, sample: int, seed: int) -> Data:
@@ -70,21 +76,23 @@ def bigfive(folder: Path, sample: int, seed: int) -> Data:
         else:
             usable.append(row)
     chosen = np.random.default_rng(seed).permutation(len(usable))[:sample]
-    examples = []
+    rows = []
     for row in (usable[number] for number in chosen):
         who = (
             f"Your age: {row['age']}. Your gender: {GENDERS[row['gender']]}. English is your "
             f"native language: {NATIVE[row['engnat']]}. Your country: {row['country']}."
         )
-        for item, statement in wording.items():
-            if row[item] in ("1", "2", "3", "4", "5"):
-                user = f"{who}\nThe statement: {statement}"
-                examples.append(Example.of(QUESTIONNAIRE, user, f"[{row[item]}]"))
+        rows.append(
+            [
+                Example.of(QUESTIONNAIRE, f"{who}\nThe statement: {statement}", f"[{row[item]}]")
+                for item, statement in wording.items()
+                if row[item] in ("1", "2", "3", "4", "5")
+            ]
+        )
     reasons = "; ".join(f"left out, {reason}: {count:,}" for reason, count in left_out.items())
-    said = (
-        f"{len(examples):,} answers of {len(chosen):,} of {len(usable):,} respondents ({reasons})"
-    )
-    return Data(examples, said)
+    answers = sum(map(len, rows))
+    said = f"{answers:,} answers of {len(chosen):,} of {len(usable):,} respondents ({reasons})"
+    return Data(rows, said)
 
 
 def literature(folder: Path, sample: int, seed: int) -> Data:
@@ -102,7 +110,7 @@ def literature(folder: Path, sample: int, seed: int) -> Data:
         f"{len(chosen):,} of {len(usable):,} abstracts (left out, without title or abstract: "
         f"{without:,})"
     )
-    return Data([usable[number] for number in chosen], said)
+    return Data([[usable[number]] for number in chosen], said)
 
 
 READERS: dict[str, Callable[[Path, int, int], Data]] = {

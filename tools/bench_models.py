@@ -25,6 +25,7 @@ from befm_jax.llama import hf, model, tiny
 from befm_jax.llama.config import LlamaConfig, RopeScaling
 from befm_jax.llama.model import Params
 from befm_jax.llama.tokenizer import Tokenizer
+from befm_jax.respondents.engine import fitting_tokenizer
 
 SHAPES: dict[str, LlamaConfig] = {
     # The vocabulary of `tiny` is its tokenizer's.
@@ -110,12 +111,7 @@ def make(directory: Path, at: Where, texts: list[str]) -> Tokenizer:
     training starts, half of all gradients are zero and would agree whatever they are.
     """
     tokenizer = tiny.train_tokenizer(texts, PIECES[at.shape])
-    config = dataclasses.replace(
-        SHAPES[at.shape],
-        vocab_size=SHAPES[at.shape].vocab_size or tokenizer.vocab_size,
-        bos_token_id=tokenizer.bos_id,
-        eos_token_id=tokenizer.stop_ids,
-    )
+    config = with_tokenizer(SHAPES[at.shape], tokenizer)
     if at.shape == "8b":
         directory.mkdir(parents=True, exist_ok=True)
         fields = llama_config.to_hugging_face(config, at.dtype)
@@ -127,12 +123,36 @@ def make(directory: Path, at: Where, texts: list[str]) -> Tokenizer:
         export.model(
             directory, config, jax.tree.map(lambda leaf: leaf.astype(dtype), params), tokenizer
         )
+    _write_adapter(directory, config, tokenizer)
+    return tokenizer
+
+
+def with_tokenizer(config: LlamaConfig, tokenizer: Tokenizer) -> LlamaConfig:
+    """A shape with the ids of a tokenizer, and its vocabulary where the shape has none."""
+    return dataclasses.replace(
+        config,
+        vocab_size=config.vocab_size or tokenizer.vocab_size,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.stop_ids,
+    )
+
+
+def link(directory: Path, checkpoint: Path) -> Tokenizer:
+    """Puts a checkpoint's files into a folder, an adapter as `make` writes it beside them."""
+    for file in checkpoint.iterdir():
+        (directory / file.name).symlink_to(file.resolve())
+    config = llama_config.read(directory)
+    tokenizer = fitting_tokenizer(directory, config)
+    _write_adapter(directory, config, tokenizer)
+    return tokenizer
+
+
+def _write_adapter(directory: Path, config: LlamaConfig, tokenizer: Tokenizer) -> None:
     adapter = lora.init(jax.random.key(0), model.shapes(config), rank=RANK)
     for number, weight in enumerate(adapter.weights.values()):
         drawn = jax.random.normal(jax.random.key(number), weight["b"].shape)
         weight["b"] = 0.01 * drawn
     peft.save(directory / ADAPTER, adapter, str(directory), tokenizer.template_hash)
-    return tokenizer
 
 
 def has_weights(directory: Path) -> bool:

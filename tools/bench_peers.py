@@ -94,10 +94,10 @@ class Training:
         self._optimizer = torch.optim.AdamW(
             self._trained, lr=learning_rate, weight_decay=0.0, fused=True
         )
-        paths = json.loads((self._directory / "paths.json").read_text(encoding="utf-8"))
+        rows = json.loads((self._directory / "rows.json").read_text(encoding="utf-8"))
         self._observations: list[Observation] = [
             (ids[:start], ids[start:stop])
-            for ids, ((start, stop),), observations, _ in paths
+            for ids, ((start, stop),), observations, _ in itertools.chain.from_iterable(rows)
             for _ in range(int(observations))
         ]
 

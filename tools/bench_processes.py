@@ -34,8 +34,7 @@ from befm_jax.config import Checkpoints, Config, Data, Lora, Model, Optimizer, S
 def get_config():
     return Config(
         model=Model(dtype="float32", remat=False, scratch=Scratch(width=256, feed_forward=768)),
-        data=Data(games="", examples={examples!r}, slots={slots}, rows={rows},
-                  observations_per_step={rows}),
+        data=Data(games="", examples={examples!r}, slots={slots}, rows_per_step={rows}),
         lora=Lora(rank=16, alpha=32.0),
         optimizer=Optimizer(epochs=1),
         checkpoints=Checkpoints(every=10_000),

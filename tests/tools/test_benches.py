@@ -12,12 +12,15 @@ import bench_data
 import bench_limits
 import bench_models
 import bench_peers
+import bench_pipeline
+import bench_processes
 import bench_sides
 import bench_train
 import jax
 import numpy as np
 import pytest
 
+from befm_jax import config as befm_config
 from befm_jax.adapters import peft
 from befm_jax.data import forest as forests
 from befm_jax.errors import UserError
@@ -73,6 +76,30 @@ def test_training_begins_with_equal_gradients(questionnaires, in_one_process, mo
         assert goals(one)[f"relative difference of the {what}"].figure < 1e-5
     assert {run["observations"] % 149 for run in one.runs["ours"]} == {0}
     assert any("149 answers of 3 of 3 respondents" in note for note in one.notes)
+
+
+def test_steps_of_a_config_train_a_checkpoint(
+    questionnaires, tmp_path, in_one_process, monkeypatch
+):
+    at = bench_models.Where("cpu", "tiny", "float32")
+    bench_models.make(tmp_path / "model", at, ["The statement: I am the life of the party.", "[3]"])
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from befm_jax.config import Config, Data, Model\n"
+        "def get_config():\n"
+        "    return Config(model=Model(remat=True), data=Data(slots=900, rows_per_step=2))\n"
+    )
+    one = found(
+        *("train", "--data", "bigfive", "--sample", 3, "--rounds", 1, "--seconds", 0.01),
+        *("--shared", questionnaires, "--peer-batches", 4),
+        *("--config", config, "--model", tmp_path / "model"),
+    )
+    check(one, ["ours", "peer"], 1)
+    assert (one.settings["slots a row"], one.settings["rows a step"]) == (900, 2)
+    assert goals(one)["relative difference of the gradients"].figure < 1e-5
+    assert one.runs["ours"][0]["observations"] in (49, 50, 99, 100)
+    (ours,) = (note for note in one.notes if note.startswith("ours: "))
+    assert "2 steps take 149 observations" in ours
 
 
 def test_packed_rows_train_in_bfloat16_at_the_best_setting(in_one_process, monkeypatch):
@@ -236,7 +263,8 @@ def test_operations_are_counted_from_the_arrays(tmp_path):
     expected = used * (4 * linears + 6 * trained) + 4 * read * params["lm_head"]["weight"].size
     # Two products forward and four backward, each of two operations a pair and feature.
     expected += pairs * 12 * config.num_attention_heads * config.head_dim * config.num_hidden_layers
-    assert bench_train.operations(config, forest, reads, adapter) == expected
+    found = bench_train.operations(config, adapter, slots=used, pairs=pairs, reads=read)
+    assert found == expected
 
 
 def test_without_weights_both_sides_draw_their_own(tmp_path):
@@ -299,3 +327,26 @@ def test_the_100m_shape_has_a_hundred_million_parameters():
     leaves = jax.tree.leaves(shapes(bench_models.SHAPES["8b"]))
     # Llama 3.1 8B's own number.
     assert sum(math.prod(leaf.shape) for leaf in leaves) == 8_030_261_248
+
+
+def test_rows_are_encoded_beside_datasets(in_one_process):
+    one = found("data", "--parts", "encode", "--rounds", 1, "--encoded", 200)
+    check(one, ["ours", "peer"], 1)
+    # Random words are as many tokens to both; a conversation has its markup beside them.
+    ours, peer = (one.runs[side][0]["tokens a row"] for side in ("ours", "peer"))
+    assert peer < ours < 1.5 * peer
+
+
+def test_the_configs_of_benchmarks_are_valid(tmp_path):
+    texts = str(tmp_path / "texts.jsonl")
+    sizes = {"examples": texts, "slots": 256}
+    for module, given in (
+        (bench_processes, {"rows": 4}),
+        (bench_pipeline, {"rows_per_step": 4, "model": str(tmp_path)}),
+    ):
+        path = tmp_path / f"{module.__name__}.py"
+        path.write_text(module.CONFIG.format(**sizes, **given))
+        settings = bench_train.config_file(str(path))
+        settings.workdir = str(tmp_path / "run")
+        befm_config.validate(settings)
+        assert settings.data.rows_per_step == 4

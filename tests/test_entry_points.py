@@ -276,7 +276,7 @@ def test_mistakes_get_an_answer_and_no_stack_trace(run, tmp_path):
         ("train", ["--config", tmp_path / "none.py"], "none.py"),
         ("simulate", ["--model", run, "--games", "dictatr", "--out", "x"], "'dictator'"),
         ("simulate", ["--model", tmp_path / "no", "--out", "x"], "no such model directory"),
-        ("simulate", ["--model", run, "--out", tmp_path], "is a directory"),
+        ("simulate", ["--model", run, "--out", tmp_path], "a directory"),
         ("train", ["--config", config, "--workdir", config], "config.py"),
         ("evaluate", ["--out", tmp_path], "--model or --answers"),
         ("evaluate", ["--answers", "x.csv", "--tasks", "game", "--out", "x"], "'games'"),

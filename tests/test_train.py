@@ -223,8 +223,8 @@ def power_cut(monkeypatch):
     log_step = Log.step
 
     def cut(config, at_phase, at_step):
-        def interrupt(self, step, metrics, source, batch):
-            log_step(self, step, metrics, source, batch)
+        def interrupt(self, step, metrics, source):
+            log_step(self, step, metrics, source)
             if (self._phase, step) == (at_phase, at_step):
                 raise Interrupted
 

@@ -349,7 +349,7 @@ def refused(directory, *words, error=AdapterError):
         ("arrow_config", {"top_k": 3}, "not supported"),
         ("something_of_next_year", 1, "not supported"),
         *(
-            ("init_lora_weights", kind, "changed")
+            ("init_lora_weights", kind, "changes the base")
             for kind in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga")
         ),
         ("r", None, "missing"),

@@ -1,11 +1,13 @@
 """What a step is, from the config's data, against the batches that training would make of it."""
 
+import jax
 import numpy as np
 import pytest
 
 from befm_jax import train
 from befm_jax.config import Config, ConfigError, Data, Model
 from befm_jax.data.items import Message
+from befm_jax.distributed import mesh as meshes
 from befm_jax.llama.published import PUBLISHED
 from befm_jax.planning import workload
 from befm_jax.tasks import sources
@@ -32,7 +34,8 @@ def test_a_step_is_that_of_the_batches(per_step):
     found = workload.from_data(settings, 2, SHAPE)
     learnt = [source.part("train") for source in sources.configured("all", "", "")]
     families = sources.families(learnt, per_step, by_observation=False)
-    batches = train.mixture_of(settings, families, workload.Pieces(), 2)
+    mesh = meshes.make_mesh(data=2, devices=jax.devices()[:2])
+    batches = train.mixture_of(settings, families, workload.Pieces(), mesh)
     assert found.steps == batches.steps
     first = [batches[step] for step in range(min(4, batches.steps))]
     assert found.used == np.mean([source.report.slots_used for _, source in first])

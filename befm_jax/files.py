@@ -44,8 +44,10 @@ def read_bytes(path: str | Path) -> bytes:
     return content
 
 
-def decode(content: bytes, path: str | Path) -> str:
+def decode(content: bytes, path: str | Path, first_line: int = 1) -> str:
     """The UTF-8 text of a file's content, without its byte-order mark; line ends are kept.
+
+    `first_line`: the number of the line where the content begins, for messages.
 
     Raises:
         DataError: the content is binary or in another encoding.
@@ -53,27 +55,15 @@ def decode(content: bytes, path: str | Path) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = first_line + content.count(b"\n", 0, error.start)
         raise DataError(
             f"{path}:{line}: not UTF-8 text (byte {content[error.start]:#04x}); save it as UTF-8"
         ) from None
     if "\0" in text:
-        raise DataError(f"{path}: holds NUL bytes, so it is not a text file; save it as UTF-8 text")
-    return text
-
-
-def decode_line(content: bytes, where: str) -> str:
-    """The UTF-8 text of one line of a file, without its end or a byte-order mark.
-
-    `where` names file and line.  Raises DataError as `decode` does.
-    """
-    try:
-        text = content.decode("utf-8-sig").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        byte = content[error.start]
-        raise DataError(f"{where}: not UTF-8 text (byte {byte:#04x}); save it as UTF-8") from None
-    if "\0" in text:
-        raise DataError(f"{where}: holds NUL bytes, so it is not text; save it as UTF-8 text")
+        line = first_line + text.count("\n", 0, text.index("\0"))
+        raise DataError(
+            f"{path}:{line}: holds NUL bytes, so it is not a text file; save it as UTF-8 text"
+        )
     return text
 
 

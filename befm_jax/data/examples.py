@@ -206,14 +206,13 @@ def _read_csv(
 
 
 def _chat_example(content: bytes, path: str | Path, line: int) -> Example:
-    where = f"{path}:{line}"
+    where, text = f"{path}:{line}", files.decode(content, path, line)
     try:
-        record = _parse_json(files.decode_line(content, where))
+        record = _parse_json(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON ({error.msg})") from None
     except DataError as error:
-        message = str(error)
-        raise DataError(message if message.startswith(where) else f"{where}: {message}") from None
+        raise DataError(f"{where}: {error}") from None
     return _record_example(record, where, user="user", answer="assistant")
 
 

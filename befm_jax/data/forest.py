@@ -245,7 +245,7 @@ def build(
 
 
 def rung(slots: int, growth: float = GROWTH) -> int:
-    """The least length of the ladder 8, 16, ... that holds so many slots.
+    """The least length of the ladder 8, 16, ... that is at least `slots`.
 
     Each length is at most `growth` longer than the one before, or 8 longer.  Padding to it costs
     half of that on average, and few lengths are ever compiled for.

@@ -27,9 +27,9 @@ from befm_jax.errors import DataError
 # Conversations that are rendered once while they come again: whole families of games fit.
 _RENDERED = 1 << 12
 
-# Every length of rows is compiled for: what some steps need (of so many rows in all, and so many
-# steps at least and at most) is spread over so many lengths, of which each is longer than the one
-# before by a share within these bounds.
+# The step is compiled for every length of rows.  A sample of the run's steps is laid out first:
+# about `_SAMPLED_ROWS` rows of data, in 4 to 16 steps.  The range of lengths that they need is
+# divided into `_LENGTHS` equal ratios, each within `_GROWTH`.
 _SAMPLED_ROWS, _SAMPLED_STEPS, _LENGTHS = 2048, (4, 16), 3
 _GROWTH = (0.03, 0.3)
 

@@ -46,7 +46,7 @@ class Batch(NamedTuple):
         return int(columns.max(axis=1).sum()) * columns.shape[1]
 
     def padded(self, micro_batches: int, slots: int, width: int) -> Batch:
-        """The same batch with padding added, to so many micro-batches, slots and reads a row."""
+        """The same batch, padded to `[micro_batches, B, slots]` and `width` reads a row."""
         have, parts, long = self.forest.tokens.shape
         if (micro_batches, slots, width) == (have, long, self.reads.token.shape[2]):
             return self

@@ -28,7 +28,7 @@ from befm_jax.training import loop, outputs
 from befm_jax.training import setup as setups
 from befm_jax.training.metrics import Watch
 
-# The tokenizer is of at most so many rows of each family.
+# Rows of each family that the tokenizer is trained on, at most.
 TOKENIZER_ROWS = 10_000
 # The model is taught uniform answers to at most so many rows' questions of each task.
 TASK_ROWS = 100

@@ -29,6 +29,20 @@ def test_as_few_micro_batches_as_hold_all():
     assert short.forest.tokens.shape[0] == -(-report.slots_used // 40)
 
 
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_a_tree_is_split_where_it_would_leave_other_devices_idle(parts):
+    prompt = tuple(range(100, 120))
+    answers = [Encoded.of(prompt, tuple(range(10 * n, 10 * n + 11))) for n in range(200, 240)]
+    batch, report = lay_out(answers, slots=1000, parts=parts, seed=0)
+    assert batch.forest.tokens.shape[:2] == (1, parts)
+    # Whole, it has 20 + 40 x 10 slots in one row; the others would be as long, and empty.
+    assert report.slots_used <= parts * len(prompt) + 400
+    assert report.slots_computed < 1.25 * report.slots_used
+    # Trees are of equal limits, not of equal sizes: of 8 devices one stays idle here.
+    assert (batch.reads.observations.sum(axis=-1) > 0).sum() >= min(parts, 7)
+    assert batch.reads.observations.sum() == 40 * 11
+
+
 def test_what_is_counted_of_a_batch_is_what_a_brute_force_count_finds():
     batch, report = lay_out(CONVERSATIONS, slots=40, parts=2, seed=0)
     pairs = read = 0

@@ -518,7 +518,7 @@ def test_a_stop_between_checkpoints_measures_nothing(tmp_path, monkeypatch, undo
     calls = iter(range(1, 100))
     with monkeypatch.context() as patch:
         # Six steps teach the base; then the eighth of tuning.
-        patch.setattr(processes, "asked_to_stop", lambda: next(calls) == 6 + 8)
+        patch.setattr(processes, "stop_requested", lambda: next(calls) == 6 + 8)
         with pytest.raises(processes.PreemptedError, match="tune: saved at step 8"):
             training.train(settings(tmp_path / "stopped"))
     training.train(settings(tmp_path / "stopped"))

@@ -32,7 +32,7 @@ import operator
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path as File
 from typing import Any, NamedTuple
 
@@ -51,9 +51,9 @@ from safetensors.numpy import load_file
 from befm_jax.adapters import peft
 from befm_jax.config import Config
 from befm_jax.data.forest import Encoded
-from befm_jax.data.items import Example, Message
+from befm_jax.data.items import Example
 from befm_jax.data.mixture import Family, Mixture
-from befm_jax.data.pipeline import encode, lay_out
+from befm_jax.data.pipeline import Conversation, Ids, encode, lay_out
 from befm_jax.distributed import mesh as meshes
 from befm_jax.distributed import transfer
 from befm_jax.errors import UserError
@@ -453,9 +453,9 @@ def mixture_of(rows: Sequence[Sequence[Encoded]], **options: Any) -> Mixture:
     """The batches of a run on rows of conversations that are encoded already."""
 
     class Known:
-        def encode(self, messages: Sequence[Message], spans: Any = ()) -> Any:
-            row, at = json.loads(messages[-1].text)
-            return rows[row][at].ids, rows[row][at].learnt
+        def encode_batch(self, conversations: Iterable[Conversation]) -> list[Ids]:
+            places = [json.loads(messages[-1].text) for messages, _ in conversations]
+            return [(rows[row][at].ids, rows[row][at].learnt) for row, at in places]
 
     def examples(row: int, rng: Any) -> Iterator[Example]:
         for at, one in enumerate(rows[row]):

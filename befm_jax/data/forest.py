@@ -452,31 +452,33 @@ def _balanced(
 
 
 class _Asked:
-    """The reads of one row while it is written: one entry a learnt token of a conversation."""
+    """The reads of one row while it is written: one entry a learnt token of a conversation.
+
+    `slot` counts from where the conversation's tree begins.
+    """
 
     def __init__(self) -> None:
         self.slot: list[int] = []
         self.token: list[int] = []
-        self.of: list[
-            tuple[int, int, float, float]
-        ] = []  # conversation, reads, weight, observations
+        # Of each conversation: number, where its tree begins, reads, weight, observations.
+        self.of: list[tuple[int, int, int, float, float]] = []
 
     def reads(self, places: list[Place | None], row: int) -> Reads:
         """The row's reads `[M]`, those of one token at one slot summed; fills in the places."""
+        table = np.array(self.of, np.float64).reshape(-1, 5).T
+        conversations, starts, lengths = table[:3].astype(np.int64)
+        slot = np.asarray(self.slot, np.int64) + np.repeat(starts, lengths)
         # Slot and token as one number, so that sorting them is one sort.
-        pair = (np.asarray(self.slot, np.int64) << 32) | np.asarray(self.token, np.int64)
+        pair = (slot << 32) | np.asarray(self.token, np.int64)
         distinct, number = np.unique(pair, return_inverse=True)
-        lengths = [length for _, length, _, _ in self.of]
         weight, observations = (
-            np.bincount(
-                number,
-                np.repeat([entry[which] for entry in self.of], lengths),
-                minlength=len(distinct),
-            ).astype(np.float32)
-            for which in (2, 3)
+            np.bincount(number, np.repeat(values, lengths), minlength=len(distinct)).astype(
+                np.float32
+            )
+            for values in table[3:]
         )
         stop = 0
-        for conversation, length, _, _ in self.of:
+        for conversation, length in zip(conversations.tolist(), lengths.tolist(), strict=True):
             start, stop = stop, stop + length
             places[conversation] = Place(row, number[start:stop])
         slots, column = np.unique(distinct >> 32, return_inverse=True)
@@ -510,30 +512,35 @@ def _write_tree(
 ) -> None:
     """Writes one tree into a row from slot `start` on, and what is read in it."""
     tokens: list[int] = []
-    parent: list[int] = []
-    depth: list[int] = []
     end = [0] * tree.size
     line: list[int] = []  # places in the tree, from its root to where the one before ended
+    # Runs of slots, each the one behind the other: where they begin, how deep, and behind what.
+    begins, depths, parents = [], [], []
     for number, kept in tree.members:
         ids = computed[number]
+        last = start + len(tokens) - 1
         for at in line[kept:]:
-            end[at] = start + len(tokens) - 1
+            end[at] = last
         del line[kept:]
-        # A run of new slots at a time: long texts are thousands of them.
-        run = range(len(tokens), len(tokens) + len(ids) - kept)
-        if run:
-            parent.append(start + line[-1] if line else -1)
-            parent.extend(range(start + run.start, start + run.stop - 1))
-            depth.extend(range(kept, len(ids)))
-            line.extend(run)
+        if len(ids) > kept:
+            begins.append(len(tokens))
+            depths.append(kept)
+            parents.append(start + line[-1] if line else -1)
+            line.extend(range(len(tokens), len(tokens) + len(ids) - kept))
             tokens.extend(ids[kept:])
         one = conversations[number]
-        for first, last in one.learnt:
-            asked.slot.extend([start + at for at in line[first - 1 : last - 1]])
-            asked.token.extend(one.ids[first:last])
-        asked.of.append((number, one.reads, one.observations * one.scale, one.observations))
+        for first, after in one.learnt:
+            asked.slot.extend(line[first - 1 : after - 1])
+            asked.token.extend(one.ids[first:after])
+        asked.of.append((number, start, one.reads, one.observations * one.scale, one.observations))
+    last = start + len(tokens) - 1
     for at in line:
-        end[at] = start + len(tokens) - 1
+        end[at] = last
+    place = np.arange(tree.size, dtype=np.int32)
+    parent = place + (start - 1)
+    parent[begins] = parents
+    bounds = np.array([*begins, tree.size])
+    depth = place + np.repeat(depths - bounds[:-1], bounds[1:] - bounds[:-1])
     here = (row, slice(start, start + tree.size))
     for array, values in zip(forest, (tokens, parent, depth, end), strict=True):
         array[here] = values

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,11 +22,11 @@ import numpy as np
 
 from befm_jax.data.forest import Encoded, LeftOut, Report
 from befm_jax.data.items import Example
-from befm_jax.data.pipeline import Batch, Encoder, encode, lay_out
+from befm_jax.data.pipeline import Batch, Conversation, Encoder, Ids, encode, lay_out
 from befm_jax.errors import DataError
 
-# Conversations that are rendered once while they come again: whole families of games fit.
-_RENDERED = 1 << 12
+# Ids of conversations are kept, up to so many, for those that come again: families of games fit.
+_KEPT_IDS = 1 << 20
 
 # The step is compiled for every length of rows.  A sample of the run's steps is laid out first:
 # about `_SAMPLED_ROWS` rows of data, in 4 to 16 steps.  The range of lengths that they need is
@@ -150,7 +151,10 @@ class Mixture:
         per_epoch = sum(self._visits) / epochs
         self.steps_per_epoch = math.ceil(per_epoch / rows_per_step) if rows_per_step else 1
         self.steps = epochs * self.steps_per_epoch
-        self._encode = functools.lru_cache(maxsize=_RENDERED)(encoder.encode)
+        self._encoder = encoder
+        self._ids: dict[Conversation, Ids] = {}
+        self._kept = 0
+        self._draws = functools.lru_cache(maxsize=2 * len(self.families))(self._start_of_draws)
         self._shuffled = functools.lru_cache(maxsize=2 * len(self.families))(self._permutation)
         self._last: tuple[tuple[Any, ...], tuple[Batch, Report]] | None = None
 
@@ -216,18 +220,23 @@ class Mixture:
 
     def _encoded(self, step: int) -> tuple[list[list[Encoded]], int]:
         """This shard's conversations of a step, by family; how many rows all shards have."""
-        conversations: list[list[Encoded]] = []
+        examples: list[Example] = []
+        family_ends: list[int] = []
         rows = 0
+        bits = np.random.PCG64()
+        rng = np.random.Generator(bits)
         for number, family in enumerate(self.families):
-            made: list[Encoded] = []
             for lap, row in self._laps(number, step):
                 if rows % self._shard_count == self._shard_index:
                     # Draws are a row's own in its lap, whatever else is in the step.
-                    rng = np.random.default_rng((self._seed, number, lap, row))
-                    made += encode(family.examples(family.rows[row], rng), self)
+                    bits.state = self._draws(number, lap)
+                    bits.advance(row << 64)
+                    examples += family.examples(family.rows[row], rng)
                 rows += 1
-            conversations.append(made)
-        return conversations, rows
+            family_ends.append(len(examples))
+        encoded = encode(examples, self)
+        bounds = itertools.pairwise([0, *family_ends])
+        return [encoded[start:stop] for start, stop in bounds], rows
 
     @functools.cached_property
     def _growth(self) -> float:
@@ -264,9 +273,17 @@ class Mixture:
         gathered = dict(self._all_gather((self._shard_index, value)))
         return [gathered[index] for index in range(self._shard_count)]
 
-    def encode(self, messages: Any, spans: Any = ()) -> Any:
+    def encode_batch(self, conversations: Iterable[Conversation]) -> list[Ids]:
         """The encoder's, kept for conversations that come again."""
-        return self._encode(messages, spans)
+        wanted = list(conversations)
+        new = [one for one in dict.fromkeys(wanted) if one not in self._ids]
+        ids = dict(zip(new, self._encoder.encode_batch(new), strict=True))
+        found = [ids[one] if one in ids else self._ids[one] for one in wanted]
+        more = sum(len(one) for one, _ in ids.values())
+        if self._kept + more <= _KEPT_IDS:
+            self._ids |= ids
+            self._kept += more
+        return found
 
     def ahead(self, start: int, stop: int) -> Iterator[tuple[Batch, Source]]:
         """The batches from one step to another; each is made while the one before is in use."""
@@ -281,6 +298,9 @@ class Mixture:
     def _permutation(self, family: int, lap: int) -> np.ndarray:
         rng = np.random.default_rng((self._seed, family, lap))
         return rng.permutation(len(self.families[family].rows))
+
+    def _start_of_draws(self, family: int, lap: int) -> Any:
+        return np.random.PCG64((self._seed, family, lap)).state
 
     def _scaled(self, conversations: Sequence[Sequence[Encoded]]) -> list[Encoded]:
         """All families' conversations, scaled so that each has its share of the loss.

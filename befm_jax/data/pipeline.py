@@ -11,14 +11,17 @@ from befm_jax.data import forest as forests
 from befm_jax.data.forest import Encoded, Forest, Reads, Report
 from befm_jax.data.items import Example, Message
 
+# A conversation, and `(message, start, stop)` of what is learnt in it, in characters.
+Conversation = tuple[Sequence[Message], Sequence[tuple[int, int, int]]]
+# Its ids, and `(start, stop)` of what is learnt in them.
+Ids = tuple[tuple[int, ...], tuple[tuple[int, int], ...]]
+
 
 class Encoder(Protocol):
     """What turns messages into token ids (`llama.tokenizer.Tokenizer`)."""
 
-    def encode(
-        self, messages: Sequence[Message], spans: Sequence[tuple[int, int, int]] = ()
-    ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-        """Ids of a conversation, and where in them the learnt tokens are."""
+    def encode_batch(self, conversations: Iterable[Conversation]) -> list[Ids]:
+        """Ids of each conversation, and where in them the learnt tokens are."""
 
 
 class Batch(NamedTuple):
@@ -59,9 +62,13 @@ class Batch(NamedTuple):
         return used
 
 
-def encode(examples: Iterable[Example], encoder: Encoder) -> list[Encoded]:
+def encode(examples: Sequence[Example], encoder: Encoder) -> list[Encoded]:
     """Examples as token ids."""
-    return [Encoded(*encoder.encode(one.messages, one.spans), one.weight) for one in examples]
+    made = encoder.encode_batch((one.messages, one.spans) for one in examples)
+    return [
+        Encoded(*ids_and_learnt, one.weight)
+        for ids_and_learnt, one in zip(made, examples, strict=True)
+    ]
 
 
 def lay_out(

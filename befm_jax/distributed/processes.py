@@ -160,7 +160,7 @@ def all_gatherer(name: str) -> Callable[[Any], list[Any]]:
 
 @contextmanager
 def stopping_at_steps() -> Iterator[None]:
-    """A context for a loop that calls `asked_to_stop` after every step, and leaves nothing unsaved.
+    """A context for a loop that calls `stop_requested` after every step; nothing is left unsaved.
 
     Outside of it nothing is unsaved, so SIGTERM exits at once, with RESUME.  Raises PreemptedError
     at its end if that is the position where all processes stop.
@@ -171,7 +171,7 @@ def stopping_at_steps() -> Iterator[None]:
         raise PreemptedError("the last step is saved")
 
 
-def asked_to_stop() -> bool:
+def stop_requested() -> bool:
     """Whether to save and raise PreemptedError now: at the same call on all processes.
 
     To be called once per step, by all processes.  True after any of them received SIGTERM.
@@ -180,7 +180,7 @@ def asked_to_stop() -> bool:
         RuntimeError: called outside of `stopping_at_steps`.
     """
     if not _progress.in_steps:
-        raise RuntimeError("asked_to_stop() outside of stopping_at_steps()")
+        raise RuntimeError("stop_requested() outside of stopping_at_steps()")
     return _progress.advance(in_steps=True)
 
 

@@ -85,21 +85,21 @@ class BatchSlots:
         row = of_block * block + place
         return BatchSlots(row, self.prompt[some], self.blocks, block, self.least), kept
 
-    def rows(self, groups: int, lanes: int) -> Rows:
+    def rows(self, groups: int, capacity: int) -> Rows:
         """The rows of each of `groups` prompts, as an input of the programs.
 
-        `lanes` is the capacity of a prompt in a block; a single prompt has all rows of the block.
+        `capacity`: how many a prompt may have in a block; a single prompt has all of the block's.
         """
         of_block, within = self.row // self.block, self.row % self.block
         if groups == 1:
-            # The rows themselves are its lanes.
-            lanes, place = self.block, within
+            # All rows of the block are its own.
+            capacity, place = self.block, within
         else:
             place = _rank_in_group(of_block * groups + self.prompt)
-        table = np.zeros((self.blocks, groups, lanes), np.int32)
+        table = np.zeros((self.blocks, groups, capacity), np.int32)
         table[of_block, self.prompt, place] = within
-        prompt, lane = self.spread(self.prompt), self.spread(self.prompt * lanes + place)
-        return Rows(prompt=prompt, lanes=table, lane=lane)
+        prompt, flat = self.spread(self.prompt), self.spread(self.prompt * capacity + place)
+        return Rows(prompt, of_prompt=table, place=flat)
 
 
 def _rank_in_group(group: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:

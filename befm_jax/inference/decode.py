@@ -57,7 +57,7 @@ class Prompts(NamedTuple):
     keys_values: tuple[Array, Array]
 
 
-class Asked(NamedTuple):
+class DecodeInputs(NamedTuple):
     """The constant inputs of the decoding loop for a batch.
 
     `prefix`: keys and values of the `G` prompts, one per layer; `lengths` [G]: their tokens;
@@ -84,7 +84,7 @@ class DecodeState(NamedTuple):
     suffix: tuple[KeysValues, ...]
 
 
-def placements(layout: ShardingRules | None) -> tuple[Asked, DecodeState]:
+def placements(layout: ShardingRules | None) -> tuple[DecodeInputs, DecodeState]:
     """The shardings of a batch: one for all arrays of a field.
 
     Caches are sharded; the rest, a few numbers per row, is replicated.
@@ -93,7 +93,7 @@ def placements(layout: ShardingRules | None) -> tuple[Asked, DecodeState]:
     prefix: Any = linear.sharding(layout, *kv_cache.OF_PROMPTS)
     suffix: Any = linear.sharding(layout, *kv_cache.OF_PEOPLE)
     return (
-        Asked(prefix, replicated, replicated, replicated),
+        DecodeInputs(prefix, replicated, replicated, replicated),
         DecodeState(replicated, replicated, replicated, suffix),
     )
 
@@ -259,14 +259,14 @@ def programs(model: Llama, draw: Draw, stop_ids: tuple[int, ...], *, int8: bool)
 
     def go_on(
         weights: Params | Unstacked,
-        asked: Asked,
+        asked: DecodeInputs,
         state: DecodeState,
         over: Bool[Array, " N"],
         limit: Array,
         few: Array,
     ) -> DecodeState:
         head = vocabulary_head(model, weights.shared if isinstance(weights, Unstacked) else weights)
-        blocks, lengths = asked.rows.lanes.shape[0], jnp.asarray(asked.lengths)
+        blocks, lengths = asked.rows.of_prompt.shape[0], jnp.asarray(asked.lengths)
 
         def unfinished(state: DecodeState) -> Array:
             per_block = jnp.sum(~state.done.reshape(blocks, -1), axis=1)

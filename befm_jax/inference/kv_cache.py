@@ -73,14 +73,14 @@ class Rows(NamedTuple):
     Rows are in `M` blocks of equal length, one per data-parallel group of devices; indices are
     within a block, so that blocks need no communication.
 
-    `prompt` [N]: the index of a row's prompt in the batch; `lanes` [M, G, P]: the rows of a block
-    that answer a prompt, padded with row 0; `lane` [N]: a row's index in its block's flattened
-    `lanes`.
+    `prompt` [N]: the index of a row's prompt in the batch; `of_prompt` [M, G, P]: the rows of a
+    block that answer a prompt, padded with row 0; `place` [N]: a row's index in its block's
+    flattened `of_prompt`.
     """
 
     prompt: Int[Array, " N"] | Int[np.ndarray, " N"]
-    lanes: Int[Array, "M G P"] | Int[np.ndarray, "M G P"]
-    lane: Int[Array, " N"] | Int[np.ndarray, " N"]
+    of_prompt: Int[Array, "M G P"] | Int[np.ndarray, "M G P"]
+    place: Int[Array, " N"] | Int[np.ndarray, " N"]
 
 
 class Decode(flax.struct.PyTreeNode):
@@ -143,12 +143,12 @@ class Decode(flax.struct.PyTreeNode):
 
     def _on_prefix(self, query: Float[Array, "N K g h"], prefix: KeysValues) -> _PartialSoftmax:
         _, kinds, groups, width = query.shape
-        _, prompts, lanes = self.rows.lanes.shape
-        # With one prompt the rows are its lanes.
-        by_prompt = query if prompts == 1 else query[self.rows.lanes.reshape(-1)]
-        by_prompt = by_prompt.reshape(prompts, lanes, kinds, groups, width)
+        _, prompts, per_prompt = self.rows.of_prompt.shape
+        # With one prompt the rows are all its own.
+        by_prompt = query if prompts == 1 else query[self.rows.of_prompt.reshape(-1)]
+        by_prompt = by_prompt.reshape(prompts, per_prompt, kinds, groups, width)
         by_prompt = by_prompt.transpose(0, 2, 1, 3, 4)
-        by_prompt = by_prompt.reshape(prompts, kinds, lanes * groups, width)
+        by_prompt = by_prompt.reshape(prompts, kinds, per_prompt * groups, width)
         precision = jax.lax.Precision.HIGHEST if query.dtype == jnp.float32 else None
         scores = jnp.einsum(
             "bkmh,bkhs->bkms",
@@ -173,9 +173,9 @@ class Decode(flax.struct.PyTreeNode):
         )
 
         def by_row(x: Array) -> Array:
-            x = x.reshape(prompts, kinds, lanes, groups, -1).transpose(0, 2, 1, 3, 4)
-            x = x.reshape(prompts * lanes, kinds, groups, -1)
-            return x if prompts == 1 else x[self.rows.lane]
+            x = x.reshape(prompts, kinds, per_prompt, groups, -1).transpose(0, 2, 1, 3, 4)
+            x = x.reshape(prompts * per_prompt, kinds, groups, -1)
+            return x if prompts == 1 else x[self.rows.place]
 
         row_max, row_sum = by_row(partial.row_max)[..., 0], by_row(partial.row_sum)[..., 0]
         return _PartialSoftmax(row_max, row_sum, by_row(output))

@@ -20,7 +20,7 @@ from befm_jax.data import forest as forests
 from befm_jax.data.forest import Encoded, Forest
 from befm_jax.inference import decode
 from befm_jax.inference.batching import BatchSlots, power_of_two, shrunk
-from befm_jax.inference.decode import Asked, DecodeState, Programs, Prompts
+from befm_jax.inference.decode import DecodeInputs, DecodeState, Programs, Prompts
 from befm_jax.inference.next_token import Sampling, next_token
 from befm_jax.inference.score import bucket
 from befm_jax.llama import linear
@@ -290,7 +290,9 @@ class _Engine:
             if written == capacity:
                 state = self.programs.with_capacity(state, capacity * MORE_ROOM)
 
-    def _begun(self, window: _Window, batch: _Batch) -> tuple[BatchSlots, Asked, DecodeState]:
+    def _begun(
+        self, window: _Window, batch: _Batch
+    ) -> tuple[BatchSlots, DecodeInputs, DecodeState]:
         """The state of a batch after every participant's first token."""
         prompts, people = batch.prompts, np.concatenate(batch.people)
         prompt = np.repeat(np.arange(len(prompts)), [len(some) for some in batch.people])
@@ -319,11 +321,11 @@ class _Engine:
             FIRST_ROOM,
         )
         prefix = self.programs.prefixes(window.prompts.keys_values, paths)
-        return slots, Asked(prefix, lengths, rows, keys), state
+        return slots, DecodeInputs(prefix, lengths, rows, keys), state
 
     def _fewer(
-        self, slots: BatchSlots, asked: Asked, state: DecodeState, unfinished: np.ndarray
-    ) -> tuple[BatchSlots, Asked, DecodeState]:
+        self, slots: BatchSlots, asked: DecodeInputs, state: DecodeState, unfinished: np.ndarray
+    ) -> tuple[BatchSlots, DecodeInputs, DecodeState]:
         """Compacts a batch to its unfinished participants."""
         slots, kept = slots.compacted(unfinished)
         keys, state = self.programs.fewer(asked.keys, state, kept)
@@ -335,8 +337,8 @@ class _Engine:
             padded[: len(prompts)] = prompts
             prefix, lengths = self.programs.of_prompts(prefix, padded), lengths[padded]
             slots = replace(slots, prompt=renumbered)
-        rows = slots.rows(groups, shrunk(asked.rows.lanes.shape[2], slots.most()))
-        return slots, Asked(prefix, lengths, rows, keys), state
+        rows = slots.rows(groups, shrunk(asked.rows.of_prompt.shape[2], slots.most()))
+        return slots, DecodeInputs(prefix, lengths, rows, keys), state
 
 
 def _draws(tokens: Int32[np.ndarray, "n T"], stops: tuple[int, ...]) -> Draws:

@@ -171,7 +171,7 @@ def _to_blocks(
     groups = query.shape[2] // key.shape[2]
     size, padded = _sizes(end.shape[1])
     ends = blocks.pad_end(end, padded)
-    lists = blocks.whole_first(blocks.pairs(ends, size, size))
+    lists = blocks.unmasked_first(blocks.pairs(ends, size, size))
     scaled = query * query.shape[-1] ** -0.5
     return (
         _blocks(scaled, groups),

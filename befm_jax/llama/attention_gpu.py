@@ -7,7 +7,7 @@ arXiv:2307.08691): scores live in registers only, softmax statistics and sums in
   keys and values that a program reads, and a tile of 128 rows spans few slots: less of a partly
   visible block is wasted.
 - `forward` and the gradient of the queries loop, for each query block, over the list of key blocks
-  that it needs (`blocks.whole_first`): first those without a mask, then those with one.
+  that it needs (`blocks.unmasked_first`): first those without a mask, then those with one.
 - The gradients of keys and values loop, for each key block, over the query blocks between its first
   slot and its largest `end`: a contiguous range, within which the fully visible query blocks are a
   contiguous range too.  The matrix product sums over the heads of a group: no atomics, so that
@@ -164,7 +164,7 @@ def forward(
     tiling = _tiling(_tiles(query, key, value).forward, query, key)
     end, query, key, value = _padded(tiling, end, query, key, value)
     padded = query.shape[1]
-    lists = blocks.whole_first(blocks.pairs(end, tiling.slots, tiling.keys))
+    lists = blocks.unmasked_first(blocks.pairs(end, tiling.slots, tiling.keys))
     specs = _QuerySpecs(tiling, query)
     output, log_sum_exp = pl.pallas_call(
         functools.partial(_forward_kernel, tiling=tiling, scale=width**-0.5),
@@ -225,7 +225,7 @@ def backward(
 
 def _d_query(tiling: _Tiling, inputs: _GradientInputs, scale: float, interpret: bool) -> Array:
     query = inputs.query
-    lists = blocks.whole_first(blocks.pairs(inputs.end, tiling.slots, tiling.keys))
+    lists = blocks.unmasked_first(blocks.pairs(inputs.end, tiling.slots, tiling.keys))
     specs = _QuerySpecs(tiling, query)
     return pl.pallas_call(
         functools.partial(_d_query_kernel, tiling=tiling, scale=scale),

@@ -112,7 +112,7 @@ def by_query(block_pairs: Pairs, most: int) -> Work:
     )
 
 
-def whole_first(block_pairs: Pairs) -> KeyLists:
+def unmasked_first(block_pairs: Pairs) -> KeyLists:
     """One list per query block, for kernels whose programs process one query block each."""
     count = block_pairs.needed.shape[2]
     rank = jnp.where(block_pairs.whole, 0, jnp.where(block_pairs.needed, 1, 2))

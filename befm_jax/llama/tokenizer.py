@@ -20,6 +20,7 @@ import tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from befm_jax.data.items import ROLES, Message
+from befm_jax.data.pipeline import Conversation, Ids
 from befm_jax.errors import UserError
 
 # Llama 3's chat template, for checkpoints without one (base models and our own tiny ones).
@@ -99,6 +100,20 @@ class _Layout:
     answer: str
     end: str
     rest: str
+
+
+class _Piece(NamedTuple):
+    """A special token (`special` is its id), or text that is encoded by itself.
+
+    Where there is text `before`, both are encoded as one, and the piece's ids are those after
+    `before`'s own.  `at_start`: a conversation begins with it; `span`: which learnt span it is in.
+    """
+
+    text: str
+    before: str = ""
+    at_start: bool = False
+    special: int = -1
+    span: int = -1
 
 
 class Tokenizer:
@@ -210,31 +225,20 @@ class Tokenizer:
 
         Raises TemplateError where the template rejects these messages.
         """
-        texts = _texts(messages)
-        layout = self._layout((*(text.space for text in texts), _EMPTY_ANSWER))
-        usual = self._usual
-        turn, usual_turn = (
-            (part.header, _unmarked(part.answer), part.end) for part in (layout, usual)
-        )
-        if turn != usual_turn:
-            raise TemplateError("the chat template's answer format depends on the messages before")
-        return tuple(self._start(layout.prompt, [text.core for text in texts]))
+        ((ids, _),) = self._encode([self._prompt_pieces(messages)])
+        return ids
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Ids of an answer and its end-of-turn token: what is learnt and scored.
 
         Raises TemplateError where a token would span the border of prompt and answer.
         """
-        given = _Text.of("assistant", text)
-        try:
-            layout = self._layout((_EMPTY, given.space))
-            return (*self._continued(layout, given.core), self._special[layout.end])
-        except TemplateError as error:
-            raise TemplateError(f"the answer {text[:40]!r}: {error}") from error
+        ((ids, _),) = self._encode([self._answer_pieces(text)])
+        return ids
 
     def encode(
         self, messages: Sequence[Message], spans: Sequence[tuple[int, int, int]] = ()
-    ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    ) -> Ids:
         """Ids of a whole conversation, and the ranges of learnt tokens in them.
 
         `spans` are those of `data.items.Example`: `(message, start, stop)` in characters; without
@@ -249,15 +253,11 @@ class Tokenizer:
         Raises TemplateError where the template rejects the conversation, or a token would span the
         border of a learnt message and what is before it.
         """
-        if not spans:
-            prompt, answer = self.prompt(messages[:-1]), self.answer(messages[-1].text)
-            return prompt + answer, ((len(prompt), len(prompt) + len(answer)),)
-        texts = _texts(messages)
-        whole = self._conversation(tuple(text.space for text in texts))
-        # Only a blank system message, the first, is left out.
-        dropped = len(messages) - len(texts)
-        shifted = [(number - dropped, start, stop) for number, start, stop in spans]
-        return self._encode_spans(whole, texts, shifted)
+        return self.encode_batch([(messages, spans)])[0]
+
+    def encode_batch(self, conversations: Iterable[Conversation]) -> list[Ids]:
+        """Each conversation's `encode`: quicker, since their texts are encoded together."""
+        return self._encode([self._pieces(messages, spans) for messages, spans in conversations])
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
         """The text of ids; special tokens are left out unless `special` is true."""
@@ -291,10 +291,9 @@ class Tokenizer:
         layout = _Layout(prompt, header, after[: end.start()], end[0], after[end.end() :])
         cores = _probes(texts)
         ours = [
-            *self._start(layout.prompt, cores),
-            *self._continued(layout, cores[-1]),
-            self._special[layout.end],
-            *self._fill(layout.rest, cores),
+            *self._opened(self._filled(layout.prompt, cores)),
+            *self._answered(layout, cores[-1]),
+            *self._filled(layout.rest, cores, within=True),
         ]
         self._check_ids(ours, texts, cores, "prompt and answer have")
         return layout
@@ -306,7 +305,8 @@ class Tokenizer:
         """
         whole = self._checked_whole([text.around(_mark(at)) for at, text in enumerate(texts)])
         cores = _probes(texts)
-        self._check_ids(self._start(whole, cores), texts, cores, "the messages one by one have")
+        ours = self._opened(self._filled(whole, cores))
+        self._check_ids(ours, texts, cores, "the messages one by one have")
         return whole
 
     def _checked_whole(self, marked: Sequence[Mapping[str, str]]) -> str:
@@ -335,9 +335,11 @@ class Tokenizer:
             raise TemplateError(f"the chat template refuses {roles}: {error}") from error
 
     def _check_ids(
-        self, ours: list[int], texts: Sequence[_Text], cores: Sequence[str], what: str
+        self, pieces: list[_Piece], texts: Sequence[_Text], cores: Sequence[str], what: str
     ) -> None:
         """Compares ids of probe texts with those of the whole conversation."""
+        ((ids, _),) = self._encode([pieces])
+        ours = list(ids)
         probes = [text.around(core) for text, core in zip(texts, cores, strict=True)]
         whole = self._render(probes, add_generation_prompt=False)
         theirs = list(
@@ -351,80 +353,124 @@ class Tokenizer:
                 f"{self._difference(ours, theirs)}"
             )
 
-    def _encode_spans(
-        self, whole: str, texts: Sequence[_Text], spans: Sequence[tuple[int, int, int]]
-    ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-        """The ids of a conversation's text, encoded span by span; see `encode`."""
-        ids: list[int] = []
-        learnt: list[tuple[int, int]] = []
-        by_message = _by_message(texts, spans)
-        pending = ""  # text that is not encoded yet
-        opened: int | None = None  # the start of a span that includes the end of its turn
+    def _pieces(
+        self, messages: Sequence[Message], spans: Sequence[tuple[int, int, int]]
+    ) -> list[_Piece]:
+        """A conversation in pieces; see `encode`."""
+        if not spans:
+            return [
+                *self._prompt_pieces(messages[:-1]),
+                *self._answer_pieces(messages[-1].text),
+            ]
+        texts = _texts(messages)
+        whole = self._conversation(tuple(text.space for text in texts))
+        # Only a blank system message, the first, is left out.
+        dropped = len(messages) - len(texts)
+        by_message = _by_message(texts, spans, dropped)
+        pieces: list[_Piece] = []
+        # Text that is in no piece yet, what it is encoded with, and which span it is in.
+        pending, before, span = "", "", -1
 
         def flush() -> None:
-            nonlocal pending
+            nonlocal pending, before
             if pending:
-                ids.extend(self._ordinary(pending, at_start=not ids))
-            pending = ""
+                pieces.append(_Piece(pending, before, at_start=not pieces, span=span))
+            pending = before = ""
 
         for part in self._split.split(whole):
             if part in self._special:
                 flush()
-                ids.append(self._special[part])
-                if opened is not None:
-                    learnt.append((opened, len(ids)))
-                    opened = None
+                pieces.append(_Piece(part, special=self._special[part], span=span))
+                span = -1
                 continue
             at = 0
             for mark in _MARK.finditer(part):
                 pending += part[at : mark.start()]
                 at, number = mark.end(), _number(mark)
                 core, done = texts[number].core, 0
-                for start, stop, to_the_end in by_message.get(number, ()):
+                for learnt_span, start, stop, to_the_end in by_message.get(number, ()):
                     pending += core[done:start]
-                    if start == 0:
-                        self._check_border(pending, core[:stop])
+                    header = pending if start == 0 else ""
                     flush()
-                    begun = len(ids)
-                    pending, done = core[start:stop], stop
-                    if to_the_end:
-                        opened = begun
-                    else:
+                    pending, before, span, done = core[start:stop], header, learnt_span, stop
+                    if not to_the_end:
                         flush()
-                        learnt.append((begun, len(ids)))
+                        span = -1
                 pending += core[done:]
             pending += part[at:]
         flush()
-        if self._puts_bos and ids[:1] != [self.bos_id]:
-            ids.insert(0, self._special[str(self._backend.bos_token)])
-            learnt = [(start + 1, stop + 1) for start, stop in learnt]
-        if opened is not None:
+        if span >= 0:
             raise TemplateError("the chat template writes no special token after an answer")
-        return tuple(ids), tuple(learnt)
+        return self._opened(pieces)
 
-    def _check_border(self, before: str, text: str) -> None:
-        """Raises TemplateError where a token spans the border of a message and what is before."""
-        if before:
-            ids = self._ordinary(before)
-            if self._ordinary(before + text)[: len(ids)] != ids:
-                raise TemplateError(
-                    f"with this chat template a token spans the border of {before[-20:]!r} and "
-                    f"{text[:8]!r} after it"
-                )
+    def _prompt_pieces(self, messages: Sequence[Message]) -> list[_Piece]:
+        texts = _texts(messages)
+        layout = self._layout((*(text.space for text in texts), _EMPTY_ANSWER))
+        usual = self._usual
+        turn, usual_turn = (
+            (part.header, _unmarked(part.answer), part.end) for part in (layout, usual)
+        )
+        if turn != usual_turn:
+            raise TemplateError("the chat template's answer format depends on the messages before")
+        return self._opened(self._filled(layout.prompt, [text.core for text in texts]))
 
-    def _continued(self, layout: _Layout, answer: str) -> list[int]:
-        """Ids of an answer after the prompt, without the end of the turn."""
+    def _answer_pieces(self, text: str) -> list[_Piece]:
+        given = _Text.of("assistant", text)
+        try:
+            return self._answered(self._layout((_EMPTY, given.space)), given.core)
+        except TemplateError as error:
+            raise TemplateError(f"the answer {text[:40]!r}: {error}") from error
+
+    def _answered(self, layout: _Layout, answer: str) -> list[_Piece]:
+        """The pieces of a learnt answer after the prompt, with the end of the turn."""
         # The answer is inserted after the layout is split: special tokens in it stay text.
         (number,) = _numbers(layout.answer)
-        header = self._fill(layout.header, {})
-        joined = self._fill(layout.header + layout.answer, {number: answer})
-        if joined[: len(header)] != header:
-            start = _MARK.sub(lambda _: answer, layout.answer)[:8]
-            raise TemplateError(
-                f"with this chat template a token spans the border of {layout.header!r}, which "
-                f"ends the prompt, and {start!r} after it"
-            )
-        return joined[len(header) :]
+        first, *more = self._filled(
+            layout.header + layout.answer, {number: answer}, within=True, span=0
+        )
+        if layout.header:
+            rest = first.text.removeprefix(layout.header)
+            first = first._replace(text=rest, before=layout.header)
+        end = _Piece(layout.end, special=self._special[layout.end], span=0)
+        return [*([first] if first.text else []), *more, end]
+
+    def _filled(
+        self, layout: str, cores: _Cores, within: bool = False, span: int = -1
+    ) -> list[_Piece]:
+        """The pieces of a layout with the messages inserted; special tokens are boundaries.
+
+        `within`: it is not the beginning of a conversation.
+        """
+        pieces: list[_Piece] = []
+        for part in self._split.split(layout):
+            if part in self._special:
+                pieces.append(_Piece(part, special=self._special[part], span=span))
+            elif filled := _MARK.sub(lambda mark: cores[_number(mark)], part):
+                pieces.append(_Piece(filled, at_start=not (within or pieces), span=span))
+        return pieces
+
+    def _opened(self, pieces: list[_Piece]) -> list[_Piece]:
+        """A conversation's pieces, with the BOS that the tokenizer adds."""
+        if not self._puts_bos or [piece.special for piece in pieces[:1]] == [self.bos_id]:
+            return pieces
+        bos = str(self._backend.bos_token)
+        return [_Piece(bos, special=self._special[bos]), *pieces]
+
+    def _encode(self, conversations: Sequence[Sequence[_Piece]]) -> list[Ids]:
+        """Each conversation's ids and learnt ranges of ids; every distinct text is encoded once."""
+        ids: dict[tuple[str, bool], list[int]] = {
+            (text, piece.at_start): []
+            for pieces in conversations
+            for piece in pieces
+            if piece.special < 0
+            for text in (piece.before, piece.before + piece.text)
+        }
+        for at_start, encoder in ((False, self._inside), (True, self._at_start)):
+            texts = [text for text, starts in ids if starts == at_start]
+            encoded = encoder.encode_batch_fast(texts, add_special_tokens=False) if texts else []
+            for text, one in zip(texts, encoded, strict=True):
+                ids[text, at_start] = one.ids
+        return [_joined(pieces, ids) for pieces in conversations]
 
     def _difference(self, ours: Sequence[int], theirs: Sequence[int]) -> str:
         """Describes the first difference of two lists of ids."""
@@ -434,30 +480,6 @@ class Tokenizer:
             f"after {self.decode(ours[max(0, at - 4) : at], special=True)!r}, {part!r} "
             f"{list(ours[at : at + 4])}, expected {expected!r} {list(theirs[at : at + 4])}"
         )
-
-    def _start(self, layout: str, cores: _Cores) -> list[int]:
-        """Encodes the beginning of a conversation, with its BOS."""
-        ids = self._fill(layout, cores, at_start=True)
-        if self._puts_bos and ids[:1] != [self.bos_id]:
-            ids.insert(0, self._special[str(self._backend.bos_token)])
-        return ids
-
-    def _fill(self, layout: str, cores: _Cores, at_start: bool = False) -> list[int]:
-        """Encodes a layout with the messages inserted; special tokens are boundaries."""
-        ids: list[int] = []
-        for part in self._split.split(layout):
-            if part in self._special:
-                ids.append(self._special[part])
-            else:
-                filled = _MARK.sub(lambda mark: cores[_number(mark)], part)
-                ids.extend(self._ordinary(filled, at_start and not ids))
-        return ids
-
-    def _ordinary(self, text: str, at_start: bool = False) -> list[int]:
-        """Ids of a text in which special tokens are encoded as text."""
-        encoder = self._at_start if at_start else self._inside
-        ids: list[int] = encoder.encode(text, add_special_tokens=False).ids
-        return ids
 
 
 def _texts(messages: Sequence[Message]) -> list[_Text]:
@@ -493,18 +515,47 @@ def _probes(texts: Sequence[_Text]) -> list[str]:
 
 
 def _by_message(
-    texts: Sequence[_Text], spans: Sequence[tuple[int, int, int]]
-) -> dict[int, list[tuple[int, int, bool]]]:
-    """Spans by message: `(start, stop)` within its core, and whether the end of turn is learnt."""
-    by_message: dict[int, list[tuple[int, int, bool]]] = {}
-    for number, start, stop in spans:
-        text = texts[number]
+    texts: Sequence[_Text], spans: Sequence[tuple[int, int, int]], dropped: int
+) -> dict[int, list[tuple[int, int, int, bool]]]:
+    """Spans by message, of which the first `dropped` are not in `texts`.
+
+    Each is `(number, start, stop)` within the message's core, and whether the end of turn is
+    learnt.
+    """
+    by_message: dict[int, list[tuple[int, int, int, bool]]] = {}
+    for number, (message, start, stop) in enumerate(spans):
+        text = texts[message - dropped]
         before, length = len(text.before), len(text.core)
         to_the_end = text.role == "assistant" and stop == before + length + len(text.after)
         within = (min(max(0, start - before), length), min(max(0, stop - before), length))
         if within[0] < within[1] or to_the_end:
-            by_message.setdefault(number, []).append((*within, to_the_end))
+            of_message = by_message.setdefault(message - dropped, [])
+            of_message.append((number, *within, to_the_end))
     return by_message
+
+
+def _joined(pieces: Sequence[_Piece], ids_of: Mapping[tuple[str, bool], list[int]]) -> Ids:
+    """The ids of a conversation, and its learnt ranges."""
+    ids: list[int] = []
+    learnt: dict[int, tuple[int, int]] = {}
+    for piece in pieces:
+        begun = len(ids)
+        if piece.special >= 0:
+            ids.append(piece.special)
+        else:
+            own = ids_of[piece.before + piece.text, piece.at_start]
+            if piece.before:
+                before = ids_of[piece.before, piece.at_start]
+                if own[: len(before)] != before:
+                    raise TemplateError(
+                        "with this chat template a token spans the border of "
+                        f"{piece.before[-20:]!r} and {piece.text[:40]!r} after it"
+                    )
+                own = own[len(before) :]
+            ids += own
+        if piece.span >= 0:
+            learnt[piece.span] = (learnt.get(piece.span, (begun,))[0], len(ids))
+    return tuple(ids), tuple(learnt.values())
 
 
 def hash_of(template: str) -> str:

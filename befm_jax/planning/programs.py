@@ -116,7 +116,7 @@ def compile_sampler(
     def replicated(dtype: Any, *sizes: int) -> Any:
         return jax.ShapeDtypeStruct(sizes, dtype, sharding=of_asked.keys)
 
-    asked = decode.Asked(
+    asked = decode.DecodeInputs(
         cache(1, prompt, of_asked.prefix),
         replicated(jnp.int32, 1),
         jax.tree.map(lambda leaf: replicated(leaf.dtype, *leaf.shape), batch.rows(1, people)),

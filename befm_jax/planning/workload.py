@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from befm_jax.data import examples as example_files
 from befm_jax.data.forest import rung
 from befm_jax.data.items import Message
 from befm_jax.data.mixture import Mixture
-from befm_jax.data.pipeline import Encoder
+from befm_jax.data.pipeline import Conversation, Encoder, Ids
 from befm_jax.llama import config as llama_config
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.published import PUBLISHED
@@ -58,10 +58,11 @@ class Workload:
 class Pieces:
     """A substitute for a missing tokenizer: about as many tokens, with arbitrary ids."""
 
-    def encode(
-        self, messages: Sequence[Message], spans: Sequence[tuple[int, int, int]] = ()
-    ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    def encode_batch(self, conversations: Iterable[Conversation]) -> list[Ids]:
         """One id per piece, in the order of a chat template; see `Tokenizer.encode`."""
+        return [self._encode(messages, spans) for messages, spans in conversations]
+
+    def _encode(self, messages: Sequence[Message], spans: Sequence[tuple[int, int, int]]) -> Ids:
         last = len(messages) - 1
         spans = spans or ((last, 0, len(messages[last].text)),)
         ids: list[int] = []

@@ -17,7 +17,7 @@ from befm_jax.evals.results import Results
 from befm_jax.respondents import baselines
 from befm_jax.tasks.sources import Source
 
-Asked = tuple[str, Respondent, How]
+NamedRespondent = tuple[str, Respondent, How]
 
 
 def ask(
@@ -63,7 +63,7 @@ def compare(
     results: Results,
     held_out: Source,
     learnt: Source,
-    asked: Sequence[Asked],
+    asked: Sequence[NamedRespondent],
     *,
     resamples: int,
     seed: int,

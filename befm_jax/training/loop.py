@@ -70,7 +70,7 @@ def run(
                     with log.profiled(number), log.timed("device"):
                         state, metrics = setup.step(state, base, on_devices)
                     log.step(number, metrics, source)
-                stop = processes.asked_to_stop()
+                stop = processes.stop_requested()
                 due = number % settings.checkpoints.every == 0 or number == mixture.steps
                 if stop or due:
                     log.settle()

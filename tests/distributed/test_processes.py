@@ -88,7 +88,7 @@ def main():
                 if kind == "sigterm":
                     sigterm()
             time.sleep(0.01)
-            if processes.asked_to_stop():
+            if processes.stop_requested():
                 sigterm()  # once more, while it saves
                 time.sleep(0.3)
                 print("saved", step, flush=True)
@@ -309,7 +309,7 @@ def test_one_process_alone_stops_and_ends_as_many_do() -> None:
 
 def test_a_step_outside_of_the_loop_is_an_error_of_the_program() -> None:
     with pytest.raises(RuntimeError, match="outside of stopping_at_steps"):
-        processes.asked_to_stop()
+        processes.stop_requested()
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,17 @@ def check(seats):
     assert seats.block % seats.least == 0
     groups = int(seats.prompt.max()) + 1
     rows = seats.rows(groups, seats.most())
-    assert rows.lanes.shape[:2] == (seats.blocks, groups)
+    assert rows.of_prompt.shape[:2] == (seats.blocks, groups)
     for row, prompt in zip(seats.row, seats.prompt, strict=True):
         block, within = divmod(int(row), seats.block)
         assert rows.prompt[row] == prompt
-        lane = rows.lanes[block].reshape(-1)
+        lane = rows.of_prompt[block].reshape(-1)
         if groups > 1:
             # With one prompt rows are taken as they stand.
-            assert lane[rows.lane[row]] == within
+            assert lane[rows.place[row]] == within
         else:
-            assert rows.lanes.shape[2] == seats.block
-            assert rows.lane[row] == within
+            assert rows.of_prompt.shape[2] == seats.block
+            assert rows.place[row] == within
 
 
 @pytest.mark.parametrize(("blocks", "draws"), [(1, 1), (4, 4), (4, 8), (3, 6), (1, 8)])

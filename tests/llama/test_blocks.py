@@ -58,7 +58,7 @@ def test_work_lists_every_needed_pair_once_in_order_with_its_marks(case, query_b
 def test_key_lists_hold_whole_blocks_then_partial_ones(case, query_block, key_block):
     rows = CASES[case]()
     cut = _cut(forest.mask(rows), query_block, key_block)
-    lists = blocks.whole_first(blocks.pairs(jnp.asarray(rows.end), query_block, key_block))
+    lists = blocks.unmasked_first(blocks.pairs(jnp.asarray(rows.end), query_block, key_block))
     for row, outer in np.ndindex(*lists.whole.shape):
         whole, needed = int(lists.whole[row, outer]), int(lists.needed[row, outer])
         keys = lists.keys[row, outer]

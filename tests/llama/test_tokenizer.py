@@ -70,7 +70,9 @@ def tokenizer(learnt):
 def test_pieces_are_those_of_sentencepiece(learnt, text):
     tokenizer, sentence_piece = learnt
     assert isinstance(sentence_piece, sentencepiece.SentencePieceProcessor)
-    assert tokenizer._ordinary(text) == sentence_piece.encode(text)
+    assert tokenizer._at_start.encode(text, add_special_tokens=False).ids == (
+        sentence_piece.encode(text)
+    )
 
 
 @given(st.text(max_size=60).filter(lambda text: text.strip() == text and text))
@@ -539,7 +541,7 @@ def test_a_template_that_opens_a_thought_for_the_model_is_refused():
     """As those do that always reason: the whole conversation has it closed, and other ids."""
     template = QWEN3.replace("<think>\\n\\n</think>\\n\\n", "<think>\\n")
     assert template != QWEN3
-    with pytest.raises(TemplateError, match=r"spans the border of '\\n', which ends the prompt"):
+    with pytest.raises(TemplateError, match=r"spans the border of '\\n' and '\\n'"):
         Tokenizer(qwen3(template=template)[0])
 
 

@@ -73,6 +73,6 @@ def test_pieces_are_about_as_many_as_tokens():
     """Words that are one token each, cut as Llama 3's tokenizer cuts text: 17 pieces."""
     text = "The quick brown fox jumps over the lazy dog, and 1234 people watched."
     messages = (Message("user", text), Message("assistant", text))
-    ids, ((start, stop),) = workload.Pieces().encode(messages)
+    ((ids, ((start, stop),)),) = workload.Pieces().encode_batch([(messages, ())])
     assert stop == len(ids)
     assert abs(stop - start - 1 - 17) <= 1

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -16,6 +17,8 @@ os.environ["XLA_FLAGS"] = (
 # several can wait at a time; with as many threads as two cores give, meshes of two axes then wait
 # for ever for one that has none left to run in.
 os.environ.setdefault("NPROC", "32")
+# The suite compiles thousands of small programs that run once: quickly compiled is what counts.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Nothing in the suite may reach for a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -47,14 +50,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 # Whole files of tests that start processes, train, or compile much.
 SLOW = {
+    "adapters/test_export.py",
+    "adapters/test_lora.py",
     "adapters/test_peft.py",
+    "distributed/test_mesh.py",
     "distributed/test_processes.py",
+    "inference/test_kv_cache.py",
     "inference/test_meshes.py",
     "inference/test_processes.py",
+    "inference/test_sample.py",
+    "inference/test_score.py",
     "launch/test_local_pod.py",
     "launch/test_tpu_pod.py",
+    "llama/test_attention.py",
     "llama/test_attention_gpu.py",
     "llama/test_attention_tpu.py",
+    "llama/test_log_probs.py",
+    "llama/test_parity.py",
+    "planning/test_programs.py",
+    "respondents/test_engine.py",
     "serving/test_lm_harness.py",
     "test_entry_points.py",
     "test_plan.py",
@@ -64,8 +78,17 @@ SLOW = {
     "test_training_processes.py",
     "tools/test_benches.py",
     "tools/test_int8_quality.py",
+    "training/test_ahead.py",
     "training/test_checkpoint_processes.py",
     "training/test_checkpoints.py",
+    "training/test_step.py",
+}
+# Of these files, one test for each promise is quick all the same.
+QUICK = {
+    "test_a_short_answer_costs_few_steps_and_programs",
+    "test_accumulation_does_not_change_loss_or_gradient",
+    "test_log_probs_equal_transformers_one_sequence_at_a_time",
+    "test_this_comparison_sees_a_wrong_constant",
 }
 
 
@@ -73,8 +96,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what is slow: `pytest -m "not slow"` leaves it out."""
     here = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(here).as_posix() in SLOW:
+        name = item.name.split("[")[0]
+        if item.path.relative_to(here).as_posix() in SLOW and name not in QUICK:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """No file's programs stay in memory: together they take 5 GB, and time at every collection."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

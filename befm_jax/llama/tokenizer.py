@@ -425,14 +425,12 @@ class Tokenizer:
         """The pieces of a learnt answer after the prompt, with the end of the turn."""
         # The answer is inserted after the layout is split: special tokens in it stay text.
         (number,) = _numbers(layout.answer)
-        first, *more = self._filled(
-            layout.header + layout.answer, {number: answer}, within=True, span=0
-        )
+        pieces = self._filled(layout.header + layout.answer, {number: answer}, within=True, span=0)
         if layout.header:
-            rest = first.text.removeprefix(layout.header)
-            first = first._replace(text=rest, before=layout.header)
+            rest = pieces[0].text.removeprefix(layout.header)
+            pieces[0] = pieces[0]._replace(text=rest, before=layout.header)
         end = _Piece(layout.end, special=self._special[layout.end], span=0)
-        return [*([first] if first.text else []), *more, end]
+        return [*(piece for piece in pieces if piece.text), end]
 
     def _filled(
         self, layout: str, cores: _Cores, within: bool = False, span: int = -1

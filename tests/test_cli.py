@@ -1,9 +1,11 @@
-"""Where compiled programs are kept, read back and not kept, each in a process of its own."""
+"""What an entry point starts with; where compiled programs are kept, read back and not kept."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
@@ -50,3 +52,10 @@ def test_jaxs_own_variables_say_where_and_whether(tmp_path):
     assert hits(**where) == 0
     assert kept(named) > 0
     assert not users.exists()
+
+
+@pytest.mark.parametrize("module", ["train", "simulate", "evaluate", "plan"])
+def test_an_entry_point_starts_without_pytorch(module):
+    """It takes three seconds to import, where it is installed, and nothing here needs it."""
+    code = f"import sys, befm_jax.{module}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -26,7 +26,7 @@ def trained(workdir: Path) -> bytes:
 
 def arguments(config, workdir):
     # Long enough to be interrupted often; a checkpoint every third step.
-    own = (f"--config={config}", f"--workdir={workdir}", "--config.optimizer.epochs=4")
+    own = (f"--config={config}", f"--workdir={workdir}", "--config.optimizer.epochs=3")
     return (*COMMAND, *own, *MESH)
 
 

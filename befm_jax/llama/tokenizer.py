@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from befm_jax.data.items import ROLES, Message
 from befm_jax.data.pipeline import Conversation, Ids
@@ -167,6 +167,9 @@ class Tokenizer:
         """
         if not (Path(directory) / "tokenizer.json").is_file():
             raise FileNotFoundError(f"{directory}: no tokenizer.json")
+        # It imports PyTorch where that is installed, which takes seconds.
+        from transformers import AutoTokenizer
+
         try:
             backend: Any = AutoTokenizer.from_pretrained(
                 str(directory), local_files_only=True, trust_remote_code=False

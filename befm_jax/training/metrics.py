@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from befm_jax import files
@@ -119,6 +118,9 @@ class Log:
             path = directory / "metrics.jsonl"
             _forget(path, phase, start)
             self._file = path.open("a", encoding="utf-8")
+            # It imports PyTorch where that is installed, which takes seconds.
+            from tensorboardX import SummaryWriter
+
             # A directory of its own: `purge_step` drops the steps of all that one holds.
             board = directory / "tensorboard" / phase
             self._board = SummaryWriter(str(board), purge_step=start + 1)

@@ -25,15 +25,14 @@ def trained(workdir: Path) -> bytes:
 
 
 def arguments(config, workdir):
-    # Long enough to be interrupted often; a checkpoint every third step.
-    own = (f"--config={config}", f"--workdir={workdir}", "--config.optimizer.epochs=3")
-    return (*COMMAND, *own, *MESH)
+    return (*COMMAND, f"--config={config}", f"--workdir={workdir}", *MESH)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("undisturbed")
-    config = write_config(folder)
+    # An epoch has 14 steps, with a checkpoint every third: at most 12 go by before the next kill.
+    config = write_config(folder, epochs=2 + request.config.getoption("--kills"))
     pod(2, *arguments(config, folder / "run"))
     return config, folder / "run"
 

@@ -224,14 +224,14 @@ def build(
     by_row = []
     for row, members in enumerate(rows):
         cursor, room = 0, slots - sum(sizes[tree] for tree in members)
-        asked = _Asked()
+        row_reads = _RowReads()
         for tree in members:
             gap = -cursor % ALIGNED
             if gap <= room:
                 cursor, room = cursor + gap, room - gap
-            _write_tree(forest, row, cursor, trees[tree], computed, conversations, asked)
+            _write_tree(forest, row, cursor, trees[tree], computed, conversations, row_reads)
             cursor += sizes[tree]
-        by_row.append(asked.reads(places, row))
+        by_row.append(row_reads.reads(places, row))
     report = Report(
         observations=math.fsum(conversations[number].observations for number in placed),
         tokens_apart=math.fsum(
@@ -451,7 +451,7 @@ def _balanced(
         number += parts
 
 
-class _Asked:
+class _RowReads:
     """The reads of one row while it is written: one entry a learnt token of a conversation.
 
     `slot` counts from where the conversation's tree begins.
@@ -508,7 +508,7 @@ def _write_tree(
     tree: _Tree,
     computed: Mapping[int, tuple[int, ...]],
     conversations: Sequence[Encoded],
-    asked: _Asked,
+    row_reads: _RowReads,
 ) -> None:
     """Writes one tree into a row from slot `start` on, and what is read in it."""
     tokens: list[int] = []
@@ -530,9 +530,11 @@ def _write_tree(
             tokens.extend(ids[kept:])
         one = conversations[number]
         for first, after in one.learnt:
-            asked.slot.extend(line[first - 1 : after - 1])
-            asked.token.extend(one.ids[first:after])
-        asked.of.append((number, start, one.reads, one.observations * one.scale, one.observations))
+            row_reads.slot.extend(line[first - 1 : after - 1])
+            row_reads.token.extend(one.ids[first:after])
+        row_reads.of.append(
+            (number, start, one.reads, one.observations * one.scale, one.observations)
+        )
     last = start + len(tokens) - 1
     for at in line:
         end[at] = last

@@ -25,8 +25,8 @@ from befm_jax.data.items import Example
 from befm_jax.data.pipeline import Batch, Conversation, Encoder, Ids, encode, lay_out
 from befm_jax.errors import DataError
 
-# Ids of conversations are kept, up to so many, for those that come again: families of games fit.
-_KEPT_IDS = 1 << 20
+# The cache of encoded conversations holds up to this many token ids: all of the games fit.
+_CACHED_IDS = 1 << 20
 
 # The step is compiled for every length of rows.  A sample of the run's steps is laid out first:
 # about `_SAMPLED_ROWS` rows of data, in 4 to 16 steps.  The range of lengths that they need is
@@ -152,8 +152,8 @@ class Mixture:
         self.steps_per_epoch = math.ceil(per_epoch / rows_per_step) if rows_per_step else 1
         self.steps = epochs * self.steps_per_epoch
         self._encoder = encoder
-        self._ids: dict[Conversation, Ids] = {}
-        self._kept = 0
+        self._cache: dict[Conversation, Ids] = {}
+        self._cached_ids = 0
         self._draws = functools.lru_cache(maxsize=2 * len(self.families))(self._start_of_draws)
         self._shuffled = functools.lru_cache(maxsize=2 * len(self.families))(self._permutation)
         self._last: tuple[tuple[Any, ...], tuple[Batch, Report]] | None = None
@@ -274,15 +274,15 @@ class Mixture:
         return [gathered[index] for index in range(self._shard_count)]
 
     def encode_batch(self, conversations: Iterable[Conversation]) -> list[Ids]:
-        """The encoder's, kept for conversations that come again."""
+        """The encoder's, with a cache for conversations that come in every epoch."""
         wanted = list(conversations)
-        new = [one for one in dict.fromkeys(wanted) if one not in self._ids]
+        new = [one for one in dict.fromkeys(wanted) if one not in self._cache]
         ids = dict(zip(new, self._encoder.encode_batch(new), strict=True))
-        found = [ids[one] if one in ids else self._ids[one] for one in wanted]
+        found = [ids[one] if one in ids else self._cache[one] for one in wanted]
         more = sum(len(one) for one, _ in ids.values())
-        if self._kept + more <= _KEPT_IDS:
-            self._ids |= ids
-            self._kept += more
+        if self._cached_ids + more <= _CACHED_IDS:
+            self._cache |= ids
+            self._cached_ids += more
         return found
 
     def ahead(self, start: int, stop: int) -> Iterator[tuple[Batch, Source]]:
@@ -300,6 +300,7 @@ class Mixture:
         return rng.permutation(len(self.families[family].rows))
 
     def _start_of_draws(self, family: int, lap: int) -> Any:
+        """The state of the bit generator before the draws of row 0."""
         return np.random.PCG64((self._seed, family, lap)).state
 
     def _scaled(self, conversations: Sequence[Sequence[Encoded]]) -> list[Encoded]:

@@ -167,7 +167,7 @@ class Tokenizer:
         """
         if not (Path(directory) / "tokenizer.json").is_file():
             raise FileNotFoundError(f"{directory}: no tokenizer.json")
-        # It imports PyTorch where that is installed, which takes seconds.
+        # Not at the top: AutoTokenizer imports PyTorch where it is installed, which takes seconds.
         from transformers import AutoTokenizer
 
         try:

@@ -118,7 +118,7 @@ class Log:
             path = directory / "metrics.jsonl"
             _forget(path, phase, start)
             self._file = path.open("a", encoding="utf-8")
-            # It imports PyTorch where that is installed, which takes seconds.
+            # Not at the top: tensorboardX imports PyTorch where it is installed, taking seconds.
             from tensorboardX import SummaryWriter
 
             # A directory of its own: `purge_step` drops the steps of all that one holds.

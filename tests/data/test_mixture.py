@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from befm_jax.data import mixture as mixtures
 from befm_jax.data.items import Example
 from befm_jax.data.mixture import Family, Mixture, one_by_one
 from befm_jax.errors import DataError
@@ -93,6 +94,18 @@ def test_only_a_steps_own_rows_are_read_and_encoded():
     assert Letters.calls - before == source.rows == len(read) == 5
 
 
+@pytest.mark.parametrize(("room", "encoded_again"), [(10**6, False), (100, True)])
+def test_conversations_are_encoded_once_while_there_is_room(monkeypatch, room, encoded_again):
+    monkeypatch.setattr(mixtures, "_CACHED_IDS", room)
+    run = mixture(family("a", 50))
+    first = [run[step][0] for step in range(10)]
+    assert sum(len(ids) for ids, _ in run._cache.values()) <= room
+    before = Letters.calls
+    for step, batch in enumerate(first):
+        same(run[step][0], batch)
+    assert (Letters.calls > before) == encoded_again
+
+
 def test_batches_are_made_ahead_in_their_order():
     run = mixture(family("a", 23))
     ahead = list(run.ahead(4, 9))
@@ -118,7 +131,7 @@ def test_what_is_drawn_for_a_row_is_its_own_whatever_else_is_in_the_step():
         return found
 
     assert sorted(drawn(5)) == sorted(drawn(3)) == sorted(drawn(12))
-    assert len(set(drawn(5))) == 24  # drawn anew each time
+    assert len({number for _, number in drawn(5)}) == 24  # another for each row, each time
 
 
 def test_a_familys_share_of_the_loss_is_its_weight():

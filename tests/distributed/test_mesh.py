@@ -33,8 +33,8 @@ SHAPES = [
     for fsdp in (1, 2, 4, 8)
     if data * fsdp <= 8
 ] + [(2, 1, 4, 1), (2, 1, 2, 2)]
-# Each axis alone, and all of them: for what would take long over every mesh.
-FEWER = [(1, 1, 1, 8), (1, 1, 8, 1), (1, 2, 2, 2), (2, 1, 2, 2)]
+# Each axis alone, all of them, and two slices: for what would take long over every mesh.
+FEWER = [(1, 1, 1, 8), (1, 1, 8, 1), (1, 8, 1, 1), (1, 2, 2, 2), (2, 1, 2, 2)]
 
 
 def mesh_of(shape):

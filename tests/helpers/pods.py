@@ -20,13 +20,13 @@ def get_config():
             width=32, layers=2, heads=4, key_value_heads=2, feed_forward=48)),
         data=Data(games="", examples={examples!r}, slots=1536, rows_per_step=6),
         lora=Lora(rank=2, alpha=4.0),
-        optimizer=Optimizer(epochs=2, learning_rate=1e-2),
+        optimizer=Optimizer(epochs={epochs}, learning_rate=1e-2),
         checkpoints=Checkpoints(every=3),
     )
 """
 
 
-def write_config(folder: Path) -> Path:
+def write_config(folder: Path, epochs: int = 2) -> Path:
     """A config that learns some people's choices as examples of one's own: no game, no report."""
     chosen = games.select("dictator,public_goods")
     held_out = choices.part(choices.read("", chosen), "test")
@@ -34,7 +34,7 @@ def write_config(folder: Path) -> Path:
     kept = [one for game in chosen for one in item_of(game, counts[game.id]).examples()]
     write_chat(folder / "choices.jsonl", kept)
     path = folder / "config.py"
-    path.write_text(CONFIG.format(examples=str(folder / "choices.jsonl")))
+    path.write_text(CONFIG.format(examples=str(folder / "choices.jsonl"), epochs=epochs))
     return path
 
 

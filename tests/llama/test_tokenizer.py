@@ -395,6 +395,19 @@ def test_an_answer_that_melts_into_the_prompt_is_refused_with_its_words():
         assert one.ours("", "x", "\n\n5") == one.ours("", "x", "5")
 
 
+def test_a_learnt_span_that_melts_into_what_is_before_it_is_refused():
+    """`[Pull` is a token, and this template writes the bracket."""
+    tokenizer = Tokenizer(qwen3(template=CHATML.replace("\n' + m.c", "\n[' + m.c")
+                                .replace("assistant\n' }}", "assistant\n[' }}"))[0])  # fmt: skip
+    messages = (*asked("", "Pull or push?"), Message("assistant", "Pull]"))
+    for spans in ((), ((1, 0, 5),), ((1, 0, 4),), ((0, 0, 4),)):
+        with pytest.raises(TemplateError, match=r"spans the border of '.*\[' and 'Pull"):
+            tokenizer.encode(messages, spans)
+    # What is learnt further on has nothing to do with that border.
+    ids, ((start, stop),) = tokenizer.encode(messages, ((0, 5, 7),))
+    assert tokenizer.decode(ids[start:stop]) == "or"
+
+
 # ---- Where a conversation begins ----
 
 NO_BOS = LLAMA3_TEMPLATE.replace("{{ bos_token }}", "")
@@ -707,3 +720,16 @@ def test_a_conversation_in_one_pass_reads_every_answer_in_its_own_history(kind):
         pytest.skip("Qwen3 renders earlier answers differently from the last")
     for turn, (start, _) in enumerate(spans):
         assert ids[:start] == tokenizer.prompt(messages[: 2 * turn + 2])
+
+
+def test_conversations_of_a_batch_have_the_ids_that_each_has_alone(tokenizer):
+    """Texts that several of them have, at the start of one and within another, learnt and not."""
+    batch = [
+        ((*asked("", "[1]"), Message("assistant", "[1]")), ()),
+        ((*asked("[1]", "user"), Message("assistant", "")), ()),
+        (conversation(3), learnt_answers(conversation(3))),
+        (conversation(3), learnt_answers(conversation(3))[:1]),
+        (conversation(1), ()),
+    ]
+    assert tokenizer.encode_batch(batch) == [tokenizer.encode(*one) for one in batch]
+    assert tokenizer.encode_batch([]) == []

@@ -51,6 +51,8 @@ from befm_jax.training import step as steps
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("encode", "start", "slots", "dealing")
 WORDS_A_ROW, ROWS_PER_STEP, SLOTS, STEPS = 90, 64, 4096, 4
+# Of `dealing`: an ordinary step, and epochs after which the loss has settled.
+PEOPLE_PER_STEP, DEALT_EPOCHS = 16, 16
 # Of the slots: questionnaires share most, sessions are longer than the other rows.
 MOST_SLOTS = {"questionnaires": 0.2, "repeated games": 1.1, "abstracts": 1.1}
 MOST_SLOTS_OF_MANY = {"abstracts": 1.05}
@@ -321,24 +323,28 @@ def _slots(rows: list[list[Example]], rows_per_step: int) -> dict[str, Any]:
     }
 
 
-def _mixture(family: Family, tokenizer: Encoder, rows_per_step: int, seed: int = 0) -> Mixture:
+def _mixture(
+    family: Family, tokenizer: Encoder, rows_per_step: int, seed: int = 0, epochs: int = 1
+) -> Mixture:
     return Mixture(
-        [family], tokenizer, slots=SLOTS, epochs=1, rows_per_step=rows_per_step, seed=seed
+        [family], tokenizer, slots=SLOTS, epochs=epochs, rows_per_step=rows_per_step, seed=seed
     )
 
 
 def _dealing(shared: Path, people: int, seed: int) -> tuple[float, float]:
-    """The loss on other people after an epoch, dealt by person and one answer at a time."""
+    """The loss on other people after `DEALT_EPOCHS`, dealt by person and one answer at a time."""
     rows = bench_data.bigfive(shared, people + people // 2, seed).rows
     texts = bench_data.texts([example for row in rows for example in row])
     tokenizer = tiny.train_tokenizer(texts, 600)
     learnt, others = (
         Family("people", some, lambda row, rng: row, "") for some in (rows[:people], rows[people:])
     )
-    a_step = 4
-    by_person = _mixture(learnt, tokenizer, a_step, seed)
+    a_step = PEOPLE_PER_STEP
+    by_person = _mixture(learnt, tokenizer, a_step, seed, DEALT_EPOCHS)
     apart = one_by_one(learnt)
-    by_answer = _mixture(apart, tokenizer, round(a_step * len(apart.rows) / people), seed)
+    by_answer = _mixture(
+        apart, tokenizer, round(a_step * len(apart.rows) / people), seed, DEALT_EPOCHS
+    )
     shape = bench_models.SHAPES["tiny"]
     held_out, _ = _mixture(others, tokenizer, 0)[0]
     learn = partial(_loss_after, shape, tokenizer, held_out, seed)

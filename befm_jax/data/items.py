@@ -338,8 +338,8 @@ class Example:
         if not self.spans:
             if len(self.messages) < 2 or self.messages[-1].role != "assistant":
                 raise DataError("messages: the last one is learnt; it must be an assistant's reply")
-            if not self.messages[-1].text:
-                raise DataError("assistant: empty; there would be nothing to learn")
+            if not self.messages[-1].text.strip():
+                raise DataError("assistant: blank; there would be nothing to learn")
         before = (0, 0)
         for place, start, stop in self.spans:
             inside = 0 <= place < len(self.messages)
@@ -358,7 +358,7 @@ class Example:
         """One question and its answer; an empty `system` leaves that message out.
 
         Raises:
-            DataError: a blank question, an empty answer, or as the class does.
+            DataError: a blank question, or as the class does.
         """
         if not user.strip():
             raise DataError("user: blank; a prompt is needed")

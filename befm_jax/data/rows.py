@@ -25,7 +25,8 @@ _PERMUTATIONS = 64
 # Two tables with ids from 1 to n share a tenth of who chose what by chance. Too many recognised
 # costs people to compare with; too few, and a model is compared with those it learnt from.
 _SAME_PEOPLE = 0.2
-_WHOLE_NUMBER = re.compile(r"([+-]?)0*(\d+)(?:\.0*)?")
+# Zeros in one place alone: in two, a long row of them would be tried in every division.
+_WHOLE_NUMBER = re.compile(r"([+-]?)0*([1-9]\d*|0)(?:\.0*)?")
 
 
 @dataclass

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,9 @@ from absl import flags
 
 from befm_jax import cli, tasks
 from befm_jax.data import games
-from befm_jax.data.responses import Exact, How, Respondent, Sampled
+from befm_jax.data.responses import Exact, How, Respondent, how_from_dict
 from befm_jax.data.rows import SPLITS
-from befm_jax.errors import UserError
+from befm_jax.errors import DataError, UserError
 from befm_jax.evals import report
 from befm_jax.evals.results import Results
 from befm_jax.respondents import comparing
@@ -67,12 +66,18 @@ def held_out(
 
 
 def how_recorded(recorded: Recorded) -> How:
-    """How recorded answers were asked; missing settings are assumed to be the defaults."""
+    """How recorded answers were asked; missing settings are assumed to be the defaults.
+
+    Raises:
+        DataError: a setting that is no number, or is out of its range.
+    """
     if recorded.exact:
         return Exact()
-    settings = recorded.describe()["how"] or {}
-    names = [field.name for field in fields(Sampled) if field.name in settings]
-    return Sampled(**{name: settings[name] for name in names})
+    settings = dict(recorded.describe()["how"] or {}) | {"mode": "sampled"}
+    try:
+        return how_from_dict(settings)
+    except DataError as error:
+        raise DataError(f"{recorded.path}: how it was sampled: {error}") from None
 
 
 def main() -> None:
@@ -107,11 +112,10 @@ def main() -> None:
         engine = simulate.engine_from_flags()
         respondent, origin = engine, engine.origin
         how = simulate.sampled_from_flags() if FLAGS.sampled else how
+    trained_on = sources.trained_on(origin, FLAGS.answers or FLAGS.model)
     results = Results()
     for source in all_sources:
-        people, warning = held_out(
-            source, origin.get("trained_on", {}), FLAGS.split, FLAGS.split_seed
-        )
+        people, warning = held_out(source, trained_on, FLAGS.split, FLAGS.split_seed)
         print(people.describe())
         if FLAGS.answers is not None and not origin and not warning:
             warning = "of unknown origin: the respondent may have been trained on these people"

@@ -3,8 +3,10 @@
 import pytest
 
 from befm_jax.data import choices, games
+from befm_jax.data.responses import Sampled
 from befm_jax.errors import DataError
-from befm_jax.evaluate import held_out
+from befm_jax.evaluate import held_out, how_recorded
+from befm_jax.respondents.recorded import Recorded
 from befm_jax.tasks import sources
 
 HEAD = "game,participant,choice\n"
@@ -69,6 +71,38 @@ def test_people_who_may_have_been_seen_are_warned_of(source, split, seed, reason
     _, warning = held_out(source, trained_on(source), split, seed)
     assert reason in warning
     assert held_out(source, {}, split, seed)[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        ([], r"trained_on is \[\]; it must have a list of sources"),
+        ({"sources": {}}, "trained_on is .* it must have a list of sources"),
+        ({"sources": ["a.csv"]}, r"trained_on.sources\[0\].fingerprint is None"),
+        ({"split_seed": "0"}, r"trained_on.sources\[0\].split_seed is '0'; .* int"),
+        ({"split_seed": -1}, "split_seed is -1"),
+        ({"sketch": "xyz"}, "sketch is 'xyz'"),
+    ],
+)
+def test_what_a_model_was_trained_on_is_checked_before_people_are_held_out(source, found, says):
+    written = trained_on(source)
+    assert sources.trained_on({"trained_on": written}, "run.json") == written
+    assert sources.trained_on({}, "run.json") == {}
+    if isinstance(found, dict) and "sources" not in found:
+        found = {"sources": [written["sources"][0] | found]}
+    with pytest.raises(DataError, match=f"^run.json: .*{says}"):
+        sources.trained_on({"trained_on": found}, "run.json")
+
+
+def test_how_answers_were_sampled_is_read_beside_them(tmp_path):
+    path = tmp_path / "choices.csv"
+    path.write_text(HEAD + "public_goods,0,5\n")
+    beside = tmp_path / "choices.csv.json"
+    beside.write_text('{"answers": {"mode": "sampled", "n": 5, "temperature": 0.5}}')
+    assert how_recorded(Recorded(path)) == Sampled(5, temperature=0.5)
+    beside.write_text('{"answers": {"mode": "sampled", "n": "5"}}')
+    with pytest.raises(DataError, match=r"choices\.csv: how it was sampled: n is '5'"):
+        how_recorded(Recorded(path))
 
 
 def test_a_task_that_reads_a_table_asks_for_one(tmp_path):

@@ -283,7 +283,7 @@ def read(path: str | Path) -> Results:
             head={name: content[name] for name in ("created", "command", "versions")},
         )
         results._check()
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: not results of this schema ({error})") from None
     return results
 

@@ -38,18 +38,20 @@ FLAGS = flags.FLAGS
 
 
 def held_out(
-    source: Source, trained_on: Mapping[str, Any], split: str | None, seed: int | None
+    source: Source, trained_on: Mapping[str, Any] | None, split: str | None, seed: int | None
 ) -> tuple[Source, str]:
     """The people to compare a model with, and a warning if it may have been trained on them.
 
     By default the held-out people: the test split of the embedded reference, and of a table that
     shares people with one it was trained on; all of any other table.  `trained_on` is that of
-    `models.write_run`.
+    `models.write_run`; None where it is unknown who answered.
     """
-    seen = source.seen_by(trained_on)
+    seen = source.seen_by(trained_on or {})
     split = split or ("test" if seen or not source.table else "all")
     split_seed = seed if seed is not None else seen["split_seed"] if seen else 0
     people = source.part(split, split_seed)
+    if trained_on is None:
+        return people, "of unknown origin: the respondent may have been trained on these people"
     if seen is None:
         return people, ""
     if split not in ("test", "validation"):
@@ -97,7 +99,7 @@ def main() -> None:
     respondent: Respondent
     if FLAGS.answers is not None:
         respondent = recorded = Recorded(FLAGS.answers)
-        origin, how = recorded.describe()["respondent"] or {}, how_recorded(recorded)
+        origin, how = recorded.describe()["respondent"], how_recorded(recorded)
         items = [item for source in all_sources for item in source.items()]
         items += [item_of(game) for game in selected]
         for name in recorded.unasked(items):
@@ -112,13 +114,11 @@ def main() -> None:
         engine = simulate.engine_from_flags()
         respondent, origin = engine, engine.origin
         how = simulate.sampled_from_flags() if FLAGS.sampled else how
-    trained_on = sources.trained_on(origin, FLAGS.answers or FLAGS.model)
+    known = sources.trained_on(origin, FLAGS.answers or FLAGS.model) if origin else None
     results = Results()
     for source in all_sources:
-        people, warning = held_out(source, trained_on, FLAGS.split, FLAGS.split_seed)
+        people, warning = held_out(source, known, FLAGS.split, FLAGS.split_seed)
         print(people.describe())
-        if FLAGS.answers is not None and not origin and not warning:
-            warning = "of unknown origin: the respondent may have been trained on these people"
         if warning:
             print(f"warning: {warning}", file=sys.stderr)
         # Without a training split, baselines are fitted on the compared people themselves.

@@ -46,6 +46,13 @@ def test_the_test_split_of_a_table_that_it_was_trained_on(source):
     assert warning == ""
 
 
+def test_answers_of_nobody_knows_whom_are_compared_with_everybody_and_a_warning(source):
+    """Such as a choices.csv that was moved without its choices.csv.json."""
+    found, warning = held_out(source, None, None, None)
+    assert people(found) == people(source)
+    assert "may have been trained on these people" in warning
+
+
 def test_a_table_that_was_saved_again_is_the_same_people(source, tmp_path):
     """Other line ends, another order, a row more, ids as pandas writes them."""
     rows = [row.replace(",", ".0,", 2).replace(".0,", ",", 1) for row in reversed(ROWS)]

@@ -35,9 +35,10 @@ from befm_jax.errors import DataError, listed, unknown
 REFERENCE_FILE = "moblab_first_choices.json"
 # NumPy draws without replacement from fewer than this many.
 _MOST_PEOPLE = 10**9
-# A word in the name of a column that says for how many people somebody stands: "weight",
-# "pspwght", "survey_wt", "WTSSPS".
+# Columns that say for how many people a row stands: with a word such as "weight", "pspwght" or
+# "WTSSPS" in their name, or called one of these.
 _WEIGHT = re.compile(r"[a-z]*(weights?|wgh?t|wts?)|wtss[a-z]*")
+_COUNTS = ("count", "freq", "frequency")
 # Labels that items have of their own.
 _TAKEN = ("person", "game")
 
@@ -444,13 +445,14 @@ class _Reader:
         return self._names[id, cell]
 
     def _label_columns(self, used: set[int], of_people: bool = True) -> dict[str, int]:
-        """The columns that say more of a person; sampling weights are none, and that is noted."""
+        """The columns that say more of a person; weights are none, and that is noted."""
         labels = {}
         for place, name in enumerate(self.header):
             if place in used or not name:
                 continue
-            if any(map(_WEIGHT.fullmatch, re.split(r"[ _.-]", name.casefold()))):
-                reason = f"column {name!r}: sampling weights are not used"
+            words = re.split(r"[ _.-]", name.casefold())
+            if any(map(_WEIGHT.fullmatch, words)) or name.casefold() in _COUNTS:
+                reason = f"column {name!r}: weights are not used, people count alike"
                 self.left_out.add(reason, "line 1", repr(name))
             elif of_people and name in _TAKEN:
                 reason = f"column {name!r}: no label, because items have one of this name"

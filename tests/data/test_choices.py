@@ -263,7 +263,16 @@ class TestPersons:
 
     @pytest.mark.parametrize(
         "column",
-        ["weight", "Weight", "pspwght", "survey_wt", "sampling weight", "W_WEIGHT_1", "WTSSPS"],
+        [
+            "weight",
+            "Weight",
+            "pspwght",
+            "survey_wt",
+            "sampling weight",
+            "W_WEIGHT_1",
+            "WTSSPS",
+            "Count",
+        ],
     )
     @pytest.mark.parametrize(
         ("header", "row"),
@@ -271,7 +280,7 @@ class TestPersons:
     )
     def test_weights_are_not_ignored_in_silence(self, tmp_path, column, header, row):
         read = choices.read(table(tmp_path, f"{header},{column}\n{row},9.8\n"), [BOMB])
-        reason = f"column {column!r}: sampling weights are not used"
+        reason = f"column {column!r}: weights are not used, people count alike"
         assert read.left_out.counts == {reason: 1}
         assert read.rows[0].labels == {}
         assert reason in choices.describe(read)
@@ -279,7 +288,7 @@ class TestPersons:
     def test_weights_of_a_histogram_are_noted_and_other_columns_are_no_weights(self, tmp_path):
         path = table(tmp_path, "game,choice,count,weight\nbomb,1,5,2\n")
         (reason,) = choices.read(path, [BOMB]).left_out.counts
-        assert reason == "column 'weight': sampling weights are not used"
+        assert reason == "column 'weight': weights are not used, people count alike"
         path = table(tmp_path, "UserID,bomb,height,wealth,waiting\n1,5,180,3,4\n")
         read = choices.read(path, [BOMB])
         assert read.rows[0].labels == {"height": "180", "wealth": "3", "waiting": "4"}

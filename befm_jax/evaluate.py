@@ -102,12 +102,13 @@ def main() -> None:
         origin, how = recorded.describe()["respondent"], how_recorded(recorded)
         items = [item for source in all_sources for item in source.items()]
         items += [item_of(game) for game in selected]
-        for name in recorded.unasked(items):
-            print(
-                f"note: {FLAGS.answers}: {name} is in no task (--games takes .py files that "
-                "declare more)",
-                file=sys.stderr,
-            )
+        notes = [f"column {name!r}: not used as weights" for name in recorded.weights]
+        notes += [
+            f"{name} is in no task (--games takes .py files that declare more)"
+            for name in recorded.unasked(items)
+        ]
+        for note in notes:
+            print(f"note: {FLAGS.answers}: {note}", file=sys.stderr)
     else:
         from befm_jax import simulate
 

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from befm_jax.errors import DataError, UserError, listed
 
 _CHUNK = 1 << 24  # bytes read at once of a file that may be larger than memory
 _SHORT = 16  # bytes; a line of fewer may be blank
+# A cell may hold a whole document; the module's own limit is 131,072 characters.
+csv.field_size_limit(1 << 30)
 # How files begin that are often saved under the name of a text or a table.
 _NOT_TEXT = {
     b"PK\x03\x04": "a spreadsheet (.xlsx) or another zip archive; export it as CSV",
@@ -152,11 +154,7 @@ def records(path: str | Path, columns: Sequence[str]) -> Iterator[tuple[int, dic
         DataError: as `table`; a missing column, a row with another number of cells.
     """
     header, rows = table(path)
-    for column in columns:
-        if column not in header:
-            same = [at for at, name in enumerate(header) if name.casefold() == column.casefold()]
-            if len(same) == 1:
-                header[same[0]] = column
+    header = named(header, columns)
     missing = [column for column in columns if column not in header]
     if missing:
         raise DataError(
@@ -167,6 +165,16 @@ def records(path: str | Path, columns: Sequence[str]) -> Iterator[tuple[int, dic
         if len(cells) != len(header):
             raise DataError(f"{path}:{line}: {len(cells)} cells, but {len(header)} columns")
         yield line, dict(zip(header, (cell.strip() for cell in cells), strict=True))
+
+
+def named(header: Sequence[str], columns: Iterable[str]) -> list[str]:
+    """A header with these names for the columns that have them in another case."""
+    names = list(header)
+    for column in columns:
+        same = [at for at, name in enumerate(names) if name.casefold() == column.casefold()]
+        if column not in names and len(same) == 1:
+            names[same[0]] = column
+    return names
 
 
 def _read_parquet(

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -29,16 +28,20 @@ from jaxtyping import Int64
 from befm_jax import files
 from befm_jax.data import games as library
 from befm_jax.data.games import Game
-from befm_jax.data.rows import SPLITS, LeftOut, Rows, fingerprint_of, normal_id, sketch_of
+from befm_jax.data.rows import (
+    SPLITS,
+    LeftOut,
+    Rows,
+    fingerprint_of,
+    normal_id,
+    sketch_of,
+    weights_in,
+)
 from befm_jax.errors import DataError, listed, unknown
 
 REFERENCE_FILE = "moblab_first_choices.json"
 # NumPy draws without replacement from fewer than this many.
 _MOST_PEOPLE = 10**9
-# Columns that say for how many people a row stands: with a word such as "weight", "pspwght" or
-# "WTSSPS" in their name, or called one of these.
-_WEIGHT = re.compile(r"[a-z]*(weights?|wgh?t|wts?)|wtss[a-z]*")
-_COUNTS = ("count", "freq", "frequency")
 # Labels that items have of their own.
 _TAKEN = ("person", "game")
 
@@ -447,11 +450,11 @@ class _Reader:
     def _label_columns(self, used: set[int], of_people: bool = True) -> dict[str, int]:
         """The columns that say more of a person; weights are none, and that is noted."""
         labels = {}
+        weights = set(weights_in(self.header))
         for place, name in enumerate(self.header):
             if place in used or not name:
                 continue
-            words = re.split(r"[ _.-]", name.casefold())
-            if any(map(_WEIGHT.fullmatch, words)) or name.casefold() in _COUNTS:
+            if name in weights:
                 reason = f"column {name!r}: weights are not used, people count alike"
                 self.left_out.add(reason, "line 1", repr(name))
             elif of_people and name in _TAKEN:

@@ -206,7 +206,7 @@ def _read_csv(
     path: str | Path, columns: Mapping[str, str], required: tuple[str, ...]
 ) -> list[Example]:
     header, table = files.read_table(files.decode(files.read_bytes(path), path), path)
-    rows = list(table)
+    rows, header = list(table), files.named(header, columns.values())
     for name in required:
         if columns[name] not in header:
             error = unknown("column", columns[name], header)

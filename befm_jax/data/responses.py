@@ -287,19 +287,26 @@ class ResponseFile:
 def read_responses(path: str | Path) -> tuple[dict[str, Any], dict[str, Response]]:
     """The first line of a `responses.jsonl`, and its responses by item.
 
+    A last line that was cut off is passed over.
+
     Raises:
         DataError: no such file, or a damaged one, with the line.
     """
     files.read_bytes(path)
-    head, responses, _ = _read(Path(path))
+    head, responses, _ = _read(Path(path), with_last=True)
     return head, responses
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Response], int]:
-    """The head, the responses, and how many bytes are whole lines."""
+def _read(path: Path, with_last: bool = False) -> tuple[dict[str, Any], dict[str, Response], int]:
+    """The head, the responses, and how many bytes are whole lines.
+
+    `with_last`: a last line without its end is read, too, if it is not cut off.
+    """
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     lines = files.decode(content[:whole], path).split("\n")[:-1]
+    if with_last and _is_json(content[whole:]):
+        lines.append(files.decode(content[whole:], path, len(lines) + 1))
     head: dict[str, Any] = {}
     responses: dict[str, Response] = {}
     for number, line in enumerate(lines, 1):
@@ -318,6 +325,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Response], int]:
         if not isinstance(head.get(name), dict):
             raise DataError(f"{path}:1: {name} is {head.get(name)!r:.40}; it must be a JSON object")
     return head, responses, whole
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _as_dict(response: Response) -> dict[str, Any]:

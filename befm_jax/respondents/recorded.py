@@ -31,7 +31,8 @@ import numpy as np
 
 from befm_jax import files
 from befm_jax.data.items import AnswerSet, FreeText, Item
-from befm_jax.data.responses import SCHEMA, How, Response, read_responses
+from befm_jax.data.responses import How, Response, read_responses
+from befm_jax.data.rows import weights_in
 from befm_jax.errors import DataError, listed, unknown
 
 _TOLERANCE = 1e-6
@@ -57,6 +58,7 @@ class Recorded:
         path: the file.
         name: its name in reports; by default the file's name without its suffix.
         layout: which of the module's formats the file has.
+        weights: columns of sampling weights, which are not used.
     """
 
     def __init__(self, path: str | Path, name: str = "") -> None:
@@ -68,6 +70,7 @@ class Recorded:
         """
         self.path = Path(path)
         self.name = name or self.path.stem
+        self.weights: list[str] = []
         self._lines: dict[str, list[_Line]] = {}
         self._responses: dict[str, Response] = {}
         self._origin: dict[str, Any] = {"respondent": None, "how": None}
@@ -156,6 +159,7 @@ class Recorded:
                 "nor 'probability' (distribution: game,choice,probability); found "
                 f"{listed(header)}"
             )
+        self.weights = weights_in(header)
         third = "probability" if layout == "distribution" else "participant"
         for line, cells in files.records(self.path, ("game", "choice", third)):
             probability = 0.0
@@ -185,7 +189,7 @@ class Recorded:
             if not line.strip():
                 continue
             record = self._record(number, line)
-            if record.get("schema") == SCHEMA and not self._lines:
+            if "schema" in record and not self._lines:
                 head, self._responses = read_responses(self.path)
                 self._origin = {name: head.get(name) for name in self._origin}
                 return "responses"

@@ -213,6 +213,12 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path):
     assert "cannot be read" in error_of(examples.read_json, tmp_path)
 
 
+def test_columns_in_capitals_and_long_documents_are_read(tmp_path):
+    text = "x" * 200_000
+    path = write(tmp_path / "a.csv", f"USER;Answer\n{text};a\n")
+    assert examples.read(path) == [Example.of("", text, "a")]
+
+
 def test_column_mappings_are_checked(tmp_path):
     path = write(tmp_path / "a.csv", "question,response\nq,a\n")
     both = {"user": "question", "answer": "response"}

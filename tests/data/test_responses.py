@@ -215,6 +215,15 @@ class TestFile:
             assert respondent.asked == [one.id for one in ITEMS[kept:]]
             assert path.read_bytes() == whole
 
+    def test_a_last_line_without_its_end_is_read_where_it_is_whole(self, tmp_path):
+        path = tmp_path / "responses.jsonl"
+        complete(path, Counting())
+        content = path.read_bytes().rstrip(b"\n")
+        _, whole = read_responses(path)
+        for cut in (0, 1, 5):
+            path.write_bytes(content[: len(content) - cut])
+            assert list(read_responses(path)[1]) == list(whole)[: len(whole) - (cut > 0)]
+
     def test_killed_while_it_answers_it_goes_on(self, tmp_path):
         path = tmp_path / "responses.jsonl"
         code = (

@@ -128,6 +128,11 @@ class TestChoices:
         ((response),) = recorded.respond([PUSH], Exact())
         assert response.weights.tolist() == [1, 1]
 
+    def test_columns_of_weights_are_named(self, tmp_path):
+        path = written(tmp_path, "game,participant,choice,w,pspwght\npush_pull,0,1,2,3\n")
+        assert Recorded(path).weights == ["pspwght"]
+        assert Recorded(written(tmp_path, CHOICES + "push_pull,0,1\n")).weights == []
+
     def test_names_are_read_like_values(self, tmp_path):
         content = CHOICES + "".join(
             f"push_pull,{n},{cell}\n" for n, cell in enumerate(["Push", "pull", "[Pull]", "0", "1"])
@@ -271,6 +276,11 @@ class TestResponses:
         assert described["respondent"] == {"model": "made up"}
         assert described["how"]["n"] == 7
         assert not Recorded(path).exact
+
+    def test_another_schema_is_named(self, tmp_path):
+        head = {"schema": "befm_jax.responses/9", "respondent": {}, "how": {}}
+        with pytest.raises(DataError, match=r"schema is 'befm_jax\.responses/9'; it must be"):
+            Recorded(written(tmp_path, json.dumps(head) + "\n", "responses.jsonl"))
 
     def test_another_kind_of_item_is_an_error(self, tmp_path):
         path = self.file(tmp_path, Response.from_counts("dictator", [3, 1]))

@@ -53,7 +53,9 @@ def held_out(
     if trained_on is None:
         return people, "of unknown origin: the respondent may have been trained on these people"
     if seen is None:
-        return people, ""
+        table = source.may_be_of(trained_on)
+        warning = "counts do not say who was counted: these people may be among those of"
+        return people, f"{warning} {table}, that the model was trained on" if table else ""
     if split not in ("test", "validation"):
         reason = f"{split!r} has people that it was trained on"
     elif bool(seen["sketch"]) != bool(source.rows.sketch):

@@ -62,6 +62,24 @@ def test_a_table_that_was_saved_again_is_the_same_people(source, tmp_path):
     assert warning == ""
 
 
+def test_counts_in_which_trained_people_may_be_are_warned_of(source, tmp_path):
+    """They do not say who was counted, so a bar more makes another table of them."""
+
+    def counted(name, more=""):
+        bars = "".join(f"public_goods,{value},9\n" for value in range(20))
+        (tmp_path / name).write_text(f"game,choice,count\n{bars}{more}")
+        return sources.select("games", [games.get("public_goods")], str(tmp_path / name))[0]
+
+    bars, again = counted("bars.csv"), counted("again.csv", "public_goods,20,1\n")
+    found, warning = held_out(bars, trained_on(bars), None, None)
+    assert (found.rows.split, warning) == ("test", "")
+    for learnt, compared in ((bars, again), (source, bars), (bars, source)):
+        _, warning = held_out(compared, trained_on(learnt), None, None)
+        assert f"may be among those of {learnt.table}" in warning
+    (reference,) = sources.select("games", [games.get("public_goods")])
+    assert held_out(bars, trained_on(reference), None, None)[1] == ""
+
+
 def test_the_reference_is_its_test_split():
     (reference,) = sources.select("games", [games.get("public_goods")])
     found, _ = held_out(reference, {}, None, None)

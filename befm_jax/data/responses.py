@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -274,7 +275,7 @@ class ResponseFile:
         """
         ids = [item.id for item in items]
         if len(set(ids)) < len(ids):
-            twice = next(id for id in ids if ids.count(id) > 1)
+            twice = next(id for id, times in Counter(ids).items() if times > 1)
             raise DataError(f"two items have the id {twice!r}; ids are unique in a task")
         yield from (self.responses[id] for id in ids if id in self.responses)
         missing = [item for item in items if item.id not in self.responses]

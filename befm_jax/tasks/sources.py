@@ -84,6 +84,20 @@ class Source:
                 return dict(entry)
         return None
 
+    def may_be_of(self, trained_on: Mapping[str, Any]) -> str:
+        """The table of a model's `trained_on` whose people may be these without a sign of it.
+
+        Counts do not say who was counted, so that a table of counts that shares people with
+        another table is not recognised.  "" where both say who chose what, or there is no table.
+        """
+        kind = self.task.name.split("/")[0]
+        for entry in trained_on.get("sources", ()):
+            both_known = entry["sketch"] and self.rows.sketch
+            same_kind = str(entry.get("task", "")).split("/")[0] == kind
+            if self.table and entry.get("table") and same_kind and not both_known:
+                return str(entry["table"])
+        return ""
+
     def record(self) -> dict[str, Any]:
         """The entry of a run's `trained_on`: see `models.write_run`."""
         return {

@@ -1,6 +1,7 @@
 """Directories that are written all or nothing; tables and what spreadsheets leave in them; JSON."""
 
 import io
+import random
 import subprocess
 import sys
 import zipfile
@@ -164,3 +165,30 @@ def test_a_damaged_json_object_is_named_by_its_file(tmp_path, content, says):
         files.read_object(path, DataError)
     with pytest.raises(DataError, match="cannot be read"):
         files.read_object(tmp_path, DataError)
+
+
+def test_a_damaged_parquet_file_is_read_or_refused_in_a_line(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra 'tables'")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "t.parquet"
+    columns = {" game": [b"bomb", b"dictator"], "choice": [5.0, None]}
+    parquet.write_table(pyarrow.table(columns), path)
+    header, rows = files.table(path)
+    assert (header, list(rows)) == (
+        ["game", "choice"],
+        [(1, ["bomb", "5.0"]), (2, ["dictator", ""])],
+    )
+    content, refusals = path.read_bytes(), []
+    for seed in range(100):
+        rng = random.Random(seed)
+        place = rng.randrange(len(content))
+        path.write_bytes(content[:place] + rng.randbytes(1) + content[place + 1 :])
+        try:
+            list(files.table(path)[1])
+        except DataError as error:
+            refusals.append(str(error))
+    assert refusals
+    assert [line for line in refusals if not line.startswith(f"{path}: ") or "\n" in line] == []
+    parquet.write_table(pyarrow.table({}), path)
+    with pytest.raises(DataError, match="no header"):
+        files.table(path)

@@ -51,8 +51,8 @@ DEFINITIONS: Mapping[str, str] = {
     "people's histogram; mean.",
     "skill": "(uniform - figure) / (uniform - floor): 0 no better than answering at random, 1 as "
     "good as a perfect model; above 1 is noise.",
-    "outside": "Probability, or share of drawn answers, outside the answer set; figures are of "
-    f"what is inside. From {WARN_OUTSIDE:.0%} on a figure has a warning, from "
+    "outside": "Probability, or share of drawn answers, outside the answer set or unreadable; "
+    f"figures are of what is inside. From {WARN_OUTSIDE:.0%} on a figure has a warning, from "
     f"{WITHHOLD_OUTSIDE:.0%} on it is left out of headlines and ladders.",
     "ends after its answer": "How often a turn ends right after an answer of the set is written. "
     "Where it continues, the output may be outside the set.",

@@ -291,7 +291,7 @@ def _forget(path: Path, phase: str, start: int) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            record = json.loads(line)
+            record = files.parse_json(line)
         except ValueError:
             continue
         if record["phase"] != phase or record["step"] <= start:

@@ -26,7 +26,7 @@ from befm_jax import cli, tasks
 from befm_jax.data import games
 from befm_jax.data.responses import Exact, How, Respondent, Sampled
 from befm_jax.data.rows import SPLITS
-from befm_jax.errors import UserError
+from befm_jax.errors import UserError, printable
 from befm_jax.evals import report
 from befm_jax.evals.results import Results
 from befm_jax.respondents import comparing
@@ -96,11 +96,10 @@ def main() -> None:
         items = [item for source in all_sources for item in source.items()]
         items += [item_of(game) for game in selected]
         for name in recorded.unasked(items):
-            print(
-                f"note: {FLAGS.answers}: {name} is in no task (--games takes .py files that "
-                "declare more)",
-                file=sys.stderr,
+            note = (
+                f"{FLAGS.answers}: {name} is in no task (--games takes .py files that declare more)"
             )
+            print(f"note: {printable(note)}", file=sys.stderr)
     else:
         from befm_jax import simulate
 
@@ -116,7 +115,7 @@ def main() -> None:
         if FLAGS.answers is not None and not origin and not warning:
             warning = "of unknown origin: the respondent may have been trained on these people"
         if warning:
-            print(f"warning: {warning}", file=sys.stderr)
+            print(f"warning: {printable(warning)}", file=sys.stderr)
         # Without a training split, baselines are fitted on the compared people themselves.
         no_split = people.rows.split == "all"
         learnt = people if no_split else source.part("train", people.rows.split_seed)

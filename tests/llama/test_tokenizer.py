@@ -584,6 +584,55 @@ def test_the_day_does_not_change_a_prompt():
     assert "Today: Friday 26 July 2024, 00:00:00\n" in text
 
 
+# ---- Files that are damaged, or not of this kind ----
+
+PANICS = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab": {"a": 4_000_000_000}}, r"tokenizer\.json: the id of 'a' is 4000000000"),
+        ({"normalizer": PANICS}, "PanicException"),
+        ({"model": {"type": "Unigram", "unk_id": None, "vocab": [["a", 0.0]]}}, "unk_id"),
+        ({"model": 3}, "can't be read"),
+    ],
+)
+def test_a_tokenizer_file_that_the_library_fails_on_is_refused(tmp_path, changes, message):
+    Tokenizer(qwen3()[0]).save(tmp_path)
+    fields = json.loads((tmp_path / "tokenizer.json").read_text())
+    fields["model"]["vocab"] |= changes.pop("vocab", {})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields | changes))
+    with pytest.raises(TemplateError, match=message) as error:
+        Tokenizer.load(tmp_path)
+    assert str(error.value).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "{", '{"eos_token": 3}', '{"x": NaN'])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_file_of_a_tokenizer_is_refused(tmp_path, name, content):
+    Tokenizer(qwen3()[0]).save(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(TemplateError) as error:
+        Tokenizer.load(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_token_that_no_conversation_has_does_not_count_for_the_largest_id():
+    backend, _ = qwen3(template=CHATML)
+    before = Tokenizer(backend).largest_id
+    assert before == len(backend) - 1
+    backend.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer = Tokenizer(backend)
+    assert (tokenizer.largest_id, tokenizer.vocab_size) == (before, before + 2)
+    # What a text can hold counts, and what the template writes.
+    backend.add_tokens(["a word"])
+    assert Tokenizer(backend).largest_id == before + 2
+    backend.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    backend.chat_template = CHATML.replace("<|im_end|>", "<|end|>")
+    assert Tokenizer(backend).largest_id == before + 3
+
+
 # ---- Templates that can't write a system message ----
 
 REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"

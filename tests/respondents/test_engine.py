@@ -77,6 +77,31 @@ def test_a_damaged_generation_config_is_an_error_that_names_it(directory):
         befm_jax.load(directory)
 
 
+def test_a_pad_token_may_be_beyond_the_embeddings_and_a_token_of_the_template_may_not(directory):
+    before = befm_jax.load(directory)
+    backend = AutoTokenizer.from_pretrained(directory)
+    backend.add_special_tokens({"pad_token": "[PAD]"})
+    backend.save_pretrained(directory)
+    after = befm_jax.load(directory)
+    assert after.tokenizer.vocab_size == after.model.config.vocab_size + 1
+    np.testing.assert_array_equal(after.distribution(GAME).shares, before.distribution(GAME).shares)
+    backend.chat_template = backend.get_chat_template().replace("<|eot_id|>", "[PAD]")
+    backend.save_pretrained(directory)
+    with pytest.raises(UserError, match=r"ids up to \d+; the model has embeddings of \d+"):
+        befm_jax.load(directory)
+
+
+def test_where_the_system_message_was_put_is_in_the_metadata(directory):
+    assert "system" not in befm_jax.load(directory).origin["chat_template"]
+    template = directory / "chat_template.jinja"
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no\x1b') }}{% endif %}"
+    template.write_text(refuses + template.read_text())
+    engine = befm_jax.load(directory)
+    assert engine.origin["chat_template"]["system"].endswith("refuses system, user: no\\x1b")
+    (_, system), (_, user) = GAME.prompt()
+    assert f"{system}\n\n{user}" in engine.first_prompt([item_of(GAME)])["text"]
+
+
 def test_an_adapter_of_another_template_is_refused_unless_forced(directory, adapter):
     tokenizer = befm_jax.load(directory).tokenizer
     unknown = befm_jax.load(directory, adapter)

@@ -279,7 +279,8 @@ def fitting_tokenizer(directory: Path, config: LlamaConfig) -> Tokenizer:
     Raises UserError where a conversation can have ids for which the model has no embedding.
     """
     stop_ids = (*config.eos_token_id, *generation_config.read(directory).stop_ids)
-    tokenizer = Tokenizer.load(directory, stop_ids)
+    # What the model has no logit for is never drawn.
+    tokenizer = Tokenizer.load(directory, [i for i in stop_ids if i < config.vocab_size])
     if tokenizer.largest_id >= config.vocab_size:
         raise UserError(
             f"{directory}: the tokenizer has ids up to {tokenizer.largest_id}; the model has "

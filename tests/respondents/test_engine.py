@@ -71,6 +71,14 @@ def test_sampling_settings_of_a_model_are_ignored_and_kept_in_its_origin(directo
     assert found.simulate(GAME, 50).texts == expected.simulate(GAME, 50).texts
 
 
+def test_a_stop_id_that_can_not_be_drawn_has_no_effect(directory):
+    before = befm_jax.load(directory)
+    generation_config(directory, eos_token_id=[2**40, before.tokenizer.stop_ids[0]])
+    after = befm_jax.load(directory)
+    assert after.tokenizer.stop_ids == before.tokenizer.stop_ids
+    assert after.simulate(GAME, 5).texts == before.simulate(GAME, 5).texts
+
+
 def test_a_damaged_generation_config_is_an_error_that_names_it(directory):
     (directory / "generation_config.json").write_text('{"eos_token_id": "end"}')
     with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id is 'end'"):

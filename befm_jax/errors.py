@@ -28,7 +28,7 @@ class UserError(ValueError):
     entry points print it without a stack trace.  It is one line, `printable`.
     """
 
-    def __init__(self, message: object = "") -> None:
+    def __init__(self, message: object) -> None:
         super().__init__(printable(str(message)))
 
 

@@ -346,7 +346,8 @@ def _apply_umask(folder: Path) -> None:
     mode = example.stat().st_mode
     example.unlink()
     for path in folder.rglob("*"):
-        if path.is_file():
+        # Some file systems have one mode for all files, and no chmod.
+        if path.is_file() and path.stat().st_mode != mode:
             path.chmod(mode)
 
 

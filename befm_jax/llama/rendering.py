@@ -15,11 +15,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 # The bounds of one conversation: seconds of processor time, bytes beyond those at the start, and
 # characters.  A template with a hundred turns takes milliseconds and kilobytes.
-SECONDS, MEMORY, CHARACTERS = 2, 1 << 30, 1 << 22
+SECONDS, MEMORY, CHARACTERS = 2, 1 << 30, 1 << 20
 _LONGEST_REASON = 300  # characters of an error
 # The day of templates that print one: the fallback of Llama 3.1's own.
 YEAR, MONTH, DAY = 2024, 7, 26
@@ -76,7 +77,7 @@ class _Renderer:
     def _end(self, process: subprocess.Popen[str]) -> int:
         process.kill()
         self._process = None
-        with process:  # closes its pipes, and waits
+        with suppress(BrokenPipeError), process:  # closes its pipes, and waits
             pass
         return process.returncode
 
@@ -108,6 +109,8 @@ def _reason(code: int) -> str:
 
 def _serve() -> None:
     """Answers requests, one a line, until the parent closes the pipe or ends."""
+    # A launcher may send it to every process, and the parent goes on for a while.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     import resource
     from datetime import datetime
 

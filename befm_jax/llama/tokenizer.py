@@ -57,10 +57,8 @@ _CONVERSATIONS = (
     ("system", "user", "assistant", "user"),
     ("system", "user", "assistant", "user", "assistant"),
 )
-
-
-# Ids are below this; the largest vocabularies have some hundred thousand.  What tokenizers needs to
-# copy a vocabulary is proportional to its largest id.
+# Ids must be below this; the largest vocabularies have some hundred thousand.  What tokenizers needs
+# to copy a vocabulary is proportional to its largest id.
 _IDS = 1 << 24
 
 
@@ -296,7 +294,8 @@ class Tokenizer:
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of a conversation up to where the answer begins, with one BOS if the model has one.
 
-        A blank system message is left out.  The template decides whether white space around a
+        A blank system message is left out, and one that the template refuses is put before the
+        user's text.  The template decides whether white space around a
         message is kept: Llama's drop it, Qwen's keep it.
 
         Raises TemplateError where the template rejects these messages.

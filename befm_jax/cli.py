@@ -12,7 +12,7 @@ from absl import app, flags, logging
 
 from befm_jax.config import CACHES, DTYPES, QUANTIZE, check_arguments
 from befm_jax.distributed import processes
-from befm_jax.errors import UserError
+from befm_jax.errors import UserError, printable
 
 # Flags of sampling, without effect on exact answers.
 SAMPLING = ("participants", "temperature", "top_k", "top_p", "max_new_tokens", "cache")
@@ -104,7 +104,7 @@ def note_ignored_settings(origin: Mapping[str, Any]) -> None:
         settings = ", ".join(f"{name} {value}" for name, value in ignored.items())
         print(
             "note: of the model's generation_config.json only the stop tokens are used; ignored: "
-            f"{settings}",
+            f"{printable(settings)}",
             file=sys.stderr,
         )
 
@@ -112,13 +112,45 @@ def note_ignored_settings(origin: Mapping[str, Any]) -> None:
 def keep_compiled_programs() -> None:
     """Enables JAX's persistent compilation cache in the user's cache directory, for all programs.
 
+    Compiled programs are run as they are read, so the directory is the user's alone, or there is
+    none, with a note on standard error.
     JAX's own variables override it: `JAX_COMPILATION_CACHE_DIR`, `JAX_ENABLE_COMPILATION_CACHE=0`
     and `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`.
     """
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(home / "befm_jax" / "compiled"))
+        directory = _users_cache()
+        if directory is None:
+            print(
+                "note: compiled programs are not kept: neither XDG_CACHE_HOME nor HOME leads to a "
+                "directory of this user's own",
+                file=sys.stderr,
+            )
+        else:
+            jax.config.update("jax_compilation_cache_dir", str(directory))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _users_cache() -> Path | None:
+    """A directory that this user alone can write to; None where there is none to be had."""
+    parents = (
+        Path(os.environ.get("XDG_CACHE_HOME", "")),
+        Path(os.environ.get("HOME", "")) / ".cache",
+    )
+    # The XDG specification: a path that is not absolute is ignored.
+    parent = next((path for path in parents if path.is_absolute()), None)
+    if parent is None:
+        return None
+    own = parent / "befm_jax"
+    try:
+        for directory in (own, own / "compiled"):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # A link and what it leads to, both.
+            if {directory.lstat().st_uid, directory.stat().st_uid} != {os.geteuid()}:
+                return None
+            directory.chmod(0o700)
+    except OSError:
+        return None
+    return directory

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from befm_jax import cli
+
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
 import collections
@@ -52,6 +54,44 @@ def test_jaxs_own_variables_say_where_and_whether(tmp_path):
     assert hits(**where) == 0
     assert kept(named) > 0
     assert not users.exists()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"XDG_CACHE_HOME": ""}, {"XDG_CACHE_HOME": "cache"}, {}],
+    ids=["empty", "relative", "absent"],
+)
+def test_programs_are_kept_in_the_home_where_no_cache_is_named(variables, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for name, value in (variables | {"HOME": str(tmp_path / "home")}).items():
+        monkeypatch.setenv(name, value)
+    directory = cli._users_cache()
+    assert directory == tmp_path / "home" / ".cache" / "befm_jax" / "compiled"
+    assert directory.stat().st_mode & 0o777 == 0o700
+    # An older version's, which others may read.
+    directory.chmod(0o755)
+    assert cli._users_cache().stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("home", ["", "relative", None])
+def test_without_a_home_no_program_is_kept_and_nothing_comes_into_the_working_directory(
+    home, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.delenv("HOME")
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    assert cli._users_cache() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_programs_of_another_user_are_not_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "befm_jax").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert cli._users_cache() is None
 
 
 @pytest.mark.parametrize("module", ["train", "simulate", "evaluate", "plan"])

@@ -1,15 +1,18 @@
 """Directories that are written all or nothing; tables and what spreadsheets leave in them; JSON."""
 
 import io
+import os
 import random
 import subprocess
 import sys
 import zipfile
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from befm_jax import files
-from befm_jax.errors import DataError
+from befm_jax.errors import DataError, UserError
 
 WRITE_AND_WAIT = """
 import sys
@@ -43,10 +46,40 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_and_a_living_ones_work
     assert folders(tmp_path) == [its_own]
     with files.atomic_directory(tmp_path) as folder:
         (folder / "config.json").write_text("{}")
-    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".re")) == [
-        "config.json",
-        "notes.txt",
-    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "notes.txt"]
+
+
+def test_old_files_that_a_killed_writer_had_moved_are_kept(tmp_path):
+    (tmp_path / ".replaced-a").mkdir()
+    (tmp_path / ".replaced-b").mkdir()
+    (tmp_path / ".replaced-b" / "config.json").write_text("{}")
+    with files.atomic_directory(tmp_path) as folder:
+        (folder / "notes.txt").write_text("new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".replaced-b", "notes.txt"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_every_file_of_a_directory_follows_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with files.atomic_directory(tmp_path) as folder:
+            save_file({"x": np.zeros(3)}, folder / "model.safetensors")  # 0600 by itself
+            (folder / "more").mkdir()
+            (folder / "more" / "template").write_text("x")
+    finally:
+        os.umask(before)
+    for name in ("model.safetensors", "more/template"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~umask
+    assert list((tmp_path / "more").iterdir()) == [tmp_path / "more" / "template"]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "{", "[1,]"])
+def test_a_json_text_that_can_not_be_read_is_an_error_of_its_file(tmp_path, text):
+    with pytest.raises(ValueError, match=r"line 1|nested too deeply"):
+        files.parse_json(text)
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match=r"x\.json: not valid JSON"):
+        files.read_object(tmp_path / "x.json")
 
 
 def read(text):

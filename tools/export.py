@@ -22,7 +22,7 @@ from typing import Any
 from befm_jax import cli, files
 from befm_jax.adapters import export
 from befm_jax.data import games
-from befm_jax.errors import UserError
+from befm_jax.errors import UserError, printable
 from befm_jax.llama import config as llama_config
 from befm_jax.models import resolve_model
 from befm_jax.respondents import merging
@@ -64,7 +64,7 @@ def main() -> None:
             print(summary(report))
             print(f"model: {arguments.out}")
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TypeVar
 
 from befm_jax.distributed import rendezvous
-from befm_jax.errors import UserError
+from befm_jax.errors import UserError, printable
 
 # Exit codes, as documented in launch/README.md: the launchers act on these.
 ERROR, MISTAKE, RESUME = 1, 2, 75
@@ -201,7 +201,7 @@ def run(main: Callable[[], None]) -> None:
         _disconnect()
     except BaseException as error:
         if isinstance(error, (UserError, OSError)):
-            _fail(MISTAKE, f"error: {error}", error.__cause__ or error.__context__)
+            _fail(MISTAKE, f"error: {printable(str(error))}", error.__cause__ or error.__context__)
         if _client is None:
             raise
         _fail(ERROR, traceback.format_exc().rstrip())

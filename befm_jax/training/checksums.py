@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from befm_jax import files
+
 FILE = "SUMS.json"
 
 
@@ -53,7 +55,7 @@ def verify(folder: Path, contents: bool) -> dict[str, Any]:
         ChecksumError: a file is missing, `SUMS.json` included, or not as it was written.
     """
     try:
-        sums = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        sums = files.parse_json((folder / FILE).read_text(encoding="utf-8"))
         content = {"metadata": sums["metadata"], "files": sums["files"]}
         intact = sums["sum"] == _sum(content)
     except FileNotFoundError:

@@ -176,7 +176,8 @@ def _as_cell(value: object) -> str:
 def read_table(text: str, path: str | Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     """The header of a CSV text, and its rows, each with the number of its first line.
 
-    Blank lines are skipped; rows may have any number of cells.  Names in the header are stripped.
+    Cells are separated by commas, or by tabs where the first line has those and no comma.  Blank
+    lines are skipped; rows may have any number of cells.  Names in the header are stripped.
     Handles what Excel writes: a first line `sep=;` with the separator, and empty columns at the
     end.
 
@@ -184,7 +185,9 @@ def read_table(text: str, path: str | Path) -> tuple[list[str], Iterator[tuple[i
         DataError: no header, a column named twice, or (while iterating) broken quoting.
     """
     separator = _EXCEL_SEPARATOR.match(text)
-    rows = _rows(text, path, separator[1] if separator else ",")
+    first_line = text.partition("\n")[0]
+    tabs = "\t" in first_line and "," not in first_line
+    rows = _rows(text, path, separator[1] if separator else "\t" if tabs else ",")
     if separator:
         next(rows)
     line, header = next(rows, (1, []))

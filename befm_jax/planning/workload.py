@@ -16,7 +16,7 @@ from befm_jax.config import Config, ConfigError
 from befm_jax.data import examples as example_files
 from befm_jax.data.forest import rung
 from befm_jax.data.items import Message
-from befm_jax.data.mixture import Mixture
+from befm_jax.data.mixture import Mixture, weighted
 from befm_jax.data.pipeline import Conversation, Encoder, Ids
 from befm_jax.llama import config as llama_config
 from befm_jax.llama.config import LlamaConfig
@@ -91,11 +91,10 @@ def from_data(settings: Config, parts: int, shape: LlamaConfig) -> Workload:
     data, encoder, tokenizer = settings.data, *_encoder(settings, shape)
     all_sources = sources.configured(data.games, data.humans, data.tasks)
     training = [source.part("train", data.split_seed) for source in all_sources]
+    of_tasks = sources.families(training, data.rows_per_step, data.one_by_one)
+    of_files = map(example_files.family, config.names(data.examples))
     mixture = Mixture(
-        [
-            *sources.families(training, data.rows_per_step, data.one_by_one),
-            *map(example_files.family, config.names(data.examples)),
-        ],
+        weighted([*of_tasks, *of_files], config.weights(data)),
         encoder,
         slots=data.slots,
         epochs=settings.optimizer.epochs,

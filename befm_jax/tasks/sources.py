@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from befm_jax import tasks
-from befm_jax.data import choices
+from befm_jax.data import choices, questionnaires
 from befm_jax.data import games as library
 from befm_jax.data.games import Game
-from befm_jax.data.items import Example, Item
+from befm_jax.data.items import Example, Item, examples_of
 from befm_jax.data.mixture import Family, one_by_one
 from befm_jax.data.rows import Rows
 from befm_jax.errors import DataError
@@ -48,23 +48,32 @@ class Source:
         rows = choices.part(self.rows, split, seed) if of_games else self.rows.part(split, seed)
         return replace(self, rows=rows)
 
-    def items(self, wording: Wording = DEFAULT, seed: int = 0) -> list[Item]:
+    def limited(self, number: int) -> Source:
+        """At most so many persons (or papers), the first of the rows; 0: all of them.
+
+        A task about a population keeps everybody: it costs as much with fewer.
+        """
+        if not number or self.task.needs == "histograms":
+            return self
+        return replace(self, rows=replace(self.rows, rows=self.rows.rows[:number]))
+
+    def items(self, wording: Wording = DEFAULT, seed: int = 0) -> Iterator[Item]:
         """The task's items of all rows."""
         rows = self.rows
         if self.task.needs == "histograms":
             rows = choices.counted(rows, self.games)
-        return [
-            item
-            for number, row in enumerate(rows.rows)
-            for item in self.task.items(row, wording, np.random.default_rng((seed, number)))
-        ]
+        for number, row in enumerate(rows.rows):
+            yield from self.task.items(row, wording, np.random.default_rng((seed, number)))
 
-    def family(self, wording: Wording = DEFAULT) -> Family:
-        """The rows as training data: one per person where persons are known."""
+    def family(self, wording: Wording = DEFAULT, apart: bool = False) -> Family:
+        """The rows as training data: one per person where persons are known.
+
+        `apart`: every answer is an example of its own, also where one conversation has several.
+        """
         task = self.task
         if task is GAMES and choices.has_persons(self.rows):
             task = PERSON
-        examples = partial(_examples, task, wording)
+        examples = partial(_examples, task, wording, apart)
         return Family(self.task.name, self.rows.rows, examples, self.rows.fingerprint)
 
     def seen_by(self, trained_on: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -113,10 +122,11 @@ def select(spec: str, games: Sequence[Game], humans: str = "") -> list[Source]:
             read.
     """
     selected = []
+    tables: dict[tuple[str, str], Rows[Any]] = {}  # each is read once
     for entry in filter(None, (entry.strip() for entry in spec.split(","))):
         name, _, table = entry.partition("=")
         for task in tasks.select(name):
-            selected.append(_source(task, table, games, humans))
+            selected.append(_source(task, table, games, humans, tables))
     return selected
 
 
@@ -140,30 +150,47 @@ def families(learnt: Iterable[Source], rows_per_step: int, by_observation: bool)
     """
     training = []
     for source in learnt:
-        family = source.family()
         counted = source.task.needs == "histograms" and not choices.has_persons(source.rows)
-        training.append(
-            one_by_one(family) if rows_per_step and (by_observation or counted) else family
-        )
+        apart = rows_per_step > 0 and (by_observation or counted)
+        family = source.family(apart=apart)
+        training.append(one_by_one(family) if apart else family)
     return training
 
 
-def _source(task: Task, table: str, games: Sequence[Game], humans: str) -> Source:
-    if task.read is not None:
+# What reads the rows of a kind.
+_READERS = {"questionnaires": questionnaires.read}
+
+
+def _source(
+    task: Task,
+    table: str,
+    games: Sequence[Game],
+    humans: str,
+    tables: dict[tuple[str, str], Rows[Any]],
+) -> Source:
+    read = task.read or _READERS.get(task.needs)
+    if read is not None:
         if not table:
             raise DataError(f"task {task.name}: it reads a table; give {task.name}=PATH")
-        return Source(task, task.read(table), table)
+        key = (task.name if task.read else task.needs, table)
+        if key not in tables:
+            tables[key] = read(table)
+        return Source(task, tables[key], table)
     if task.needs not in ("histograms", "plays"):
         raise DataError(f"task {task.name}: needs is {task.needs}, for which `read` is required")
-    read = choices.read(table or humans, games)
-    rows = choices.by_person(read) if task.needs == "plays" else read
+    found = choices.read(table or humans, games)
+    rows = choices.by_person(found) if task.needs == "plays" else found
     return Source(task, rows, table or humans, tuple(games))
 
 
 def _examples(
-    task: Task, wording: Wording, row: Any, rng: np.random.Generator
+    task: Task, wording: Wording, apart: bool, row: Any, rng: np.random.Generator
 ) -> Iterator[Example]:
-    for item in task.items(row, wording, rng):
+    items = task.items(row, wording, rng)
+    if not apart:
+        yield from examples_of(items, task.name)
+        return
+    for item in items:
         yield from item.examples(task.name)
 
 

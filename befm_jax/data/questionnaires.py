@@ -15,17 +15,26 @@ the other end; it is known of people who answered all of them.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
+from typing import cast
+
+import numpy as np
+from jaxtyping import Int64
 
 from befm_jax import files
 from befm_jax.data.items import AnswerSet
-from befm_jax.data.rows import LeftOut, Rows, fingerprint_of, sketch_of
+from befm_jax.data.rows import SPLITS, LeftOut, Rows, drawn_part, fingerprint_of, sketch_of
 from befm_jax.errors import DataError, unknown
 
 AGES = range(13, 101)
+# What makes a cell.
+CELLS = ("sex", "age_band")
+REFERENCE_FILE = "big_five_by_sex_and_age.json"
 # The first age of each band.
 _BANDS = (13, 18, 25, 35, 45, 55, 65)
 
@@ -110,6 +119,26 @@ class Questionnaire:
         form = get(self.form)
         found = {trait: form.score(trait, self.answers) for trait in form.traits}
         return {trait: score for trait, score in found.items() if score is not None}
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """What the people of one sex and age band answered, counted statement by statement.
+
+    Attributes:
+        form: the id of the questionnaire.
+        labels: their `sex` and `age_band`.
+        counts: code -> int64 `[A]` the number of people who gave each answer.
+    """
+
+    form: str
+    labels: Mapping[str, str]
+    counts: Mapping[str, Int64[np.ndarray, " A"]]
+
+    @property
+    def name(self) -> str:
+        """Tells cells apart: "female/18-24"."""
+        return "/".join(self.labels[label] for label in CELLS)
 
 
 def get(id: str) -> Form:
@@ -198,6 +227,66 @@ def read(path: str | Path) -> Rows[Questionnaire]:
     return Rows(list(rows.values()), source, fingerprint_of(rows), sketch_of(rows), left_out)
 
 
+def read_reference() -> Rows[Cell]:
+    """The embedded answers: the Big Five of OpenPsychometrics' visitors, counted by sex and age."""
+    file = resources.files("befm_jax.data.reference").joinpath(REFERENCE_FILE)
+    content = json.loads(file.read_text(encoding="utf-8"))
+    codes = list(get(content["form"]).statements)
+    cells = [
+        Cell(
+            content["form"],
+            dict(zip(CELLS, name.split("/"), strict=True)),
+            dict(zip(codes, np.array(counts, np.int64), strict=True)),
+        )
+        for name, counts in content["cells"].items()
+    ]
+    left_out = LeftOut({reason: int(number) for reason, number in content["excluded"].items()})
+    return Rows(cells, content["source"], content["fingerprint"], left_out=left_out)
+
+
+def counted(rows: Rows[Questionnaire] | Rows[Cell]) -> Rows[Cell]:
+    """The answers by sex and age band; who has neither is in no cell."""
+    if not rows.rows or isinstance(rows.rows[0], Cell):
+        return cast(Rows[Cell], rows)
+    cells: dict[tuple[str, ...], Cell] = {}
+    for row in cast(Rows[Questionnaire], rows).rows:
+        key = (row.form, *(row.labels.get(label, "") for label in CELLS))
+        if not all(key):
+            continue
+        if key not in cells:
+            form = get(row.form)
+            counts = {code: np.zeros(len(form.answers), np.int64) for code in form.statements}
+            cells[key] = Cell(row.form, dict(zip(CELLS, key[1:], strict=True)), counts)
+        for code, position in row.answers.items():
+            cells[key].counts[code][position] += 1
+    return replace(cast(Rows[Cell], rows), rows=list(cells.values()))
+
+
+def part(
+    rows: Rows[Questionnaire] | Rows[Cell], split: str, seed: int = 0
+) -> Rows[Questionnaire] | Rows[Cell]:
+    """A split of people: by person where persons are known, else drawn without replacement.
+
+    Raises:
+        DataError: see `Rows.part`.
+    """
+    if not rows.rows or not isinstance(rows.rows[0], Cell) or split == "all":
+        return cast(Rows[Questionnaire], rows).part(split, seed)
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    cells = [
+        replace(
+            cell,
+            counts={
+                code: drawn_part(counts, split, seed, f"{cell.name}/{code}")
+                for code, counts in cell.counts.items()
+            },
+        )
+        for cell in cast(Rows[Cell], rows).rows
+    ]
+    return replace(cast(Rows[Cell], rows), rows=cells, split=split, split_seed=seed)
+
+
 _MISSING = ("", "0", "NA")
 Described = Iterator[tuple[str, str]]
 
@@ -224,7 +313,7 @@ def _of_bfi(cells: Mapping[str, str]) -> Described:
 
 
 def _coded(name: str, code: str | None, meanings: Mapping[str, str]) -> Described:
-    if code in meanings:
+    if code is not None and code in meanings:
         yield name, meanings[code]
 
 

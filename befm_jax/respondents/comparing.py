@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,8 +90,7 @@ def compare(
             whose draws are all outside the answer sets, as an undertrained model's may be, is noted
             in `results.extra` instead.
     """
-    items = list(held_out.items())
-    training = list(itertools.islice(learnt.items(), _TRAINING_ITEMS))
+    items, training = held_out.items(), learnt.items(most=_TRAINING_ITEMS)
     others = beside(items, training, held_out.task)
     results.beside.update({name: baselines.DEFINITIONS[name] for name in others})
     results.people[held_out.task.name] = held_out.record() | {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -44,37 +45,45 @@ class Source:
         Raises:
             DataError: see `Rows.part` and `choices.part`.
         """
-        of_games = self.task.needs in ("histograms", "plays")
-        rows = choices.part(self.rows, split, seed) if of_games else self.rows.part(split, seed)
-        return replace(self, rows=rows)
+        part = _PARTS.get(self.task.needs, Rows.part)
+        return replace(self, rows=part(self.rows, split, seed))
 
     def limited(self, number: int) -> Source:
         """At most so many persons (or papers), the first of the rows; 0: all of them.
 
         A task about a population keeps everybody: it costs as much with fewer.
         """
-        if not number or self.task.needs == "histograms":
+        if not number or self.task.needs in _POPULATIONS:
             return self
         return replace(self, rows=replace(self.rows, rows=self.rows.rows[:number]))
 
-    def items(self, wording: Wording = DEFAULT, seed: int = 0) -> Iterator[Item]:
-        """The task's items of all rows."""
-        rows = self.rows
+    def items(
+        self, wording: Wording = DEFAULT, seed: int = 0, most: int | None = None
+    ) -> list[Item]:
+        """The task's items of all rows, or the first `most` of them."""
+        every = (
+            item
+            for number, row in enumerate(self._counted().rows)
+            for item in self.task.items(row, wording, np.random.default_rng((seed, number)))
+        )
+        return list(itertools.islice(every, most))
+
+    def _counted(self) -> Rows[Any]:
+        """The rows; for a task about populations, one a population."""
         if self.task.needs == "histograms":
-            rows = choices.counted(rows, self.games)
-        for number, row in enumerate(rows.rows):
-            yield from self.task.items(row, wording, np.random.default_rng((seed, number)))
+            return choices.counted(self.rows, self.games)
+        return questionnaires.counted(self.rows) if self.task.needs == "cells" else self.rows
 
     def family(self, wording: Wording = DEFAULT, apart: bool = False) -> Family:
         """The rows as training data: one per person where persons are known.
 
         `apart`: every answer is an example of its own, also where one conversation has several.
         """
-        task = self.task
+        task, rows = self.task, self._counted()
         if task is GAMES and choices.has_persons(self.rows):
-            task = PERSON
+            task, rows = PERSON, self.rows
         examples = partial(_examples, task, wording, apart)
-        return Family(self.task.name, self.rows.rows, examples, self.rows.fingerprint)
+        return Family(self.task.name, rows.rows, examples, rows.fingerprint)
 
     def seen_by(self, trained_on: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The entry of a model's `trained_on` that shares people with these rows, or None.
@@ -157,8 +166,19 @@ def families(learnt: Iterable[Source], rows_per_step: int, by_observation: bool)
     return training
 
 
-# What reads the rows of a kind.
-_READERS = {"questionnaires": questionnaires.read}
+# What reads the rows of a kind from a table, and what there is without one.
+_READERS: Mapping[str, Callable[[str], Rows[Any]]] = {
+    "questionnaires": questionnaires.read,
+    "cells": questionnaires.read,
+}
+_REFERENCES: Mapping[str, Callable[[], Rows[Any]]] = {"cells": questionnaires.read_reference}
+# Kinds whose rows are not split by `Rows.part`, and those of tasks about populations.
+_PARTS: Mapping[str, Callable[..., Rows[Any]]] = {
+    "histograms": choices.part,
+    "plays": choices.part,
+    "cells": questionnaires.part,
+}
+_POPULATIONS = ("histograms", "cells")
 
 
 def _source(
@@ -170,6 +190,8 @@ def _source(
 ) -> Source:
     read = task.read or _READERS.get(task.needs)
     if read is not None:
+        if not table and task.needs in _REFERENCES:
+            return Source(task, _REFERENCES[task.needs]())
         if not table:
             raise DataError(f"task {task.name}: it reads a table; give {task.name}=PATH")
         key = (task.name if task.read else task.needs, table)

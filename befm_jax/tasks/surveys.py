@@ -4,12 +4,14 @@
   answers before it in the conversation;
 - `survey/masked`: one answer, with all others of the person in the conversation;
 - `survey/answer`: an answer of somebody of whom only the characteristics are known;
+- `survey/groups`: how the people of one sex and age band answer;
 - `survey/traits`: the score of each trait from the characteristics alone;
 - `survey/other_traits`: the score of one trait from those of the others;
 - `survey/age`: the age from the scores.
 
-All need "questionnaires" (`befm_jax.data.questionnaires`); persons are what is resampled, and
-figures by sex and age band stand beside those of all.
+All need a table of questionnaires (`befm_jax.data.questionnaires`) but `survey/groups`, for which
+the package has counts of its own.  Persons are what is resampled, and figures by sex and age band
+stand beside those of all.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import numpy as np
 
 from befm_jax.data import questionnaires
 from befm_jax.data.items import AnswerSet, Item, Message
-from befm_jax.data.questionnaires import Form, Questionnaire
+from befm_jax.data.questionnaires import Cell, Form, Questionnaire
 from befm_jax.tasks import Task, register
 from befm_jax.tasks.wording import Wording
 
@@ -47,6 +49,21 @@ def answers(row: Questionnaire, wording: Wording, rng: np.random.Generator) -> I
     form = questionnaires.get(row.form)
     for code in rng.permutation(list(row.answers))[:_STATEMENTS_APART]:
         yield _answer(row, str(code), _opening(row, form, wording, str(code)), {})
+
+
+def groups(row: Cell, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
+    """Every statement, asked of the people of one sex and age band."""
+    form = questionnaires.get(row.form)
+    for code, counts in row.counts.items():
+        prompt = wording(
+            "survey/answer",
+            about={"Sex": row.labels["sex"], "Age": row.labels["age_band"]},
+            scale=form.scale,
+            request=form.answers.request,
+            statement=form.statements[code].text,
+        )
+        labels = {**row.labels, "statement": code}
+        yield Item(f"{row.name}/{code}", prompt, form.answers, counts.astype(float), labels)
 
 
 def traits(row: Questionnaire, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
@@ -148,6 +165,17 @@ def _labels(row: Questionnaire, **more: str) -> Mapping[str, str]:
     return {**row.labels, **more, "person": row.person}
 
 
+register(
+    Task(
+        "survey/groups",
+        groups,
+        needs="cells",
+        measures=("wasserstein", "energy", "crps", "log_score", "total_variation"),
+        average="statement",
+        cluster="",
+        groups=questionnaires.CELLS,
+    )
+)
 _SURVEY = partial(Task, needs="questionnaires", groups=("sex", "age_band"))
 _ANSWERS = ("crps", "log_score", "accuracy", "expected_error", "median_error", "wasserstein")
 _SCORES = ("crps", "log_score", "expected_error", "median_error", "mean_error", "wasserstein")

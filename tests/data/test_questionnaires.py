@@ -2,6 +2,7 @@
 
 import csv
 
+import numpy as np
 import pytest
 
 from befm_jax.data import questionnaires
@@ -141,3 +142,51 @@ def test_the_other_questionnaire_has_six_points_and_missing_answers():
     assert first.labels == {"age_band": "13-17", "sex": "male"}
     assert len(questionnaires.get("bfi_25").scores("openness")) == 26
     assert any(len(row.answers) < 25 for row in rows.rows)
+
+
+class TestCells:
+    def test_answers_are_counted_by_sex_and_age_band(self, tmp_path):
+        older = [PERSON[0], "50", *PERSON[2:7], "5", *PERSON[8:]]
+        man = [*PERSON[:3], "1", *PERSON[4:]]
+        nobody = [PERSON[0], "1999", *PERSON[2:]]
+        rows = questionnaires.read(written(tmp_path, PERSON, older, man, nobody))
+        cells = {cell.name: cell for cell in questionnaires.counted(rows).rows}
+        assert set(cells) == {"female/45-54", "male/45-54"}
+        assert cells["female/45-54"].counts["E1"].tolist() == [0, 1, 0, 0, 1]
+        assert cells["male/45-54"].counts["O10"].tolist() == [0, 1, 0, 0, 0]
+
+    def test_the_embedded_ones_are_those_of_the_table(self):
+        path = SHARED / "bigfive" / "bigfive_data.csv"
+        if not path.exists():
+            pytest.skip("needs ../shared/data/bigfive, absent here")
+        table = questionnaires.read(path)
+        reference = questionnaires.read_reference()
+        assert reference.fingerprint == table.fingerprint
+        counted = {cell.name: cell for cell in questionnaires.counted(table).rows}
+        assert len(reference.rows) == 16
+        for cell in reference.rows:
+            for code, counts in cell.counts.items():
+                np.testing.assert_array_equal(counts, counted[cell.name].counts[code])
+
+    def test_parts_are_disjoint_and_add_up_to_everybody(self):
+        reference = questionnaires.read_reference()
+        parts = [
+            questionnaires.part(reference, split, 3) for split in ("train", "validation", "test")
+        ]
+        for cells in zip(reference.rows, *(part.rows for part in parts), strict=True):
+            whole, *drawn = (cell.counts["C7"] for cell in cells)
+            np.testing.assert_array_equal(sum(drawn), whole)
+            assert drawn[2].sum() == (whole.sum() + 5) // 10
+        again = questionnaires.part(reference, "test", 3)
+        other = questionnaires.part(reference, "test", 4)
+        same, new = (
+            [
+                np.array_equal(one.counts["C7"], another.counts["C7"])
+                for one, another in zip(parts[2].rows, drawn_again.rows, strict=True)
+            ]
+            for drawn_again in (again, other)
+        )
+        assert all(same)
+        assert not all(new)
+        with pytest.raises(DataError, match="unknown split"):
+            questionnaires.part(reference, "tset")

@@ -69,7 +69,9 @@ class Data:
 
     games: str = "all"  # ids, "all", or .py files that declare games; separated by commas
     humans: str = ""  # CSV of people's choices; empty: the embedded reference
-    tasks: str = ""  # tasks of your own, FILE.py=TABLE, separated by commas
+    tasks: str = ""  # further tasks with their tables: survey/next=TABLE,FILE.py=TABLE
+    wording: str = ""  # a TOML file of the texts in which tasks ask; empty: the package's
+    weights: str = ""  # shares of the loss: games=1,survey/next=2; empty: every answer counts alike
     examples: str = ""  # further examples: .json, .jsonl or .csv files, separated by commas
     split_seed: int = 0  # which people are for training and which for the test
     slots: int = 4096  # computed at once on a device: the longest row of a forest
@@ -115,6 +117,7 @@ class Evaluation:
 
     split: str = "test"
     participants: int = 1000  # simulated people a game
+    people: int = 0  # persons a task, where each is compared with their own answers; 0: all
     resamples: int = 10_000  # of the bootstrap
 
 
@@ -182,6 +185,7 @@ _RULES: dict[str, tuple[str, Any]] = {
     "checkpoints.use": (f"one of {', '.join(USE)}", lambda value: value in USE),
     "evaluation.split": (f"one of {', '.join(SPLITS)}", lambda value: value in SPLITS),
     "evaluation.participants": _AT_LEAST_ONE,
+    "evaluation.people": _NOT_NEGATIVE,
     "evaluation.resamples": ("at least 100", lambda value: value >= 100),
     "model.scratch.width": _AT_LEAST_ONE,
     "model.scratch.layers": _AT_LEAST_ONE,
@@ -254,6 +258,28 @@ def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def save(config: Config, path: Path) -> None:
     """Writes the resolved config as JSON."""
     files.write_object(path, dataclasses.asdict(config))
+
+
+def weights(settings: Data) -> dict[str, float]:
+    """Each family's share of the loss, as it is configured; empty where none is.
+
+    Raises:
+        ConfigError: an entry that is not NAME=NUMBER, or a number that is not above 0.
+    """
+    shares = {}
+    for entry in names(settings.weights):
+        name, _, number = entry.rpartition("=")
+        try:
+            share = float(number)
+        except ValueError:
+            share = math.nan
+        if not name or not (share > 0 and math.isfinite(share)):
+            raise ConfigError(
+                f"data.weights: {entry!r} is no share of the loss; write NAME=NUMBER, such as "
+                "games=1, the number above 0"
+            )
+        shares[name] = share
+    return shares
 
 
 _MAY_CHANGE = ("mesh.", "checkpoints.", "evaluation.")

@@ -23,7 +23,7 @@ from befm_jax import cli, config
 from befm_jax.adapters import lora
 from befm_jax.config import Config, ConfigError
 from befm_jax.data import examples as example_files
-from befm_jax.data.mixture import Family, Mixture
+from befm_jax.data.mixture import Family, Mixture, weighted
 from befm_jax.data.responses import Exact, Sampled
 from befm_jax.distributed import mesh as meshes
 from befm_jax.distributed import processes
@@ -36,6 +36,7 @@ from befm_jax.llama.model import Llama
 from befm_jax.llama.tokenizer import Tokenizer
 from befm_jax.models import ResolvedModel, resolve_model
 from befm_jax.respondents import comparing
+from befm_jax.respondents.comparing import NamedRespondent
 from befm_jax.respondents.engine import Engine, fitting_tokenizer, text_metadata
 from befm_jax.tasks import sources
 from befm_jax.tasks.sources import Source
@@ -73,14 +74,13 @@ def learn_and_compare(settings: Config, workdir: Path, watch: Watch) -> None:
 
     # Data: people's rows, split by person, and examples of the user's own.
     data = settings.data
-    everybody = sources.configured(data.games, data.humans, data.tasks)
+    everybody = sources.configured(data.games, data.humans, data.tasks, data.wording)
     learnt = [source.part("train", data.split_seed) for source in everybody]
     for source in learnt:
         print(source.describe())
-    families = [
-        *sources.families(learnt, data.rows_per_step, data.one_by_one),
-        *map(example_files.family, config.names(data.examples)),
-    ]
+    of_tasks = sources.families(learnt, data.rows_per_step, data.one_by_one)
+    of_files = map(example_files.family, config.names(data.examples))
+    families = weighted([*of_tasks, *of_files], config.weights(data))
 
     # Base model: a checkpoint's files, or those of a small one that is made of the data's texts.
     resolved = base_of(settings, families, workdir, mesh, watch)
@@ -145,6 +145,9 @@ def validation_of(
     data = settings.data
     try:
         families = [source.part("validation", data.split_seed).family() for source in everybody]
+        shares = config.weights(data)
+        names = {family.name for family in families}
+        families = weighted(families, {name: shares[name] for name in names & set(shares)})
     except DataError as error:
         if settings.checkpoints.use == "best":
             raise ConfigError(f"checkpoints.use is 'best', which needs people: {error}") from error
@@ -225,18 +228,17 @@ def tune(
 
 
 def compare(settings: Config, base: Engine, tuned: Engine, everybody: Sequence[Source]) -> Results:
-    """Compares base and tuned model, exact, and the tuned one sampled, with people held out."""
+    """Compares base and tuned model with people held out: exact, and populations sampled too."""
     seed, resamples = settings.data.split_seed, settings.evaluation.resamples
     sampled = Sampled(settings.evaluation.participants, settings.seed)
-    respondents = (
-        ("tuned", tuned, Exact()),
-        ("base", base, Exact()),
-        ("tuned, sampled", tuned, sampled),
-    )
+    exact = [("tuned", tuned, Exact()), ("base", base, Exact())]
     results = Results(main="tuned")
     for source in everybody:
-        held_out = source.part(settings.evaluation.split, seed)
+        held_out = source.part(settings.evaluation.split, seed).limited(settings.evaluation.people)
         learnt = source.part("train", seed)
+        # A population is sampled; of a person the distribution of the answer is what is wanted.
+        of_population = [] if source.task.cluster else [("tuned, sampled", tuned, sampled)]
+        respondents: list[NamedRespondent] = [*exact, *of_population]
         comparing.compare(
             results, held_out, learnt, respondents, resamples=resamples, seed=settings.seed
         )

@@ -14,7 +14,6 @@ first of each reason are kept with their lines.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from befm_jax.data.rows import (
     SPLITS,
     LeftOut,
     Rows,
+    drawn_part,
     fingerprint_of,
     normal_id,
     sketch_of,
@@ -150,7 +150,7 @@ def part(choices: Choices, split: str, seed: int = 0) -> Choices:
         # Drawn from a histogram, people would be in another split than their own.
         raise DataError(f"{choices.source}: counted already; its persons are split before that")
     drawn = [
-        Histogram(row.game, _draw(row.counts, split, seed, row.game))
+        Histogram(row.game, drawn_part(row.counts, split, seed, row.game))
         for row in choices.rows
         if isinstance(row, Histogram)
     ]
@@ -253,19 +253,6 @@ def _somebody(choices: Choices, games: Sequence[Game]) -> Choices:
         names = ", ".join(game.id for game in games)
         raise DataError(f"no choice of {names} can be used: {found}")
     return choices
-
-
-def _draw(whole: np.ndarray, split: str, seed: int, game_id: str) -> np.ndarray:
-    """The split's part of one histogram, int64 [A]."""
-    name = int.from_bytes(hashlib.sha256(game_id.encode()).digest()[:8], "big")
-    generator = np.random.default_rng([seed, name])
-    tenth = (int(whole.sum()) + 5) // 10
-    test = generator.multivariate_hypergeometric(whole, tenth)
-    # Of the few people that there may be, the test takes its tenth first.
-    validation = generator.multivariate_hypergeometric(
-        whole - test, min(tenth, int(whole.sum()) - tenth)
-    )
-    return {"test": test, "validation": validation, "train": whole - test - validation}[split]
 
 
 class _Reader:

@@ -430,6 +430,31 @@ class Item:
                 yield Example((*self.prompt, Message("assistant", text)), (), weight, family)
 
 
+def examples_of(items: Iterable[Item], family: str = "") -> Iterator[Example]:
+    """What there is to learn of items, in order, with one conversation's answers in one example.
+
+    Where an item's prompt goes on from the one before and its answer, both are learnt in one
+    conversation: a person's fifty answers are encoded once and not fifty times.
+    """
+    messages: tuple[Message, ...] = ()
+    spans: list[tuple[int, int, int]] = []
+    weight = 0.0
+
+    def conversation() -> Example:
+        return Example(messages, tuple(spans) if len(spans) > 1 else (), weight, family)
+
+    for example in itertools.chain.from_iterable(item.examples(family) for item in items):
+        longer = len(example.messages) > len(messages)
+        goes_on = longer and example.messages[: len(messages)] == messages
+        if messages and not (goes_on and example.weight == weight):
+            yield conversation()
+            spans = []
+        messages, weight = example.messages, example.weight
+        spans.append((len(messages) - 1, 0, len(messages[-1].text)))
+    if messages:
+        yield conversation()
+
+
 def _shown(value: float) -> str:
     """A number as it is written in a text: without a point where it is whole."""
     return str(int(value)) if float(value).is_integer() else repr(float(value))

@@ -23,7 +23,7 @@ import numpy as np
 from befm_jax.data.forest import Encoded, LeftOut, Report
 from befm_jax.data.items import Example
 from befm_jax.data.pipeline import Batch, Conversation, Encoder, Ids, encode, lay_out
-from befm_jax.errors import DataError
+from befm_jax.errors import DataError, unknown
 
 # The cache of encoded conversations holds up to this many token ids: all of the games fit.
 _CACHED_IDS = 1 << 20
@@ -323,6 +323,20 @@ class Mixture:
                 scale = share / min(1.0, visits / self.steps) * total / tokens
             scaled += [one._replace(scale=one.scale * scale) for one in made]
         return scaled
+
+
+def weighted(families: Iterable[Family], shares: Mapping[str, float]) -> list[Family]:
+    """Families with their shares of the loss, by name; as they are where no shares are given.
+
+    Raises:
+        DataError: a share of a family that is not there, or a family without one.
+    """
+    listed = list(families)
+    known = [family.name for family in listed]
+    for name in shares:
+        if name not in known:
+            raise DataError(f"data.weights: {unknown('family', name, known)}")
+    return [replace(family, weight=shares.get(family.name)) for family in listed]
 
 
 def _left_out(reasons: Mapping[str, Sequence[Any]]) -> dict[str, LeftOut]:

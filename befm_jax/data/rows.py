@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from jaxtyping import Int64
 
 from befm_jax import files
 from befm_jax.errors import DataError, printable, unknown
@@ -229,3 +230,21 @@ def split_of(person: str, seed: int = 0) -> str:
     digest = hashlib.sha256(f"{seed}:{normal_id(person)}".encode()).digest()
     tenth = int.from_bytes(digest[:8], "big") % 10
     return "train" if tenth < 8 else "validation" if tenth == 8 else "test"
+
+
+def drawn_part(
+    counts: Int64[np.ndarray, " A"], split: str, seed: int, name: str
+) -> Int64[np.ndarray, " A"]:
+    """The part of a histogram of unknown persons that is in a split, drawn without replacement.
+
+    `name` tells histograms apart: a histogram's parts do not depend on which others there are.
+    """
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    generator = np.random.default_rng([seed, number])
+    tenth = (int(counts.sum()) + 5) // 10
+    test = generator.multivariate_hypergeometric(counts, tenth)
+    # Of the few people that there may be, the test takes its tenth first.
+    validation = generator.multivariate_hypergeometric(
+        counts - test, min(tenth, int(counts.sum()) - tenth)
+    )
+    return {"test": test, "validation": validation, "train": counts - test - validation}[split]

@@ -16,7 +16,7 @@ from befm_jax.config import Config, ConfigError
 from befm_jax.data import examples as example_files
 from befm_jax.data.forest import rung
 from befm_jax.data.items import Message
-from befm_jax.data.mixture import Mixture
+from befm_jax.data.mixture import Mixture, weighted
 from befm_jax.data.pipeline import Conversation, Encoder, Ids
 from befm_jax.llama import config as llama_config
 from befm_jax.llama.config import LlamaConfig
@@ -89,13 +89,12 @@ def from_data(settings: Config, parts: int, shape: LlamaConfig) -> Workload:
     Raises UserError for data that can't be read; see `befm_jax.train`.
     """
     data, encoder, tokenizer = settings.data, *_encoder(settings, shape)
-    all_sources = sources.configured(data.games, data.humans, data.tasks)
+    all_sources = sources.configured(data.games, data.humans, data.tasks, data.wording)
     training = [source.part("train", data.split_seed) for source in all_sources]
+    of_tasks = sources.families(training, data.rows_per_step, data.one_by_one)
+    of_files = map(example_files.family, config.names(data.examples))
     mixture = Mixture(
-        [
-            *sources.families(training, data.rows_per_step, data.one_by_one),
-            *map(example_files.family, config.names(data.examples)),
-        ],
+        weighted([*of_tasks, *of_files], config.weights(data)),
         encoder,
         slots=data.slots,
         epochs=settings.optimizer.epochs,

@@ -9,16 +9,24 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
+from numpy.typing import NDArray
+from scipy.stats import norm
 
 from befm_jax.data.items import AnswerSet, FreeText, Item
 from befm_jax.data.responses import How, Response, Sampled
 from befm_jax.errors import DataError, unknown
 
 Shares = Float64[np.ndarray, " A"]
+Floats = NDArray[np.float64]
+# How many people all training people count as, beside those of a group.
+_OF_EVERYBODY = 10.0
+# Of the mean variance, added to every variance.
+_RIDGE, _ROUNDING = 0.01, 1e-9
 
 DEFINITIONS: Mapping[str, str] = {
     "uniform": "Every answer is equally likely.",
@@ -31,6 +39,11 @@ DEFINITIONS: Mapping[str, str] = {
     "is asked.",
     "equilibrium": "Everybody gives the textbook equilibrium choice of self-interested players.",
     "training_people": "The training people's own answers to the same question.",
+    "same_group": "The answers to the same question of training people of the same sex and age "
+    "band (or the task's other groups); those of all training people count as ten more of them.",
+    "other_answers": "The normal distribution of an answer given the person's other answers, with "
+    "means and covariances of training people (ridge regression on what is known), in shares of "
+    "the answers.",
     "another_person": "Another training person, drawn for each item, in the place of the one who "
     "is predicted: their answer to the same question.",
 }
@@ -72,7 +85,7 @@ class Baseline:
         return {"baseline": self.name, "definition": DEFINITIONS[self.name]}
 
 
-def fit(name: str, training: Sequence[Item], question: str) -> Baseline:
+def fit(name: str, training: Sequence[Item], question: str, groups: Sequence[str] = ()) -> Baseline:
     """A baseline fitted on training people.
 
     Args:
@@ -81,13 +94,14 @@ def fit(name: str, training: Sequence[Item], question: str) -> Baseline:
             none.
         question: the label shared by items of the same question ("game", "statement"); "" where
             all items ask the same question.  An item without the label is a question of its own.
+        groups: the labels whose values make a person's group, for `same_group`.
 
     Raises:
         DataError: an unknown name, or items of one question with different answers.
     """
     if name not in DEFINITIONS:
         raise unknown("baseline", name, DEFINITIONS)
-    answers_of = _Training(training, question)
+    answers_of = _Training(training, question, groups)
     if name == "another_person":
         return Baseline(name, answers_of.another_person)
     shares: dict[str, Callable[[Item, AnswerSet], Shares]] = {
@@ -97,6 +111,8 @@ def fit(name: str, training: Sequence[Item], question: str) -> Baseline:
         "pooled": answers_of.pooled,
         "equilibrium": _equilibrium,
         "training_people": lambda item, answers: _normalised(answers_of.counts(item, answers)),
+        "same_group": answers_of.same_group,
+        "other_answers": answers_of.from_other_answers,
     }
 
     def exact(item: Item, how: How) -> Response:
@@ -108,14 +124,16 @@ def fit(name: str, training: Sequence[Item], question: str) -> Baseline:
 class _Training:
     """The answers of training people, by question."""
 
-    def __init__(self, items: Sequence[Item], question: str) -> None:
-        self.question = question
+    def __init__(self, items: Sequence[Item], question: str, groups: Sequence[str]) -> None:
+        self.question, self.groups = question, groups
         self.answers: dict[str, AnswerSet] = {}
         self.totals: dict[str, Shares] = {}
         # By question and person; empty for items that count many people.
         self.persons: dict[str, dict[str, Shares]] = {}
         self._persons_in_order: dict[str, list[str]] = {}
         self._pooled: dict[tuple[float, ...], Shares] = {}
+        # By question and group.
+        self._groups: dict[tuple[str, ...], Shares] = {}
         for item in items:
             if item.target is None:
                 continue
@@ -124,6 +142,8 @@ class _Training:
                 raise DataError(f"item {item.id}: its answers are not those of others of {key!r}")
             target = np.asarray(item.target, np.float64)
             self.totals[key] = self.totals[key] + target if key in self.totals else target
+            if (group := self._group(item)) is not None:
+                self._groups[group] = self._groups.get(group, 0.0) + target
             if "person" in item.labels:
                 self.persons.setdefault(key, {}).setdefault(item.labels["person"], target)
 
@@ -140,6 +160,63 @@ class _Training:
         if self.answers[key] != answers:
             raise DataError(f"item {item.id}: its answers are not those of the training people")
         return total
+
+    def _group(self, item: Item) -> tuple[str, ...] | None:
+        """The question and group of an item; None without groups, or where one is not known."""
+        values = tuple(item.labels.get(label, "") for label in self.groups)
+        return (self.key(item), *values) if values and all(values) else None
+
+    def same_group(self, item: Item, answers: AnswerSet) -> Shares:
+        """The shares of the item's group; everybody counts as `_OF_EVERYBODY` people more."""
+        group = self._group(item)
+        if group is None:
+            raise DataError(f"item {item.id}: the group of its person is not known")
+        everybody = _normalised(self.counts(item, answers))
+        return _normalised(self._groups.get(group, 0.0) + _OF_EVERYBODY * everybody)
+
+    def from_other_answers(self, item: Item, answers: AnswerSet) -> Shares:
+        """The normal distribution of the answer given those of `notes["known"]`, by question."""
+        known = item.notes.get("known")
+        if not known or answers.values is None:
+            raise DataError(f"item {item.id}: no other answers of the person are known")
+        self.counts(item, answers)
+        places, mean, covariance = self._moments
+        given = [(places[key], value) for key, value in known.items() if key in places]
+        asked = places[self.key(item)]
+        at = [place for place, _ in given]
+        solved = np.linalg.solve(covariance[np.ix_(at, at)], covariance[at, asked])
+        expected = mean[asked] + solved @ (np.array([value for _, value in given]) - mean[at])
+        spread = np.sqrt(max(covariance[asked, asked] - solved @ covariance[at, asked], _ROUNDING))
+        values = np.array(answers.values)
+        borders = (values[:-1] + values[1:]) / 2
+        cumulated = norm.cdf(borders, expected, spread)
+        return np.diff(cumulated, prepend=0.0, append=1.0)
+
+    @cached_property
+    def _moments(self) -> tuple[dict[str, int], Floats, Floats]:
+        """Place of each question, `[Q]` means and `[Q, Q]` covariances of the training people.
+
+        Of two questions the covariance is over the people who answered both.  The ridge keeps it
+        positive definite.
+        """
+        keys = [key for key in self.persons if self.answers[key].values is not None]
+        people = {
+            person: row
+            for row, person in enumerate(
+                dict.fromkeys(person for key in keys for person in self.persons[key])
+            )
+        }
+        table = np.full((len(people), len(keys)), np.nan)
+        for place, key in enumerate(keys):
+            values = np.array(self.answers[key].values)
+            for person, target in self.persons[key].items():
+                table[people[person], place] = values[int(target.argmax())]
+        mean = np.nanmean(table, 0)
+        centred = np.nan_to_num(table - mean)
+        there = np.isfinite(table).astype(np.float64)
+        covariance = (centred.T @ centred) / np.maximum(there.T @ there, 1.0)
+        ridge = _RIDGE * np.diag(covariance).mean() * np.eye(len(keys))
+        return {key: place for place, key in enumerate(keys)}, mean, covariance + ridge
 
     def median(self, item: Item, answers: AnswerSet) -> Shares:
         """All mass at the smallest answer that half of the training people do not exceed."""

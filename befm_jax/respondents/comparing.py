@@ -15,9 +15,12 @@ from befm_jax.errors import DataError
 from befm_jax.evals.evaluate import evaluate
 from befm_jax.evals.results import Results
 from befm_jax.respondents import baselines
+from befm_jax.tasks import Task
 from befm_jax.tasks.sources import Source
 
 NamedRespondent = tuple[str, Respondent, How]
+# Baselines are fitted on the first so many: two thousand people's fifty answers each.
+_TRAINING_ITEMS = 100_000
 
 
 def ask(
@@ -43,15 +46,15 @@ def ask(
 
 
 def beside(
-    items: Sequence[Item], training: Sequence[Item], question: str
+    items: Sequence[Item], training: Sequence[Item], task: Task
 ) -> dict[str, Mapping[str, Response]]:
     """The responses of the baselines to the items that they can answer, by baseline and item.
 
-    `training`: the items that they are fitted on; `question`: see `baselines.fit`.
+    `training`: the task's items that they are fitted on.
     """
     by_baseline: dict[str, Mapping[str, Response]] = {}
     for name in baselines.DEFINITIONS:
-        fitted = baselines.fit(name, training, question)
+        fitted = baselines.fit(name, training, task.average, task.groups)
         served = [item for item in items if fitted.serves(item)]
         if served:
             responses = fitted.respond(served, Exact())
@@ -87,8 +90,8 @@ def compare(
             whose draws are all outside the answer sets, as an undertrained model's may be, is noted
             in `results.extra` instead.
     """
-    items = held_out.items()
-    others = beside(items, learnt.items(), held_out.task.average)
+    items, training = held_out.items(), learnt.items(most=_TRAINING_ITEMS)
+    others = beside(items, training, held_out.task)
     results.beside.update({name: baselines.DEFINITIONS[name] for name in others})
     known = held_out.rows.split in ("all", learnt.rows.split)
     results.people[held_out.task.name] = held_out.record() | {

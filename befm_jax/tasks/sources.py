@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from befm_jax import tasks
-from befm_jax.data import choices
+from befm_jax.data import choices, questionnaires
 from befm_jax.data import games as library
 from befm_jax.data.games import Game
-from befm_jax.data.items import Example, Item
+from befm_jax.data.items import Example, Item, examples_of
 from befm_jax.data.mixture import Family, one_by_one
 from befm_jax.data.rows import Rows
 from befm_jax.errors import DataError
@@ -37,12 +38,14 @@ class Source:
         rows: all rows of a table, or a split of them.
         table: the path of the table; "" for the embedded reference.
         games: the games, for tasks of games.
+        wording: the texts in which the task asks.
     """
 
     task: Task
     rows: Rows[Any]
     table: str = ""
     games: tuple[Game, ...] = ()
+    wording: Wording = DEFAULT
 
     def part(self, split: str, seed: int = 0) -> Source:
         """The rows of a split.
@@ -50,28 +53,43 @@ class Source:
         Raises:
             DataError: see `Rows.part` and `choices.part`.
         """
-        of_games = self.task.needs in ("histograms", "plays")
-        rows = choices.part(self.rows, split, seed) if of_games else self.rows.part(split, seed)
-        return replace(self, rows=rows)
+        part = _PARTS.get(self.task.needs, Rows.part)
+        return replace(self, rows=part(self.rows, split, seed))
 
-    def items(self, wording: Wording = DEFAULT, seed: int = 0) -> list[Item]:
-        """The task's items of all rows."""
-        rows = self.rows
-        if self.task.needs == "histograms":
-            rows = choices.counted(rows, self.games)
-        return [
+    def limited(self, number: int) -> Source:
+        """At most so many persons (or papers), the first of the rows; 0: all of them.
+
+        A task about a population keeps everybody: it costs as much with fewer.
+        """
+        if not number or self.task.needs in _POPULATIONS:
+            return self
+        return replace(self, rows=replace(self.rows, rows=self.rows.rows[:number]))
+
+    def items(self, seed: int = 0, most: int | None = None) -> list[Item]:
+        """The task's items of all rows, or the first `most` of them."""
+        every = (
             item
-            for number, row in enumerate(rows.rows)
-            for item in self.task.items(row, wording, np.random.default_rng((seed, number)))
-        ]
+            for number, row in enumerate(self._counted().rows)
+            for item in self.task.items(row, self.wording, np.random.default_rng((seed, number)))
+        )
+        return list(itertools.islice(every, most))
 
-    def family(self, wording: Wording = DEFAULT) -> Family:
-        """The rows as training data: one per person where persons are known."""
-        task = self.task
+    def _counted(self) -> Rows[Any]:
+        """The rows; for a task about populations, one a population."""
+        if self.task.needs == "histograms":
+            return choices.counted(self.rows, self.games)
+        return questionnaires.counted(self.rows) if self.task.needs == "cells" else self.rows
+
+    def family(self, apart: bool = False) -> Family:
+        """The rows as training data: one per person where persons are known.
+
+        `apart`: every answer is an example of its own, also where one conversation has several.
+        """
+        task, rows = self.task, self._counted()
         if task is GAMES and choices.has_persons(self.rows):
-            task = PERSON
-        examples = partial(_examples, task, wording)
-        return Family(self.task.name, self.rows.rows, examples, self.rows.fingerprint)
+            task, rows = PERSON, self.rows
+        examples = partial(_examples, task, self.wording, apart)
+        return Family(self.task.name, rows.rows, examples, rows.fingerprint)
 
     def seen_by(self, trained_on: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The entry of a model's `trained_on` that shares people with these rows, or None.
@@ -140,7 +158,7 @@ def trained_on(origin: Mapping[str, Any], path: object) -> Mapping[str, Any]:
     return dict(found)
 
 
-def select(spec: str, games: Sequence[Game], humans: str = "") -> list[Source]:
+def select(spec: str, games: Sequence[Game], humans: str = "", wording: str = "") -> list[Source]:
     """The tasks of a spec, with all their rows.
 
     Args:
@@ -148,29 +166,35 @@ def select(spec: str, games: Sequence[Game], humans: str = "") -> list[Source]:
             the path of a table where the task reads one: "games,commute.py=trips.csv".
         games: the games for tasks of games.
         humans: the table of people's choices in games; "": the embedded reference.
+        wording: a file of the texts in which tasks ask (`Wording.read`); "": the package's.
 
     Raises:
         DataError: an unknown task, a task without the table it reads, or a table that can't be
             read.
     """
+    texts = Wording.read(wording) if wording else DEFAULT
     selected = []
+    tables: dict[tuple[str, str], Rows[Any]] = {}  # each is read once
     for entry in filter(None, (entry.strip() for entry in spec.split(","))):
         name, _, table = entry.partition("=")
         for task in tasks.select(name):
-            selected.append(_source(task, table, games, humans))
+            source = _source(task, table, games, humans, tables)
+            selected.append(replace(source, wording=texts))
     return selected
 
 
-def configured(games: str, humans: str, own: str) -> list[Source]:
-    """The sources of a config: the task of games, and the user's own tasks.
+def configured(games: str, humans: str, further: str, wording: str = "") -> list[Source]:
+    """The sources of a config: the task of games, and further tasks.
 
     Args:
         games: comma-separated ids, "all" or `.py` files; "" for no games.
         humans: the table of people's choices in them; "": the embedded reference.
-        own: the spec of the user's tasks (see `select`).
+        further: the spec of the others (see `select`).
+        wording: see `select`.
     """
     selected = library.select(games) if games else []
-    return (select("games", selected, humans) if selected else []) + select(own, selected, humans)
+    spec = f"games,{further}" if selected else further
+    return select(spec, selected, humans, wording)
 
 
 def families(learnt: Iterable[Source], rows_per_step: int, by_observation: bool) -> list[Family]:
@@ -181,30 +205,60 @@ def families(learnt: Iterable[Source], rows_per_step: int, by_observation: bool)
     """
     training = []
     for source in learnt:
-        family = source.family()
         counted = source.task.needs == "histograms" and not choices.has_persons(source.rows)
-        training.append(
-            one_by_one(family) if rows_per_step and (by_observation or counted) else family
-        )
+        apart = rows_per_step > 0 and (by_observation or counted)
+        family = source.family(apart=apart)
+        training.append(one_by_one(family) if apart else family)
     return training
 
 
-def _source(task: Task, table: str, games: Sequence[Game], humans: str) -> Source:
-    if task.read is not None:
+# What reads the rows of a kind from a table, and what there is without one.
+_READERS: Mapping[str, Callable[[str], Rows[Any]]] = {
+    "questionnaires": questionnaires.read,
+    "cells": questionnaires.read,
+}
+_REFERENCES: Mapping[str, Callable[[], Rows[Any]]] = {"cells": questionnaires.read_reference}
+# Kinds whose rows are not split by `Rows.part`, and those of tasks about populations.
+_PARTS: Mapping[str, Callable[..., Rows[Any]]] = {
+    "histograms": choices.part,
+    "plays": choices.part,
+    "cells": questionnaires.part,
+}
+_POPULATIONS = ("histograms", "cells")
+
+
+def _source(
+    task: Task,
+    table: str,
+    games: Sequence[Game],
+    humans: str,
+    tables: dict[tuple[str, str], Rows[Any]],
+) -> Source:
+    read = task.read or _READERS.get(task.needs)
+    if read is not None:
+        if not table and task.needs in _REFERENCES:
+            return Source(task, _REFERENCES[task.needs]())
         if not table:
             raise DataError(f"task {task.name}: it reads a table; give {task.name}=PATH")
-        return Source(task, task.read(table), table)
+        key = (task.name if task.read else task.needs, table)
+        if key not in tables:
+            tables[key] = read(table)
+        return Source(task, tables[key], table)
     if task.needs not in ("histograms", "plays"):
         raise DataError(f"task {task.name}: needs is {task.needs}, for which `read` is required")
-    read = choices.read(table or humans, games)
-    rows = choices.by_person(read) if task.needs == "plays" else read
+    found = choices.read(table or humans, games)
+    rows = choices.by_person(found) if task.needs == "plays" else found
     return Source(task, rows, table or humans, tuple(games))
 
 
 def _examples(
-    task: Task, wording: Wording, row: Any, rng: np.random.Generator
+    task: Task, wording: Wording, apart: bool, row: Any, rng: np.random.Generator
 ) -> Iterator[Example]:
-    for item in task.items(row, wording, rng):
+    items = task.items(row, wording, rng)
+    if not apart:
+        yield from examples_of(items, task.name)
+        return
+    for item in items:
         yield from item.examples(task.name)
 
 

@@ -1,10 +1,12 @@
 """Baselines: on cases small enough to write down, and against the stored figures."""
 
 from collections import Counter
+from dataclasses import replace
 
 import golden
 import numpy as np
 import pytest
+import scipy.stats
 
 from befm_jax.data import choices, games
 from befm_jax.data.items import AnswerSet, FreeText, Item, Message
@@ -194,3 +196,95 @@ def test_fitted_on_the_compared_people_they_have_the_stored_figures():
                 assert value == pytest.approx(figure["baselines"][name], rel=1e-12, abs=1e-12)
                 compared += 1
     assert compared > 200
+
+
+class TestGroups:
+    def grouped(self, person, sex, position, game="g"):
+        item = asked(SCALE.one(position), person=person, game=game)
+        return replace(item, labels={**item.labels, "sex": sex})
+
+    def test_everybody_counts_as_ten_people_beside_those_of_the_group(self):
+        training = [self.grouped(f"f{at}", "female", 0) for at in range(30)]
+        training += [self.grouped(f"m{at}", "male", 2) for at in range(10)]
+        fitted = baselines.fit("same_group", training, "game", ("sex",))
+        (response,) = fitted.respond([self.grouped("new", "male", 0)], Exact())
+        # Everybody: 3/4 and 1/4.
+        np.testing.assert_allclose(response.weights, [7.5 / 20, 0, (10 + 2.5) / 20])
+
+    def test_a_group_that_nobody_of_the_training_people_is_in_has_everybodys_shares(self):
+        training = [self.grouped("f", "female", 0), self.grouped("m", "male", 2)]
+        fitted = baselines.fit("same_group", training, "game", ("sex",))
+        (response,) = fitted.respond([self.grouped("new", "other", 0)], Exact())
+        np.testing.assert_allclose(response.weights, [0.5, 0, 0.5])
+
+    def test_without_groups_or_without_the_label_it_does_not_serve(self):
+        training = [self.grouped("f", "female", 0)]
+        assert not baselines.fit("same_group", training, "game").serves(training[0])
+        assert not baselines.fit("same_group", training, "game", ("sex",)).serves(asked())
+
+
+class TestOtherAnswers:
+    GRID = AnswerSet.numbers(range(1, 6))
+
+    def people(self, number=400):
+        rng = np.random.default_rng(3)
+        mixing = rng.normal(size=(4, 4))
+        latent = rng.normal(size=(number, 4)) @ mixing
+        return np.clip(np.round(3 + latent / 2), 1, 5).astype(int)
+
+    def items(self, table, known=()):
+        return [
+            Item(
+                f"p{person}/q{question}",
+                ASK,
+                self.GRID,
+                self.GRID.one(answer - 1),
+                {"game": f"q{question}", "person": f"p{person}"},
+                {"known": {f"q{other}": float(row[other]) for other in known}},
+            )
+            for person, row in enumerate(table)
+            for question, answer in enumerate(row)
+            if question not in known
+        ]
+
+    def test_it_is_ridge_regression_on_the_known_answers(self):
+        table = self.people()
+        fitted = baselines.fit("other_answers", self.items(table), "game")
+        (item, *_) = self.items([[2, 5, 1, 4]], known=(1, 2, 3))
+        (response,) = fitted.respond([item], Exact())
+        centred = table - table.mean(0)
+        ridge = 0.01 * centred.var(0).mean() * len(table)
+        outcome, given = centred[:, 0], centred[:, 1:]
+        # Ridge regression is least squares with one more row for each coefficient.
+        rows = np.concatenate([given, np.sqrt(ridge) * np.eye(3)])
+        slopes, *_ = np.linalg.lstsq(rows, np.concatenate([outcome, np.zeros(3)]), rcond=None)
+        expected = table[:, 0].mean() + slopes @ (np.array([5, 1, 4]) - table[:, 1:].mean(0))
+        covariance = np.cov(table.T, ddof=0) + ridge / len(table) * np.eye(4)
+        variance = 1 / np.linalg.inv(covariance)[0, 0]
+        cumulated = scipy.stats.norm.cdf([1.5, 2.5, 3.5, 4.5], expected, np.sqrt(variance))
+        shares = np.diff(np.concatenate([[0], cumulated, [1]]))
+        np.testing.assert_allclose(response.weights, shares, atol=1e-9)
+
+    def test_what_is_known_helps(self):
+        training, test = self.people()[:300], self.people()[300:]
+        fitted = {
+            name: baselines.fit(name, self.items(training), "game")
+            for name in ("other_answers", "training_people")
+        }
+        asked_for = self.items(test, known=(1, 2, 3))
+        missed = {
+            name: np.mean(
+                [
+                    np.abs(response.weights @ np.arange(5) - item.target.argmax())
+                    for item, response in zip(
+                        asked_for, baseline.respond(asked_for, Exact()), strict=True
+                    )
+                ]
+            )
+            for name, baseline in fitted.items()
+        }
+        assert missed["other_answers"] < 0.8 * missed["training_people"]
+
+    def test_of_whom_nothing_is_known_it_does_not_serve(self):
+        training = self.items(self.people(20))
+        assert not baselines.fit("other_answers", training, "game").serves(training[0])

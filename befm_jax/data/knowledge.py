@@ -1,0 +1,212 @@
+"""Multiple-choice questions: one a row, with their options and the letters of the right ones.
+
+Three layouts of a file are read:
+
+- CSV or Parquet with the columns `question`, `A`, `B`, ... and `answer` (letters: "B", "AC"), and
+  `subject` if there is one;
+- CSV without a header: the question, its options, and the letters in the last cell (MMLU's test
+  files; Hendrycks et al., ICLR 2021);
+- JSON Lines with `question`, `options` and `label`, a list of letters or one, and `passage` if
+  there is one (AGIEval's; Zhong et al., NAACL 2024).
+
+The subject of a file without subjects is its name.  The package has questions of its own, on
+behavioural economics and game theory, in the first layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+from befm_jax import files
+from befm_jax.data.items import LETTERS, MOST_LETTERS_TOGETHER
+from befm_jax.data.rows import LeftOut, Rows, fingerprint_of, sketch_of
+from befm_jax.errors import DataError
+
+REFERENCE_FILE = "economics_questions.csv"
+# "All of the above", "Both A and B": an option that means something in its own place alone.
+_REFERS = re.compile(
+    r"^(all|any|both|either|neither|none)\b|\babove\W*$|\b(of the|the) (above|following)\b"
+    r"|\b(of|one of) (these|those|them)\b|\([a-h]\)"
+    r"|(?-i:\b(([Oo]ptions?|[Aa]nswers?|[Oo]nly) [A-H]|[A-H] only|[A-H](,| and| or| &) ?[A-H])\b)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A multiple-choice question.
+
+    Attributes:
+        id: follows from the question and its options, in whatever order they are.
+        subject: what it is about.
+        question: its text.
+        options: their texts, in the order of the file, without letters.
+        right: the positions of the right options, ascending.
+        several: whether several options may be right: whether some question of the file has several
+            right ones.
+    """
+
+    id: str
+    subject: str
+    question: str
+    options: tuple[str, ...]
+    right: tuple[int, ...]
+    several: bool = False
+
+    @property
+    def person(self) -> str:
+        """What splits go by: the question."""
+        return self.id
+
+    @property
+    def in_any_order(self) -> bool:
+        """Whether the options mean the same in another order: none speaks of another's place."""
+        return not any(_REFERS.search(option) for option in self.options)
+
+
+class _Record(NamedTuple):
+    """A question as a file has it; `letters` are of the right options."""
+
+    line: int
+    subject: str
+    question: str
+    options: list[str]
+    letters: str
+
+
+def read_reference() -> Rows[Question]:
+    """The package's own questions."""
+    packaged = resources.files("befm_jax.data.reference").joinpath(REFERENCE_FILE)
+    with resources.as_file(packaged) as path:
+        return read(path)
+
+
+def read(path: str | Path) -> Rows[Question]:
+    """The questions of a file.
+
+    Questions that can't be used are counted as left out, such as one that repeats a right option
+    among the wrong ones.
+
+    Raises:
+        DataError: no such file, one without questions (with its first line), a damaged one (with
+            the line), or no question that can be used.
+    """
+    left_out = LeftOut()
+    usable: dict[str, tuple[_Record, tuple[int, ...]]] = {}
+    answer_of: dict[str, set[str]] = {}
+    for record in _records(path):
+        reason, right = _checked(record)
+        texts = [_normal(option) for option in record.options]
+        content = "\n".join([_normal(record.question), *sorted(texts)])
+        name = hashlib.sha256(content.encode()).hexdigest()[:16]
+        answer = {texts[at] for at in right}
+        if not reason and name in usable:
+            other = "" if answer == answer_of[name] else ", with another answer"
+            reason = f"the same as one before{other}"
+        if reason:
+            left_out.add(f"question: {reason}", f"line {record.line}", record.question)
+        else:
+            usable[name], answer_of[name] = (record, right), answer
+    several = any(len(right) > 1 for _, right in usable.values())
+    rows = []
+    for name, (record, right) in usable.items():
+        if several and len(record.options) > MOST_LETTERS_TOGETHER:
+            reason = f"question: more than {MOST_LETTERS_TOGETHER} options, of which several may be"
+            left_out.add(f"{reason} right", f"line {record.line}", record.question)
+            continue
+        options = tuple(record.options)
+        rows.append(Question(name, record.subject, record.question, options, right, several))
+    if not rows:
+        raise DataError(f"{path}: no question; {'; '.join(left_out.lines()) or 'no rows'}")
+    facts = [repr((row.id, sorted(answer_of[row.id]))) for row in rows]
+    sketch = sketch_of(row.id for row in rows)
+    return Rows(rows, Path(path).name, fingerprint_of(facts), sketch, left_out)
+
+
+def _checked(record: _Record) -> tuple[str, tuple[int, ...]]:
+    """Why a question can't be used, "" if it can, and the positions of its right options."""
+    options = record.options
+    if not record.question:
+        return "no text", ()
+    if len(options) < 2 or not all(options):
+        return "an option without text, or fewer than two", ()
+    if len(options) > len(LETTERS):
+        return f"more than {len(LETTERS)} options", ()
+    letters = re.sub(r"[\s,;\[\]()]", "", record.letters).upper()
+    if not letters or not set(letters) <= set(LETTERS[: len(options)]):
+        return "its answer is no letter of its options", ()
+    right = tuple(sorted(LETTERS.index(letter) for letter in set(letters)))
+    texts = [_normal(option) for option in options]
+    wrong = {text for at, text in enumerate(texts) if at not in right}
+    if wrong & {texts[at] for at in right}:
+        return "a wrong option is the same as a right one", ()
+    return "", right
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _records(path: str | Path) -> Iterator[_Record]:
+    suffix, stem = Path(path).suffix.lower(), Path(path).stem
+    if suffix == ".jsonl":
+        return _from_json(path, stem)
+    if suffix != ".parquet":
+        _, first = next(files.csv_rows(path))
+        if "question" not in [cell.strip().casefold() for cell in first]:
+            return _without_header(path, stem)
+    return _with_header(path, stem)
+
+
+def _with_header(path: str | Path, stem: str) -> Iterator[_Record]:
+    for line, cells in files.records(path, ("question", "A", "B", "answer")):
+        options = [cells[letter] for letter in LETTERS if letter in cells]
+        # A question of fewer options than another's has empty cells after them.
+        while options and not options[-1]:
+            options.pop()
+        subject = cells.get("subject") or stem
+        yield _Record(line, subject, cells["question"], options, cells["answer"])
+
+
+def _without_header(path: str | Path, stem: str) -> Iterator[_Record]:
+    columns = 0
+    for line, row in files.csv_rows(path):
+        question, *options, letters = (cell.strip() for cell in row) if len(row) > 1 else ("", "")
+        if not columns:
+            columns = len(row)
+            record = _Record(line, stem, question, options, letters)
+            if _checked(record)[0]:
+                raise DataError(
+                    f"{path}:{line}: neither a header with question, A, B, ... and answer, nor a "
+                    "question with its options and, in the last cell, the letters of the right ones"
+                )
+        if len(row) != columns:
+            raise DataError(f"{path}:{line}: {len(row)} cells, but {columns} in the first line")
+        yield _Record(line, stem, question, options, letters)
+
+
+def _from_json(path: str | Path, stem: str) -> Iterator[_Record]:
+    for line, record in files.json_records(path):
+        question, options, label = (record.get(name) for name in ("question", "options", "label"))
+        passage, subject = record.get("passage") or "", record.get("subject") or stem
+        letters = [label] if isinstance(label, str) else label
+        texts = isinstance(question, str) and isinstance(passage, str) and isinstance(subject, str)
+        if not (texts and _are_texts(options) and _are_texts(letters)):
+            raise DataError(
+                f"{path}:{line}: a question must have a text as question, a list of texts as "
+                f"options and letters as label; found {', '.join(record) or 'nothing'}"
+            )
+        text = f"{passage}\n\n{question}".strip()
+        # "(A) ...": letters are written when the question is asked.
+        bare = [re.sub(rf"^\s*\({LETTERS[at : at + 1]}\)", "", o).strip() for at, o in enumerate(options)]
+        yield _Record(line, subject, text, bare, "".join(letters))
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)

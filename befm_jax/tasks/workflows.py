@@ -1,0 +1,64 @@
+"""The tasks of research workflows: each step of a paper from the steps before it.
+
+- `workflow/idea`: the key idea, from the context;
+- `workflow/method`, `workflow/outcome`, `workflow/impact`, `workflow/title`: likewise, each from
+  all before it in this order, as they really are;
+- `workflow/steps`: all of them, a paper's steps as one conversation, which is learnt in one pass.
+
+A paper's first known part is given; a step that nobody described is neither asked nor given.  What
+several people wrote of a step are references of equal standing, of which later steps are given the
+first.  All need "workflows" (`befm_jax.data.literature`); papers are what is resampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from befm_jax.data.items import FreeText, Item, Message
+from befm_jax.data.literature import ASPECTS, Paper
+from befm_jax.data.responses import Sampled
+from befm_jax.tasks import Task, register
+from befm_jax.tasks.wording import Wording
+
+MEASURES = ("rouge1", "rougeL", "chrf")
+_LONGEST = {"title": 64}
+# The names of the steps that are not those of the aspects.
+_STEP_OF = {"key_idea": "idea"}
+_STEPS = tuple(_STEP_OF.get(part, part) for part in (*ASPECTS[1:], "title"))
+
+
+def steps(row: Paper, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
+    """Every known step of a paper, each after those before it."""
+    given, *asked = (part for part in (*ASPECTS, "title") if part in row.aspects or part == "title")
+    texts = {**row.aspects, "title": (row.title,)}
+    conversation: tuple[Message, ...] = ()
+    before = texts[given][0]
+    for part in asked:
+        step = _STEP_OF.get(part, part)
+        question = wording(f"workflow/{step}")
+        if not conversation:
+            part_given = given.replace("_", " ").capitalize()
+            question = wording(
+                "workflow/opening", part=part_given, text=before, question=question[-1].text
+            )
+        conversation += question
+        labels = {**row.labels, "person": row.id, "step": step}
+        answers = FreeText(_LONGEST.get(step, 256))
+        notes = {"given": before}
+        yield Item(f"{row.id}/{step}", conversation, answers, texts[part], labels, notes)
+        before = texts[part][0]
+        conversation = (*conversation, Message("assistant", before))
+
+
+def _only(step: str, row: Paper, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
+    """One step of a paper."""
+    return (item for item in steps(row, wording, rng) if item.labels["step"] == step)
+
+
+_WORKFLOW = partial(Task, needs="workflows", measures=MEASURES, how=Sampled(1))
+for _step in _STEPS:
+    register(_WORKFLOW(f"workflow/{_step}", partial(_only, _step)))
+register(_WORKFLOW("workflow/steps", steps, average="step"))

@@ -70,6 +70,7 @@ class Data:
     games: str = "all"  # ids, "all", or .py files that declare games; separated by commas
     humans: str = ""  # CSV of people's choices; empty: the embedded reference
     tasks: str = ""  # further tasks with their tables: survey/next=TABLE,FILE.py=TABLE
+    wording: str = ""  # a TOML file of the texts in which tasks ask; empty: the package's
     weights: str = ""  # shares of the loss: games=1,survey/next=2; empty: every answer counts alike
     examples: str = ""  # further examples: Alpaca .json or chat .jsonl, separated by commas
     split_seed: int = 0  # which people are for training and which for the test

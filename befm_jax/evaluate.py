@@ -87,7 +87,7 @@ def main() -> None:
     elif not FLAGS.sampled:
         cli.note_unused_flags(cli.SAMPLING, "without --sampled: the model is read exactly")
     selected = games.select(FLAGS.games)
-    all_sources = sources.select(FLAGS.tasks, selected, FLAGS.humans)
+    all_sources = sources.select(FLAGS.tasks, selected, FLAGS.humans, FLAGS.wording)
     how: How = Exact()
     respondent: Respondent
     if FLAGS.answers is not None:
@@ -112,6 +112,7 @@ def main() -> None:
         people, warning = held_out(
             source, origin.get("trained_on", {}), FLAGS.split, FLAGS.split_seed
         )
+        people = people.limited(FLAGS.people)
         print(people.describe())
         if FLAGS.answers is not None and not origin and not warning:
             warning = "of unknown origin: the respondent may have been trained on these people"
@@ -142,9 +143,16 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "tasks",
         "games",
-        f"comma-separated: any of {', '.join(tasks.names())}, or FILE.py=TABLE for your own tasks",
+        f"comma-separated: any of {', '.join(tasks.names())}, those that read a table as "
+        "NAME=TABLE, or FILE.py=TABLE for your own tasks",
     )
     flags.DEFINE_string("humans", "", "CSV of people's choices (default: the embedded reference)")
+    flags.DEFINE_string(
+        "wording", "", "TOML file of the texts in which tasks ask (default: the package's)"
+    )
+    flags.DEFINE_integer(
+        "people", 0, "persons a task (default: all; populations keep everybody)", lower_bound=0
+    )
     flags.DEFINE_enum(
         "split",
         None,

@@ -74,7 +74,7 @@ def learn_and_compare(settings: Config, workdir: Path, watch: Watch) -> None:
 
     # Data: people's rows, split by person, and examples of the user's own.
     data = settings.data
-    everybody = sources.configured(data.games, data.humans, data.tasks)
+    everybody = sources.configured(data.games, data.humans, data.tasks, data.wording)
     learnt = [source.part("train", data.split_seed) for source in everybody]
     for source in learnt:
         print(source.describe())

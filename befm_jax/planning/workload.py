@@ -89,7 +89,7 @@ def from_data(settings: Config, parts: int, shape: LlamaConfig) -> Workload:
     Raises UserError for data that can't be read; see `befm_jax.train`.
     """
     data, encoder, tokenizer = settings.data, *_encoder(settings, shape)
-    all_sources = sources.configured(data.games, data.humans, data.tasks)
+    all_sources = sources.configured(data.games, data.humans, data.tasks, data.wording)
     training = [source.part("train", data.split_seed) for source in all_sources]
     of_tasks = sources.families(training, data.rows_per_step, data.one_by_one)
     of_files = map(example_files.family, config.names(data.examples))

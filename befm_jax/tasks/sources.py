@@ -32,12 +32,14 @@ class Source:
         rows: all rows of a table, or a split of them.
         table: the path of the table; "" for the embedded reference.
         games: the games, for tasks of games.
+        wording: the texts in which the task asks.
     """
 
     task: Task
     rows: Rows[Any]
     table: str = ""
     games: tuple[Game, ...] = ()
+    wording: Wording = DEFAULT
 
     def part(self, split: str, seed: int = 0) -> Source:
         """The rows of a split.
@@ -57,14 +59,12 @@ class Source:
             return self
         return replace(self, rows=replace(self.rows, rows=self.rows.rows[:number]))
 
-    def items(
-        self, wording: Wording = DEFAULT, seed: int = 0, most: int | None = None
-    ) -> list[Item]:
+    def items(self, seed: int = 0, most: int | None = None) -> list[Item]:
         """The task's items of all rows, or the first `most` of them."""
         every = (
             item
             for number, row in enumerate(self._counted().rows)
-            for item in self.task.items(row, wording, np.random.default_rng((seed, number)))
+            for item in self.task.items(row, self.wording, np.random.default_rng((seed, number)))
         )
         return list(itertools.islice(every, most))
 
@@ -74,7 +74,7 @@ class Source:
             return choices.counted(self.rows, self.games)
         return questionnaires.counted(self.rows) if self.task.needs == "cells" else self.rows
 
-    def family(self, wording: Wording = DEFAULT, apart: bool = False) -> Family:
+    def family(self, apart: bool = False) -> Family:
         """The rows as training data: one per person where persons are known.
 
         `apart`: every answer is an example of its own, also where one conversation has several.
@@ -82,7 +82,7 @@ class Source:
         task, rows = self.task, self._counted()
         if task is GAMES and choices.has_persons(self.rows):
             task, rows = PERSON, self.rows
-        examples = partial(_examples, task, wording, apart)
+        examples = partial(_examples, task, self.wording, apart)
         return Family(self.task.name, rows.rows, examples, rows.fingerprint)
 
     def seen_by(self, trained_on: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -117,7 +117,7 @@ class Source:
         return "\n".join([head, *self.rows.left_out.lines()])
 
 
-def select(spec: str, games: Sequence[Game], humans: str = "") -> list[Source]:
+def select(spec: str, games: Sequence[Game], humans: str = "", wording: str = "") -> list[Source]:
     """The tasks of a spec, with all their rows.
 
     Args:
@@ -125,30 +125,35 @@ def select(spec: str, games: Sequence[Game], humans: str = "") -> list[Source]:
             the path of a table where the task reads one: "games,commute.py=trips.csv".
         games: the games for tasks of games.
         humans: the table of people's choices in games; "": the embedded reference.
+        wording: a file of the texts in which tasks ask (`Wording.read`); "": the package's.
 
     Raises:
         DataError: an unknown task, a task without the table it reads, or a table that can't be
             read.
     """
+    texts = Wording.read(wording) if wording else DEFAULT
     selected = []
     tables: dict[tuple[str, str], Rows[Any]] = {}  # each is read once
     for entry in filter(None, (entry.strip() for entry in spec.split(","))):
         name, _, table = entry.partition("=")
         for task in tasks.select(name):
-            selected.append(_source(task, table, games, humans, tables))
+            source = _source(task, table, games, humans, tables)
+            selected.append(replace(source, wording=texts))
     return selected
 
 
-def configured(games: str, humans: str, own: str) -> list[Source]:
-    """The sources of a config: the task of games, and the user's own tasks.
+def configured(games: str, humans: str, further: str, wording: str = "") -> list[Source]:
+    """The sources of a config: the task of games, and further tasks.
 
     Args:
         games: comma-separated ids, "all" or `.py` files; "" for no games.
         humans: the table of people's choices in them; "": the embedded reference.
-        own: the spec of the user's tasks (see `select`).
+        further: the spec of the others (see `select`).
+        wording: see `select`.
     """
     selected = library.select(games) if games else []
-    return (select("games", selected, humans) if selected else []) + select(own, selected, humans)
+    spec = f"games,{further}" if selected else further
+    return select(spec, selected, humans, wording)
 
 
 def families(learnt: Iterable[Source], rows_per_step: int, by_observation: bool) -> list[Family]:

@@ -92,7 +92,8 @@ def uniform_answers(settings: Config) -> list[Example]:
     """
     selected = games.select(settings.data.games) if settings.data.games else []
     items = [item_of(game) for game in selected]
-    for source in sources.select(settings.data.tasks, selected, settings.data.humans):
+    data = settings.data
+    for source in sources.select(data.tasks, selected, data.humans, data.wording):
         rows = source.rows.rows[:TASK_ROWS]
         items += replace(source, rows=replace(source.rows, rows=rows)).items()
     return [example for item in items for example in _uniformly(item)]

@@ -1,6 +1,7 @@
 """The registry of tasks, and a user's own task of their own table in a file of their own."""
 
 import inspect
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from befm_jax.data import games
 from befm_jax.data.rows import SPLITS
 from befm_jax.errors import DataError
 from befm_jax.respondents import baselines
-from befm_jax.tasks import Task
+from befm_jax.tasks import Task, sources
 from befm_jax.tasks.wording import DEFAULT, Template, Wording
 
 EXAMPLE = inspect.cleandoc(tasks.__doc__.split("runs:\n")[1])
@@ -157,3 +158,37 @@ class TestWording:
         wording = Wording({**self.WORDING.templates, "bad": Template("", template)})
         with pytest.raises(DataError, match=says):
             wording(name, what="So")
+
+
+class TestWordingOfOnesOwn:
+    def test_its_texts_replace_those_of_the_package(self, tmp_path):
+        (tmp_path / "mine.toml").write_text(
+            '["survey/answer"]\nsystem = "Be {{ about.Sex }}."\nuser = "{{ statement }}?"\n'
+        )
+        (source,) = sources.select("survey/groups", [], wording=str(tmp_path / "mine.toml"))
+        item = source.items(most=1)[0]
+        assert [message.text for message in item.prompt] == [
+            "Be female.",
+            "I am the life of the party.?",
+        ]
+        ours = DEFAULT.templates
+        assert source.wording.templates["survey/traits"] == ours["survey/traits"]
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("[", "not valid TOML"),
+            (
+                '["survey/anser"]\nuser = "x"',
+                "unknown wording 'survey/anser': did you mean 'survey/answer'",
+            ),
+            ('["survey/answer"]\nsystem = "x"', "survey/answer: it must have a user's text"),
+            ('["survey/answer"]\nuser = 3', "survey/answer: system and user must be texts"),
+            ('user = "x"', "user: it must have a user's text"),
+        ],
+    )
+    def test_a_bad_file_is_an_error_with_its_entry(self, tmp_path, text, says):
+        path = tmp_path / "bad.toml"
+        path.write_text(text)
+        with pytest.raises(DataError, match=re.escape(str(path)) + ".*" + re.escape(says)):
+            Wording.read(path)

@@ -16,12 +16,13 @@ behavioural economics and game theory, in the first layout.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from befm_jax import files
 from befm_jax.data.items import LETTERS, MOST_LETTERS_TOGETHER
@@ -31,8 +32,11 @@ from befm_jax.errors import DataError
 REFERENCE_FILE = "economics_questions.csv"
 # "All of the above", "Both A and B": an option that means something in its own place alone.
 _REFERS = re.compile(
-    r"^(all|any|both|either|neither|none)\b|\babove\W*$|\b(of the|the) (above|following)\b"
-    r"|\b(of|one of) (these|those|them)\b|\([a-h]\)"
+    r"^(all|any|both|either|neither|none)( (of|are|is)\b|\W*$)"
+    r"|^(all|both) (two|three|four|answers|choices|options|statements)\b"
+    r"|^(both|either|neither) [a-h] (and|or|nor) [a-h]\b"
+    r"|\b(all|any|both|combinations?|none|some|two) of (these|those|them)\b"
+    r"|\babove\W*$|\bthe (above|following)\b|\([a-h]\)"
     r"|(?-i:\b(([Oo]ptions?|[Aa]nswers?|[Oo]nly) [A-H]|[A-H] only|[A-H](,| and| or| &) ?[A-H])\b)",
     re.IGNORECASE,
 )
@@ -196,17 +200,19 @@ def _from_json(path: str | Path, stem: str) -> Iterator[_Record]:
         question, options, label = (record.get(name) for name in ("question", "options", "label"))
         passage, subject = record.get("passage") or "", record.get("subject") or stem
         letters = [label] if isinstance(label, str) else label
-        texts = isinstance(question, str) and isinstance(passage, str) and isinstance(subject, str)
-        if not (texts and _are_texts(options) and _are_texts(letters)):
+        texts = [passage, question, subject]
+        if not (_are_texts(texts) and _are_texts(options) and _are_texts(letters)):
             raise DataError(
                 f"{path}:{line}: a question must have a text as question, a list of texts as "
                 f"options and letters as label; found {', '.join(record) or 'nothing'}"
             )
-        text = f"{passage}\n\n{question}".strip()
         # "(A) ...": letters are written when the question is asked.
-        bare = [re.sub(rf"^\s*\({LETTERS[at : at + 1]}\)", "", o).strip() for at, o in enumerate(options)]
-        yield _Record(line, subject, text, bare, "".join(letters))
+        bare = [
+            option.strip().removeprefix(f"({letter})").strip()
+            for letter, option in itertools.zip_longest(LETTERS[: len(options)], options)
+        ]
+        yield _Record(line, subject, f"{passage}\n\n{question}".strip(), bare, "".join(letters))
 
 
-def _are_texts(value: object) -> bool:
+def _are_texts(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)

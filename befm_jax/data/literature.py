@@ -25,7 +25,9 @@ ASPECTS = ("context", "key_idea", "method", "outcome", "impact")
 _OTHER_NAMES = {"future_impact": "impact", "projected_impact": "impact"}
 _LABELS = {"year": "year", "venue": "venue", "journal": "venue"}
 # A text is more than a mark that there is none.
-_MISSING = re.compile(r"(n\.?/?a\.?|none|null|nan|not (available|applicable|mentioned))?\W*", re.I)
+_MISSING = re.compile(
+    r"(n\.?/?a\.?|none|null|nan|not (available|applicable|mentioned|stated))?\W*", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -158,9 +160,7 @@ def _paper(cells: Mapping[str, str]) -> Paper:
 
 def _merged(paper: Paper, other: Paper) -> Paper:
     """A paper with what another row of it adds: its aspects' texts, and what was missing."""
-    texts = {
-        name: (*paper.aspects.get(name, ()), *other.aspects.get(name, ())) for name in ASPECTS
-    }
+    texts = {name: (*paper.aspects.get(name, ()), *other.aspects.get(name, ())) for name in ASPECTS}
     return replace(
         paper,
         abstract=paper.abstract or other.abstract,

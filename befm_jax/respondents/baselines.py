@@ -160,8 +160,9 @@ class _Training:
     def key(self, item: Item) -> str:
         """The question of an item; letters mean the same only among questions with as many."""
         key = item.labels.get(self.question, item.id) if self.question else ""
-        letters = isinstance(item.answers, AnswerSet) and item.answers.kind == "letters"
-        return f"{key} {item.answers.written[-1]}" if letters else key
+        if isinstance(item.answers, AnswerSet) and item.answers.kind == "letters":
+            return f"{key} {item.answers.in_words}"
+        return key
 
     def counts(self, item: Item, answers: AnswerSet) -> Shares:
         """The number `[A]` of training people who gave each answer to the item's question."""
@@ -211,7 +212,7 @@ class _Training:
         Of two questions the covariance is over the people who answered both.  The ridge keeps it
         positive definite.
         """
-        keys = [key for key in self.persons if self.answers[key].values is not None]
+        keys = [key for key, of in self.answers.items() if key in self.persons and of.values]
         people = {
             person: row
             for row, person in enumerate(

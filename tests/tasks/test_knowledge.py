@@ -143,3 +143,25 @@ def test_without_a_table_the_package_has_questions():
     family = train.family()
     (example,) = family.examples(family.rows[0], np.random.default_rng(0))
     assert example.family == "knowledge/choice"
+
+
+def test_responses_to_one_task_are_not_taken_for_those_to_another(tmp_path, table):
+    """Both tasks ask the same questions, with options in other orders."""
+    tasks = sources.select(f"knowledge/choice={table},knowledge/shuffled={table}", [])
+
+    class Knows:
+        name = "knows"
+
+        def describe(self):
+            return {}
+
+        def respond(self, items, how):
+            for item in items:
+                yield Response.from_mass(item.id, item.target)
+
+    results = Results()
+    for source in tasks:
+        asked = [("knows", Knows(), Exact())]
+        compare(results, source, source, asked, resamples=20, seed=0, folder=tmp_path)
+    assert results.figure("knowledge/choice", "accuracy", "knows").value == 1.0
+    assert results.figure("knowledge/shuffled", "accuracy", "knows").value == 1.0

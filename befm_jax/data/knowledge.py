@@ -19,7 +19,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
@@ -88,7 +88,7 @@ def read_reference() -> Rows[Question]:
     """The package's own questions."""
     packaged = resources.files("befm_jax.data.reference").joinpath(REFERENCE_FILE)
     with resources.as_file(packaged) as path:
-        return read(path)
+        return replace(read(path), source=f"the package's {REFERENCE_FILE}")
 
 
 def read(path: str | Path) -> Rows[Question]:
@@ -135,22 +135,27 @@ def read(path: str | Path) -> Rows[Question]:
 
 def _checked(record: _Record) -> tuple[str, tuple[int, ...]]:
     """Why a question can't be used, "" if it can, and the positions of its right options."""
-    options = record.options
+    options, right = record.options, _right(record)
+    texts = [_normal(option) for option in options]
     if not record.question:
         return "no text", ()
     if len(options) < 2 or not all(options):
         return "an option without text, or fewer than two", ()
     if len(options) > len(LETTERS):
         return f"more than {len(LETTERS)} options", ()
-    letters = re.sub(r"[\s,;\[\]()]", "", record.letters).upper()
-    if not letters or not set(letters) <= set(LETTERS[: len(options)]):
+    if not right:
         return "its answer is no letter of its options", ()
-    right = tuple(sorted(LETTERS.index(letter) for letter in set(letters)))
-    texts = [_normal(option) for option in options]
-    wrong = {text for at, text in enumerate(texts) if at not in right}
-    if wrong & {texts[at] for at in right}:
+    if {texts[at] for at in right} & {text for at, text in enumerate(texts) if at not in right}:
         return "a wrong option is the same as a right one", ()
     return "", right
+
+
+def _right(record: _Record) -> tuple[int, ...]:
+    """The positions of the right options; () where the letters are not those of options."""
+    letters = set(re.sub(r"[\s,;\[\]()]", "", record.letters).upper())
+    if not letters <= set(LETTERS[: len(record.options)]):
+        return ()
+    return tuple(sorted(map(LETTERS.index, letters)))
 
 
 def _normal(text: str) -> str:
@@ -161,11 +166,17 @@ def _records(path: str | Path) -> Iterator[_Record]:
     suffix, stem = Path(path).suffix.lower(), Path(path).stem
     if suffix == ".jsonl":
         return _from_json(path, stem)
-    if suffix != ".parquet":
-        _, first = next(files.csv_rows(path))
-        if "question" not in [cell.strip().casefold() for cell in first]:
-            return _without_header(path, stem)
-    return _with_header(path, stem)
+    if suffix == ".parquet" or _has_header(path):
+        return _with_header(path, stem)
+    return _without_header(path, stem)
+
+
+def _has_header(path: str | Path) -> bool:
+    try:
+        header, _ = files.table(path)
+    except DataError:  # such as a question of which two options are the same
+        return False
+    return "question" in [name.casefold() for name in header]
 
 
 def _with_header(path: str | Path, stem: str) -> Iterator[_Record]:
@@ -181,18 +192,17 @@ def _with_header(path: str | Path, stem: str) -> Iterator[_Record]:
 def _without_header(path: str | Path, stem: str) -> Iterator[_Record]:
     columns = 0
     for line, row in files.csv_rows(path):
-        question, *options, letters = (cell.strip() for cell in row) if len(row) > 1 else ("", "")
-        if not columns:
-            columns = len(row)
-            record = _Record(line, stem, question, options, letters)
-            if _checked(record)[0]:
-                raise DataError(
-                    f"{path}:{line}: neither a header with question, A, B, ... and answer, nor a "
-                    "question with its options and, in the last cell, the letters of the right ones"
-                )
+        *texts, letters = map(str.strip, row)
+        record = _Record(line, stem, "".join(texts[:1]), texts[1:], letters)
+        if not columns and not _right(record):
+            raise DataError(
+                f"{path}:{line}: neither a header with question, A, B, ... and answer, nor a "
+                "question with its options and, in the last cell, the letters of the right ones"
+            )
+        columns = columns or len(row)
         if len(row) != columns:
             raise DataError(f"{path}:{line}: {len(row)} cells, but {columns} in the first line")
-        yield _Record(line, stem, question, options, letters)
+        yield record
 
 
 def _from_json(path: str | Path, stem: str) -> Iterator[_Record]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -64,16 +64,13 @@ def read_workflows(path: str | Path) -> Rows[Paper]:
         DataError: no such file, one without titles (with its first line), a damaged one (with the
             line), or no paper that can be used.
     """
-
-    def missing(paper: Paper) -> Iterator[str]:
-        if not paper.aspects:
-            yield f"paper: none of {', '.join(ASPECTS)}"
-            return
-        for name in ASPECTS:
-            if name not in paper.aspects:
-                yield f"{name}: missing (the paper is kept)"
-
-    return _read(path, missing, lambda paper: bool(paper.aspects))
+    papers, left_out = _papers(path)
+    for line, paper in papers:
+        missing = [name for name in ASPECTS if name not in paper.aspects]
+        reasons = [f"{name}: missing (the paper is kept)" for name in missing]
+        for reason in reasons if paper.aspects else [f"paper: none of {', '.join(ASPECTS)}"]:
+            left_out.add(reason, f"line {line}", paper.title)
+    return _rows(path, [paper for _, paper in papers if paper.aspects], left_out)
 
 
 def read_abstracts(path: str | Path) -> Rows[Paper]:
@@ -82,46 +79,41 @@ def read_abstracts(path: str | Path) -> Rows[Paper]:
     Raises:
         DataError: as `read_workflows`.
     """
-
-    def missing(paper: Paper) -> Iterator[str]:
+    papers, left_out = _papers(path)
+    for line, paper in papers:
         if not paper.abstract:
-            yield "paper: no abstract"
+            left_out.add("paper: no abstract", f"line {line}", paper.title)
+    return _rows(path, [paper for _, paper in papers if paper.abstract], left_out)
 
-    return _read(path, missing, lambda paper: bool(paper.abstract))
+
+def _rows(path: str | Path, papers: list[Paper], left_out: LeftOut) -> Rows[Paper]:
+    if not papers:
+        raise DataError(f"{path}: no paper; {'; '.join(left_out.lines()) or 'no rows'}")
+    facts = [repr((paper.id, paper.abstract, sorted(paper.aspects.items()))) for paper in papers]
+    sketch = sketch_of(paper.id for paper in papers)
+    return Rows(papers, Path(path).name, fingerprint_of(facts), sketch, left_out)
 
 
-def _read(
-    path: str | Path,
-    missing: Callable[[Paper], Iterator[str]],
-    is_usable: Callable[[Paper], bool],
-) -> Rows[Paper]:
-    """The usable papers; `missing` gives the reasons to count of a paper."""
+def _papers(path: str | Path) -> tuple[list[tuple[int, Paper]], LeftOut]:
+    """Every paper of a file with its first line, and what was left out so far."""
     left_out = LeftOut()
-    papers: dict[str, Paper] = {}
-    lines: dict[str, int] = {}
+    papers: dict[str, tuple[int, Paper]] = {}
     for line, cells in _records(path):
         paper = _paper(cells)
         if not paper.id:
             left_out.add("row: no title", f"line {line}", "")
             continue
-        lines.setdefault(paper.id, line)
-        before = papers.get(paper.id)
-        papers[paper.id] = paper if before is None else _merged(before, paper)
-        if before is None:
+        if paper.id not in papers:
+            papers[paper.id] = line, paper
             continue
+        first, before = papers[paper.id]
+        merged = _merged(before, paper)
         if before.abstract and paper.abstract not in ("", before.abstract):
             left_out.add("abstract: another of the same paper", f"line {line}", paper.title)
-        elif papers[paper.id] == before:
+        elif merged == before:
             left_out.add("row: nothing new of a paper before", f"line {line}", paper.title)
-    for id, paper in papers.items():
-        for reason in missing(paper):
-            left_out.add(reason, f"line {lines[id]}", paper.title)
-    rows = [paper for paper in papers.values() if is_usable(paper)]
-    if not rows:
-        raise DataError(f"{path}: no paper; {'; '.join(left_out.lines()) or 'no rows'}")
-    facts = [repr((row.id, row.abstract, sorted(row.aspects.items()))) for row in rows]
-    sketch = sketch_of(row.id for row in rows)
-    return Rows(rows, Path(path).name, fingerprint_of(facts), sketch, left_out)
+        papers[paper.id] = first, merged
+    return list(papers.values()), left_out
 
 
 def _records(path: str | Path) -> Iterator[tuple[int, dict[str, str]]]:

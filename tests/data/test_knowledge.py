@@ -69,6 +69,25 @@ def test_a_table_without_a_header(tmp_path):
     assert {row.subject for row in rows} == {"sums_test"}
 
 
+def test_a_first_question_that_can_not_be_used_is_no_table_of_something_else(tmp_path):
+    rows = knowledge.read(written(tmp_path, ["Same?", "1", "1", "A"], ["2 + 2?", "3", "4", "B"]))
+    assert len(rows.rows) == 1
+    assert rows.left_out.counts == {"question: a wrong option is the same as a right one": 1}
+
+
+def test_tables_of_spreadsheets(tmp_path):
+    path = tmp_path / "questions.csv"
+    path.write_text("question\tA\tB\tanswer\nUp?\tyes, it is\tno\tA\n")
+    assert knowledge.read(path).rows[0].options == ("yes, it is", "no")
+    path.write_text("sep=;\nquestion;A;B;answer\nUp?;yes;no;B\n")
+    assert knowledge.read(path).rows[0].right == (1,)
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        knowledge.read(tmp_path / "nowhere.csv")
+
+
 def test_json_with_a_list_of_letters(tmp_path):
     path = written_json(
         tmp_path,

@@ -23,7 +23,7 @@ from befm_jax.data.responses import Sampled
 from befm_jax.tasks import Task, register
 from befm_jax.tasks.wording import Wording
 
-MEASURES = ("rouge1", "rougeL", "chrf")
+# Tokens of an answer, where they are not 256.
 _LONGEST = {"title": 64}
 # The names of the steps that are not those of the aspects.
 _STEP_OF = {"key_idea": "idea"}
@@ -34,20 +34,17 @@ def steps(row: Paper, wording: Wording, rng: np.random.Generator) -> Iterator[It
     """Every known step of a paper, each after those before it."""
     given, *asked = (part for part in (*ASPECTS, "title") if part in row.aspects or part == "title")
     texts = {**row.aspects, "title": (row.title,)}
+    name, before = given.replace("_", " ").capitalize(), texts[given][0]
     conversation: tuple[Message, ...] = ()
-    before = texts[given][0]
     for part in asked:
         step = _STEP_OF.get(part, part)
-        question = wording(f"workflow/{step}")
-        if not conversation:
-            part_given = given.replace("_", " ").capitalize()
-            question = wording(
-                "workflow/opening", part=part_given, text=before, question=question[-1].text
-            )
-        conversation += question
+        question = wording(f"workflow/{step}")[-1].text
+        if conversation:
+            conversation = (*conversation, Message("user", question))
+        else:
+            conversation = wording("workflow/opening", part=name, text=before, question=question)
         labels = {**row.labels, "person": row.id, "step": step}
-        answers = FreeText(_LONGEST.get(step, 256))
-        notes = {"given": before}
+        answers, notes = FreeText(_LONGEST.get(step, 256)), {"given": before}
         yield Item(f"{row.id}/{step}", conversation, answers, texts[part], labels, notes)
         before = texts[part][0]
         conversation = (*conversation, Message("assistant", before))
@@ -58,7 +55,7 @@ def _only(step: str, row: Paper, wording: Wording, rng: np.random.Generator) -> 
     return (item for item in steps(row, wording, rng) if item.labels["step"] == step)
 
 
-_WORKFLOW = partial(Task, needs="workflows", measures=MEASURES, how=Sampled(1))
+_WORKFLOW = partial(Task, needs="workflows", measures=("rouge1", "rougeL", "chrf"), how=Sampled(1))
 for _step in _STEPS:
     register(_WORKFLOW(f"workflow/{_step}", partial(_only, _step)))
 register(_WORKFLOW("workflow/steps", steps, average="step"))

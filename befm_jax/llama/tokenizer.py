@@ -228,8 +228,11 @@ class Tokenizer:
 
         Raises TemplateError where the template rejects these messages.
         """
-        ((ids, _),) = self._encode([self._prompt_pieces(messages)])
-        return ids
+        return self.prompt_batch([messages])[0]
+
+    def prompt_batch(self, conversations: Iterable[Sequence[Message]]) -> list[tuple[int, ...]]:
+        """Each conversation's `prompt`: quicker, since their texts are encoded together."""
+        return [ids for ids, _ in self._encode(list(map(self._prompt_pieces, conversations)))]
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Ids of an answer and its end-of-turn token: what is learnt and scored.

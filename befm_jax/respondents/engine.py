@@ -37,6 +37,9 @@ from befm_jax.llama.model import Llama, Params
 from befm_jax.llama.tokenizer import Tokenizer
 from befm_jax.models import ResolvedModel, resolve_model
 
+# Prompts whose texts the tokenizer encodes in one call.
+_ENCODED_TOGETHER = 256
+
 
 @dataclass(frozen=True)
 class Simulation:
@@ -98,12 +101,18 @@ class Engine:
     def _exact(self, items: Sequence[Item]) -> Iterator[Response]:
         encoded = lru_cache(maxsize=None)(self.tokenizer.answer)
 
-        def question(item: Item) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-            if isinstance(item.answers, FreeText):
-                raise DataError(f"item {item.id}: free text has no distribution; draw it instead")
-            return self.tokenizer.prompt(item.prompt), [encoded(a) for a in item.answers.written]
+        def questions() -> Iterator[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
+            for start in range(0, len(items), _ENCODED_TOGETHER):
+                batch = items[start : start + _ENCODED_TOGETHER]
+                prompts = self.tokenizer.prompt_batch([item.prompt for item in batch])
+                for item, prompt in zip(batch, prompts, strict=True):
+                    if isinstance(item.answers, FreeText):
+                        raise DataError(
+                            f"item {item.id}: free text has no distribution; draw it instead"
+                        )
+                    yield prompt, [encoded(text) for text in item.answers.written]
 
-        distributions = score.each_answers(self.model, self.params, map(question, items))
+        distributions = score.each_answers(self.model, self.params, questions())
         for item, distribution in zip(items, distributions, strict=True):
             yield Response(
                 item.id,

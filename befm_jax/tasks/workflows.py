@@ -12,7 +12,7 @@ first.  All need "workflows" (`befm_jax.data.literature`); papers are what is re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -27,7 +27,6 @@ from befm_jax.tasks.wording import Wording
 _LONGEST = {"title": 64}
 # The names of the steps that are not those of the aspects.
 _STEP_OF = {"key_idea": "idea"}
-_STEPS = tuple(_STEP_OF.get(part, part) for part in (*ASPECTS[1:], "title"))
 
 
 def steps(row: Paper, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
@@ -50,12 +49,25 @@ def steps(row: Paper, wording: Wording, rng: np.random.Generator) -> Iterator[It
         conversation = (*conversation, Message("assistant", before))
 
 
-def _only(step: str, row: Paper, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
-    """One step of a paper."""
-    return (item for item in steps(row, wording, rng) if item.labels["step"] == step)
+def _only(
+    step: str, definition: str
+) -> Callable[[Paper, Wording, np.random.Generator], Iterator[Item]]:
+    """The items of one step; `definition` is for reports."""
+
+    def items(row: Paper, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
+        return (item for item in steps(row, wording, rng) if item.labels["step"] == step)
+
+    items.__doc__ = definition
+    return items
 
 
 _WORKFLOW = partial(Task, needs="workflows", measures=("rouge1", "rougeL", "chrf"), how=Sampled(1))
-for _step in _STEPS:
-    register(_WORKFLOW(f"workflow/{_step}", partial(_only, _step)))
+for _step, _definition in (
+    ("idea", "The key idea of a paper, from its context."),
+    ("method", "The method of a paper, from its context and key idea."),
+    ("outcome", "The outcome of a paper, from its context, key idea and method."),
+    ("impact", "The projected impact of a paper, from its context, key idea, method and outcome."),
+    ("title", "The title of a paper, from its context, key idea, method, outcome and impact."),
+):
+    register(_WORKFLOW(f"workflow/{_step}", _only(_step, _definition)))
 register(_WORKFLOW("workflow/steps", steps, average="step"))

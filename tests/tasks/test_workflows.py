@@ -1,5 +1,6 @@
 """A paper's steps as one conversation, each step alone, and titles with abstracts."""
 
+import inspect
 import itertools
 import json
 
@@ -51,6 +52,8 @@ def test_a_step_alone_is_that_of_the_conversation(step):
     of_all = items("workflow/steps", WHOLE)[STEPS.index(step)]
     assert (item.id, item.prompt, item.target) == (of_all.id, of_all.prompt, of_all.target)
     assert item.answers == FreeText(64 if step == "title" else 256)
+    # What a report says of the task.
+    assert f"{step} of a paper, from its context" in inspect.getdoc(get(f"workflow/{step}").items)
 
 
 def test_a_paper_is_learnt_as_one_conversation_with_a_span_a_step():

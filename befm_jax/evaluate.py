@@ -42,12 +42,14 @@ def held_out(
 ) -> tuple[Source, str]:
     """The people to compare a model with, and a warning if it may have been trained on them.
 
-    By default the held-out people: the test split of the embedded reference, and of a table that
-    shares people with one it was trained on; all of any other table.  `trained_on` is that of
+    By default the held-out people: the test split of embedded counts of people, and of rows that
+    share people with those it was trained on; all of any other rows.  `trained_on` is that of
     `models.write_run`; None where it is unknown who answered.
     """
     seen = source.seen_by(trained_on or {})
-    split = split or ("test" if seen or not source.table else "all")
+    # Counts have no sketch by which a model's training people would be recognised.
+    unknown = not source.table and not source.rows.sketch
+    split = split or ("test" if seen or unknown else "all")
     split_seed = seed if seed is not None else seen["split_seed"] if seen else 0
     people = source.part(split, split_seed)
     if trained_on is None:

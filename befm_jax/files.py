@@ -177,6 +177,54 @@ def named(header: Sequence[str], columns: Iterable[str]) -> list[str]:
     return names
 
 
+def json_records(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON Lines file, one a line, with their line numbers.
+
+    Blank lines are skipped.
+
+    Raises:
+        DataError: as `read_bytes` and `decode`; (while iterating) a line that is not JSON, not an
+            object, or holds what is no text: NUL or half a character, as escapes.
+    """
+    for line, text in enumerate(decode(read_bytes(path), path).split("\n"), 1):
+        if not text.strip():
+            continue
+        try:
+            record = parse_json(text)
+        except ValueError as error:
+            raise DataError(f"{path}:{line}: not JSON ({error})") from None
+        if not isinstance(record, dict):
+            kind = type(record).__name__
+            raise DataError(f"{path}:{line}: holds a {kind}; it must be a JSON object")
+        if any("\0" in found or _HALF.search(found) for found in _texts(record)):
+            raise DataError(f"{path}:{line}: holds a NUL or half a character; it must be text")
+        yield line, record
+
+
+# Half of a pair that writes one character: JSON can hold it, UTF-8 can't.
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All texts in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for inside in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inside)
+
+
+def csv_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    """All rows of a CSV file, the first too, each with the number of its first line.
+
+    For a file without a header.
+
+    Raises:
+        DataError: as `read_bytes` and `decode`; (while iterating) broken quoting.
+    """
+    return _rows(decode(read_bytes(path), path), path, ",")
+
+
 def _read_parquet(
     content: bytes, path: str | Path
 ) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:

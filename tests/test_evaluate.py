@@ -88,6 +88,15 @@ def test_the_reference_is_its_test_split():
     assert counts.sum() == expected["public_goods"].sum() > 0
 
 
+def test_embedded_questions_are_all_asked_unless_the_model_was_trained_on_some():
+    (questions,) = sources.select("knowledge/choice", [])
+    found, _ = held_out(questions, {}, None, None)
+    assert found.rows.rows == questions.rows.rows
+    found, warning = held_out(questions, trained_on(questions), None, None)
+    assert found.rows.split == "test"
+    assert warning == ""
+
+
 @pytest.mark.parametrize(
     ("split", "seed", "reason"),
     [("all", None, "'all'"), ("train", None, "'train'"), ("test", 1, "split seed 0, not 1")],

@@ -225,3 +225,35 @@ def test_a_damaged_parquet_file_is_read_or_refused_in_a_line(tmp_path):
     parquet.write_table(pyarrow.table({}), path)
     with pytest.raises(DataError, match="no header"):
         files.table(path)
+
+
+def test_rows_without_a_header_are_all_there(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text('a,a\n\n"two\nlines",2\n3\n')
+    assert list(files.csv_rows(path)) == [
+        (1, ["a", "a"]), (3, ["two\nlines", "2"]), (5, ["3"]),
+    ]  # fmt: skip
+
+
+def test_lines_of_json_are_objects(tmp_path):
+    path = tmp_path / "t.jsonl"
+    # U+2028 ends a line elsewhere; a pair of halves is one character.
+    path.write_bytes(b'\xef\xbb\xbf{"a": "1\xe2\x80\xa8"}\r\n\r\n{"a": "\\ud83d\\ude00"}\n')
+    assert list(files.json_records(path)) == [(1, {"a": "1\u2028"}), (3, {"a": "\U0001f600"})]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"a": ', "not JSON"),
+        ("[1]", "holds a list; it must be a JSON object"),
+        ('{"a": ["\\u0000"]}', "holds a NUL or half a character"),
+        ('{"a": {"b": "\\ud83d"}}', "holds a NUL or half a character"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_a_line_that_is_no_object_is_named(tmp_path, line, says):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"a": 1}\n' + line + "\n")
+    with pytest.raises(DataError, match=rf"t\.jsonl:2: {says}"):
+        list(files.json_records(path))

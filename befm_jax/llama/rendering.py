@@ -114,14 +114,16 @@ def _serve() -> None:
     import resource
     from datetime import datetime
 
-    from transformers.utils import chat_template_utils
+    from transformers.utils import chat_template_utils as templates
+
+    chat_template_utils: Any = templates
 
     class Day(datetime):
         @classmethod
         def now(cls, tz: Any = None) -> Day:
             return cls(YEAR, MONTH, DAY, tzinfo=tz)
 
-    chat_template_utils.datetime = Day  # type: ignore[attr-defined]
+    chat_template_utils.datetime = Day
     if os.path.exists("/proc/self/statm"):  # Linux; elsewhere time is the bound
         with open("/proc/self/statm", encoding="ascii") as file:
             used = int(file.read().split()[0]) * resource.getpagesize()

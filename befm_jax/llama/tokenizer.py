@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from befm_jax import files
-from befm_jax.data.items import ROLES, Message
+from befm_jax.data.items import ROLES, Message, Role
 from befm_jax.data.pipeline import Conversation, Ids
 from befm_jax.errors import UserError
 from befm_jax.llama import rendering
@@ -57,8 +57,8 @@ _CONVERSATIONS = (
     ("system", "user", "assistant", "user"),
     ("system", "user", "assistant", "user", "assistant"),
 )
-# Ids must be below this; the largest vocabularies have some hundred thousand.  What tokenizers needs
-# to copy a vocabulary is proportional to its largest id.
+# Ids must be below this; the largest vocabularies have some hundred thousand.  The memory that
+# tokenizers needs to copy a vocabulary is proportional to its largest id.
 _IDS = 1 << 24
 
 
@@ -285,7 +285,9 @@ class Tokenizer:
         TemplateError where the template refuses the conversation.
         """
         if self.refuses_system:
-            given = [Message(message["role"], message["content"]) for message in messages]
+            given = [
+                Message(cast(Role, message["role"]), message["content"]) for message in messages
+            ]
             messages = [
                 {"role": role, "content": text} for role, text in _without_system(given, ())[0]
             ]

@@ -46,6 +46,7 @@ DEFINITIONS: Mapping[str, str] = {
     "the answers.",
     "another_person": "Another training person, drawn for each item, in the place of the one who "
     "is predicted: their answer to the same question.",
+    "given_text": "The text that the question gives last, repeated as the answer.",
 }
 # Baselines that know the compared people where those are the training people.
 FITTED = ("median", "mode", "pooled", "training_people")
@@ -66,8 +67,11 @@ class Baseline:
     def respond(self, items: Sequence[Item], how: How) -> Iterator[Response]:
         """A response to each item, in order: exact, except one draw for `another_person`.
 
+        Free text is answered by `another_person` and `given_text` alone.
+
         Raises:
-            DataError: an item of free text, or one without answers of training people.
+            DataError: an item that the baseline has no answer to, such as one without answers of
+                training people.
         """
         for item in items:
             yield self.answer(item, how)
@@ -104,6 +108,8 @@ def fit(name: str, training: Sequence[Item], question: str, groups: Sequence[str
     answers_of = _Training(training, question, groups)
     if name == "another_person":
         return Baseline(name, answers_of.another_person)
+    if name == "given_text":
+        return Baseline(name, lambda item, how: _one_text(item, str(_note(item, "given"))))
     shares: dict[str, Callable[[Item, AnswerSet], Shares]] = {
         "uniform": lambda item, answers: np.full(len(answers), 1.0 / len(answers)),
         "median": answers_of.median,
@@ -128,8 +134,8 @@ class _Training:
         self.question, self.groups = question, groups
         self.answers: dict[str, AnswerSet] = {}
         self.totals: dict[str, Shares] = {}
-        # By question and person; empty for items that count many people.
-        self.persons: dict[str, dict[str, Shares]] = {}
+        # By question and person, shares or a text; empty for items that count many people.
+        self.persons: dict[str, dict[str, Any]] = {}
         self._persons_in_order: dict[str, list[str]] = {}
         self._pooled: dict[tuple[float, ...], Shares] = {}
         # By question and group.
@@ -137,7 +143,13 @@ class _Training:
         for item in items:
             if item.target is None:
                 continue
-            answers, key = _closed(item), self.key(item)
+            key = self.key(item)
+            if isinstance(item.answers, FreeText):
+                if "person" in item.labels and len(item.target):
+                    text = str(item.target[0])
+                    self.persons.setdefault(key, {}).setdefault(item.labels["person"], text)
+                continue
+            answers = item.answers
             if self.answers.setdefault(key, answers) != answers:
                 raise DataError(f"item {item.id}: its answers are not those of others of {key!r}")
             target = np.asarray(item.target, np.float64)
@@ -148,8 +160,11 @@ class _Training:
                 self.persons.setdefault(key, {}).setdefault(item.labels["person"], target)
 
     def key(self, item: Item) -> str:
-        """The question of an item."""
-        return item.labels.get(self.question, item.id) if self.question else ""
+        """The question of an item; letters mean the same only among questions with as many."""
+        key = item.labels.get(self.question, item.id) if self.question else ""
+        if isinstance(item.answers, AnswerSet) and item.answers.kind == "letters":
+            return f"{key} {item.answers.in_words}"
+        return key
 
     def counts(self, item: Item, answers: AnswerSet) -> Shares:
         """The number `[A]` of training people who gave each answer to the item's question."""
@@ -199,7 +214,7 @@ class _Training:
         Of two questions the covariance is over the people who answered both.  The ridge keeps it
         positive definite.
         """
-        keys = [key for key in self.persons if self.answers[key].values is not None]
+        keys = [key for key, of in self.answers.items() if key in self.persons and of.values]
         people = {
             person: row
             for row, person in enumerate(
@@ -256,7 +271,6 @@ class _Training:
 
         The draw depends on the seed of `how` (0 for `Exact`) and the item's id.
         """
-        _closed(item)
         if "person" not in item.labels:
             raise DataError(f"item {item.id}: it has no person, so there is no other one")
         persons = self.persons.get(self.key(item), {})
@@ -268,8 +282,10 @@ class _Training:
         seed = how.seed if isinstance(how, Sampled) else 0
         drawn = np.random.default_rng([seed, zlib.crc32(item.id.encode())]).integers(others)
         # The item's own person is replaced by the last: all other persons are equally likely.
-        person = ids[drawn] if ids[drawn] != own else ids[-1]
-        return Response.from_counts(item.id, persons[person])
+        answer = persons[ids[drawn] if ids[drawn] != own else ids[-1]]
+        if isinstance(item.answers, FreeText):
+            return _one_text(item, answer)
+        return Response.from_counts(item.id, answer)
 
     def _ids(self, key: str) -> list[str]:
         if key not in self._persons_in_order:
@@ -278,15 +294,25 @@ class _Training:
 
 
 def _equilibrium(item: Item, answers: AnswerSet) -> Shares:
-    if "equilibrium" not in item.notes:
-        raise DataError(f"item {item.id}: no equilibrium in its notes")
-    return answers.one(int(item.notes["equilibrium"]))
+    return answers.one(int(_note(item, "equilibrium")))
+
+
+def _note(item: Item, name: str) -> Any:
+    if name not in item.notes:
+        raise DataError(f"item {item.id}: no {name} in its notes")
+    return item.notes[name]
 
 
 def _closed(item: Item) -> AnswerSet:
     if isinstance(item.answers, FreeText):
-        raise DataError(f"item {item.id}: it asks for free text, which no baseline gives")
+        raise DataError(f"item {item.id}: it asks for free text, which has no distribution")
     return item.answers
+
+
+def _one_text(item: Item, text: str) -> Response:
+    if not isinstance(item.answers, FreeText):
+        raise DataError(f"item {item.id}: it has closed answers, so no text is one")
+    return Response(item.id, None, exact=False, draws=1, texts=(text,))
 
 
 def _normalised(counts: Shares) -> Shares:

@@ -82,7 +82,8 @@ def compare(
         asked: respondents with their names and how each is asked.
         resamples: number of bootstrap resamples.
         seed: seed of the resamples.
-        folder: the directory of each respondent's `responses.jsonl`; None: not written.
+        folder: the directory of `RESPONDENT.TASK.responses.jsonl`, since ids of items are unique in
+            a task alone; None: not written.
         warning: printed before the respondents' figures.
 
     Raises:
@@ -99,7 +100,8 @@ def compare(
         "in_sample": [name for name in others if known and name in baselines.FITTED],
     }
     for name, respondent, how in asked:
-        path = None if folder is None else folder / f"{_file_name(name)}.responses.jsonl"
+        file = f"{_file_name(name)}.{_file_name(held_out.task.name)}.responses.jsonl"
+        path = None if folder is None else folder / file
         serves = getattr(respondent, "serves", None)
         served = items if serves is None else [item for item in items if serves(item)]
         responses = ask(respondent, served, how, path)

@@ -61,7 +61,8 @@ class Task:
         name: "games", "survey/masked".
         items: the items of ONE row, so that they are used in training too; randomness comes from
             the generator alone.
-        needs: the kind of rows: "plays", "histograms", "questionnaires", "papers", "questions".
+        needs: the kind of rows: "plays", "histograms", "questionnaires", "cells", "questions",
+            "workflows", "abstracts".
         measures: names of `befm_jax.evals.measures`, the headline measure first.
         average: the label whose values have equal weight in the mean: "game", "statement"; "" for
             items.
@@ -150,4 +151,4 @@ def select(spec: str | Sequence[str]) -> list[Task]:
 
 
 # Last, because the module's tasks use the names above.
-from befm_jax.tasks import games, surveys  # noqa: E402, F401
+from befm_jax.tasks import games, knowledge, literature, surveys, workflows  # noqa: E402, F401

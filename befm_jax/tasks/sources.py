@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from befm_jax import tasks
-from befm_jax.data import choices, questionnaires
+from befm_jax.data import choices, knowledge, literature, questionnaires
 from befm_jax.data import games as library
 from befm_jax.data.games import Game
 from befm_jax.data.items import Example, Item, examples_of
@@ -216,8 +216,14 @@ def families(learnt: Iterable[Source], rows_per_step: int, by_observation: bool)
 _READERS: Mapping[str, Callable[[str], Rows[Any]]] = {
     "questionnaires": questionnaires.read,
     "cells": questionnaires.read,
+    "questions": knowledge.read,
+    "workflows": literature.read_workflows,
+    "abstracts": literature.read_abstracts,
 }
-_REFERENCES: Mapping[str, Callable[[], Rows[Any]]] = {"cells": questionnaires.read_reference}
+_REFERENCES: Mapping[str, Callable[[], Rows[Any]]] = {
+    "cells": questionnaires.read_reference,
+    "questions": knowledge.read_reference,
+}
 # Kinds whose rows are not split by `Rows.part`, and those of tasks about populations.
 _PARTS: Mapping[str, Callable[..., Rows[Any]]] = {
     "histograms": choices.part,

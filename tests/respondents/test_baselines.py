@@ -138,6 +138,41 @@ class TestAnotherPerson:
         assert fitted.serves(asked(None, person="q"))
 
 
+class TestTexts:
+    def paper(self, person, *texts, given="before"):
+        labels = {"person": person}
+        return Item(f"{person}/idea", ASK, FreeText(), texts or None, labels, {"given": given})
+
+    def test_another_paper_s_text(self):
+        training = [self.paper("a", "one", "two"), self.paper("b", "three")]
+        fitted = baselines.fit("another_person", training, "")
+        asked_of = [self.paper("a"), self.paper("b"), self.paper("c")]
+        first, second, third = fitted.respond(asked_of, Exact())
+        assert (first.texts, second.texts) == (("three",), ("one",))
+        assert third.texts[0] in ("one", "three")
+        assert (first.weights, first.draws, first.exact) == (None, 1, False)
+
+    def test_the_text_that_is_given(self):
+        fitted = baselines.fit("given_text", [self.paper("a", "one")], "")
+        (response,) = fitted.respond([self.paper("b", given="the context")], Exact())
+        assert response.texts == ("the context",)
+
+    @pytest.mark.parametrize("name", ["uniform", "mode", "same_group", "other_answers"])
+    def test_shares_are_of_closed_answers_alone(self, name):
+        assert not baselines.fit(name, [self.paper("a", "one")], "").serves(self.paper("b"))
+
+
+def test_letters_are_counted_among_questions_with_as_many_options():
+    two, four = AnswerSet.letters(2), AnswerSet.letters(4)
+    training = [
+        Item(f"q{n}", ASK, answers, answers.one(place), {"game": "sums"})
+        for n, (answers, place) in enumerate([(two, 0), (four, 3), (four, 3), (four, 0)])
+    ]
+    new = [Item("new", ASK, answers, None, {"game": "sums"}) for answers in (two, four)]
+    assert shares("mode", training, new[0]).tolist() == [1, 0]
+    np.testing.assert_allclose(shares("training_people", training, new[1]), [1 / 3, 0, 0, 2 / 3])
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("name", "item", "says"),
@@ -150,7 +185,9 @@ class TestRefused:
             ("pooled", asked(game="ways", answers=WAYS), "no order"),
             ("equilibrium", asked(), "no equilibrium"),
             ("uniform", Item("t", ASK, FreeText()), "free text"),
-            ("another_person", Item("t", ASK, FreeText()), "free text"),
+            ("another_person", Item("t", ASK, FreeText()), "no person"),
+            ("given_text", Item("t", ASK, FreeText()), "no given in its notes"),
+            ("given_text", asked(given="x"), "closed answers"),
         ],
     )
     def test_an_item_that_can_not_be_answered(self, name, item, says):

@@ -5,7 +5,8 @@ r"""Compares a model, or a file of answers, with people, and writes a report.
     python -m befm_jax.evaluate --answers choices.csv --tasks games \
         [--humans joint.csv] --out DIR
 
-A model is evaluated exactly (every answer scored), or with `--sampled` by a population of draws.
+A model is evaluated exactly (every answer scored; free text is drawn, one for an item), or with
+`--sampled` by a population of draws.
 `--answers` is a file of choices or a distribution, as `befm_jax.simulate` writes it.  People are
 the embedded reference, or a CSV: MobLab's table, `game,participant,choice`, or `game,choice,count`;
 those whom the model was trained on are left out.  Writes results.json, figures.csv, report.html and
@@ -99,7 +100,7 @@ def main() -> None:
         cli.note_unused_flags(cli.SAMPLING, "without --sampled: the model is read exactly")
     selected = games.select(FLAGS.games)
     all_sources = sources.select(FLAGS.tasks, selected, FLAGS.humans, FLAGS.wording)
-    how: How = Exact()
+    how: How | None = None  # as each task asks
     respondent: Respondent
     if FLAGS.answers is not None:
         respondent = recorded = Recorded(FLAGS.answers)
@@ -118,7 +119,7 @@ def main() -> None:
 
         engine = simulate.engine_from_flags()
         respondent, origin = engine, engine.origin
-        how = simulate.sampled_from_flags() if FLAGS.sampled else how
+        how = simulate.sampled_from_flags() if FLAGS.sampled else None
     known = sources.trained_on(origin, FLAGS.answers or FLAGS.model) if origin else None
     results = Results()
     for source in all_sources:
@@ -134,7 +135,7 @@ def main() -> None:
             results,
             people,
             learnt,
-            [(respondent.name, respondent, how)],
+            [(respondent.name, respondent, how or source.task.how)],
             resamples=FLAGS.resamples,
             seed=FLAGS.seed,
             folder=Path(FLAGS.out),

@@ -109,7 +109,7 @@ def test_results_hold_base_and_tuned_in_the_documented_places(run):
         assert set(mean.beside) >= {"uniform", "median", "pooled", "training_people"}
         by_game = found.select("games", "wasserstein", which)[1:]
         assert {one.where["game"] for one in by_game} == set(GAMES.split(","))
-    how = found.respondents["tuned, sampled"]["how"]
+    how = found.tasks["games"]["how"]["tuned, sampled"]
     assert (how["temperature"], how["top_k"], how["top_p"], how["n"]) == (1.0, 0, 1.0, 600)
     assert "Public goods" in report.summary(found)
 

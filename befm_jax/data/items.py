@@ -7,6 +7,7 @@ come later (`Tokenizer.encode`).
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import re
@@ -416,6 +417,12 @@ class Item:
         if (target < 0).any():
             raise DataError(f"item {self.id}: a target counts observations; none is below 0")
         object.__setattr__(self, "target", target)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that identify the prompt and the answers to choose from."""
+        answers = () if isinstance(self.answers, FreeText) else self.answers.written
+        return hashlib.sha256(repr((self.prompt, answers)).encode()).hexdigest()[:16]
 
     def examples(self, family: str = "") -> Iterator[Example]:
         """What there is to learn: an example an answer that was given, weighted by how often."""

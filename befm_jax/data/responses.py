@@ -12,7 +12,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,6 +104,7 @@ class Response:
         texts: what was written, where that is kept: untrusted text of a model.
         ends_after_answer: how often the turn ends right there, once an answer of the set is
             written: a probability, or a share of draws; None where nobody knows.
+        asked: `Item.fingerprint` of what was asked; "" where it was not recorded.
 
     Raises:
         ValueError: weights that are not finite and non-negative numbers, an exact distribution that
@@ -118,6 +119,7 @@ class Response:
     unread: int = 0
     texts: tuple[str, ...] = field(default=(), repr=False)
     ends_after_answer: float | None = None
+    asked: str = ""
 
     def __post_init__(self) -> None:
         for name in ("outside", "ends_after_answer"):
@@ -256,13 +258,11 @@ class ResponseFile:
             files.write(self.path, (json.dumps(self._head) + "\n").encode())
 
     def append(self, response: Response) -> None:
-        """Writes one response, and has it on disk before it returns."""
+        """Writes one response; it is in the file before this returns."""
         # In ASCII: a model's text may hold what ends a line elsewhere, or half a character.
         line = json.dumps(_as_dict(response)) + "\n"
         with self.path.open("a", encoding="ascii") as file:
             file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
         self.responses[response.item] = response
 
     def complete(
@@ -271,17 +271,25 @@ class ResponseFile:
         """Asks for what is missing; yields every response, those that were there first.
 
         Raises:
-            DataError: two items of one id, or as `Respondent.respond`.
+            DataError: two items of one id, an item that was asked otherwise before (in another
+                wording), or as `Respondent.respond`.
         """
         ids = [item.id for item in items]
         if len(set(ids)) < len(ids):
             twice = next(id for id, times in Counter(ids).items() if times > 1)
             raise DataError(f"two items have the id {twice!r}; ids are unique in a task")
+        asked = {item.id: item.fingerprint for item in items}
+        for id in ids:
+            if id in self.responses and self.responses[id].asked not in ("", asked[id]):
+                raise DataError(
+                    f"{self.path}: item {id} was asked otherwise, in another wording or with other "
+                    "answers; name another file, or delete this one"
+                )
         yield from (self.responses[id] for id in ids if id in self.responses)
         missing = [item for item in items if item.id not in self.responses]
         if missing:
             for response in respondent.respond(missing, how):
-                self.append(response)
+                self.append(replace(response, asked=asked[response.item]))
                 yield response
 
 
@@ -349,6 +357,7 @@ def _as_dict(response: Response) -> dict[str, Any]:
         "unread": response.unread,
         "texts": list(response.texts),
         "ends_after_answer": response.ends_after_answer,
+        "asked": response.asked,
     }
 
 
@@ -369,4 +378,5 @@ def _from_dict(record: Mapping[str, Any]) -> Response:
         unread=int(record["unread"]),
         texts=tuple(map(str, record["texts"])),
         ends_after_answer=record["ends_after_answer"],
+        asked=str(record.get("asked", "")),
     )

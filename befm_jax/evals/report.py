@@ -445,6 +445,8 @@ def _settings(results: Results) -> Iterator[tuple[str, str]]:
         yield from _flat(name, results.head[name])
     for name, who in results.respondents.items():
         yield from _flat(name, who)
+    for name, task in results.tasks.items():
+        yield from _flat(f"{name}.how", task["how"])
     yield from _flat("people", results.people)
     yield from _flat("", results.extra)
 

@@ -186,11 +186,12 @@ class Results:
             reason: {"items": len(ids), "first": ids[:_IDS_NAMED]}
             for reason, ids in evaluation.skipped.items()
         }
+        known["how"][name] = how_as_dict(how)
         self.main = self.main or name
+        before = self.respondents.get(name, {}).get("warning", "")
         self.respondents[name] = {
             "description": dict(description),
-            "how": how_as_dict(how),
-            "warning": warning,
+            "warning": "; ".join(dict.fromkeys(filter(None, (before, warning)))),
         }
         self.figures += evaluation.figures
         self.distributions += evaluation.distributions
@@ -326,6 +327,7 @@ def _task(task: Task, evaluation: Evaluation) -> dict[str, Any]:
         "average": task.average,
         "cluster": task.cluster,
         "groups": list(task.groups),
+        "how": {},
         "skipped": {},
         "resamples": evaluation.resamples,
         "seed": evaluation.seed,

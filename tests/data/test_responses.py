@@ -236,8 +236,8 @@ class TestFile:
             "            if one.id == 'i2':\n"
             "                os.kill(os.getpid(), signal.SIGKILL)\n"
             "            yield Response.from_counts(one.id, [3, 0], 1)\n"
-            "ask = (Message('user', '?'),)\n"
-            "items = [Item(f'i{n}', ask, AnswerSet.labels('Push', 'Pull')) for n in range(6)]\n"
+            "answers = AnswerSet.labels('Push', 'Pull')\n"
+            "items = [Item(f'i{n}', (Message('user', f'i{n}?'),), answers) for n in range(6)]\n"
             "how = Sampled(4, seed=2)\n"
             "file = ResponseFile(sys.argv[1], {'model': 'made up', 'sizes': (1, 2)}, how)\n"
             "list(file.complete(Dying(), items, how))\n"
@@ -260,6 +260,15 @@ class TestFile:
         with pytest.raises(DataError, match="another respondent and another how"):
             ResponseFile(path, {"model": "another"}, Exact())
         assert path.read_bytes() == before
+
+    def test_an_item_that_was_asked_otherwise_is_not_taken_for_asked(self, tmp_path):
+        path = tmp_path / "responses.jsonl"
+        complete(path, Counting())
+        reworded = dataclasses.replace(ITEMS[0], prompt=(Message("user", "Otherwise?"),))
+        again = Counting()
+        with pytest.raises(DataError, match=f"item {ITEMS[0].id} was asked otherwise"):
+            complete(path, again, [reworded, *ITEMS[1:]])
+        assert again.asked == []
 
     def test_odd_texts_survive(self, tmp_path):
         path = tmp_path / "responses.jsonl"

@@ -118,7 +118,7 @@ def test_the_page_says_what_was_compared_left_out_and_how(found, page):
     assert "unplayed" in page
     assert "no people to compare with" in page
     assert ">31<" in page
-    for setting in ("train.steps", "tuned.how.mode", "people.games.fingerprint", "command"):
+    for setting in ("train.steps", "games.how.tuned.mode", "people.games.fingerprint", "command"):
         assert setting in page
     assert "50 values, in results.json" in page
     assert "games: people of a table, &lt;script&gt;" in page

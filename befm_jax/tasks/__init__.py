@@ -71,6 +71,7 @@ class Task:
         how: how respondents are asked by default.
         read: reads the rows of a table, for rows that only this task reads; None for the reader of
             what it `needs`.
+        serves: whether a row has items; rows that have none are counted as left out.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Task:
     groups: tuple[str, ...] = ()
     how: How = field(default_factory=Exact)
     read: Callable[[str | Path], Rows[Any]] | None = None
+    serves: Callable[[Any], bool] = lambda row: True
 
 
 _REGISTRY: dict[str, Task] = {}

@@ -1,8 +1,14 @@
-"""The tasks of games: a population's answers ("games"), and each person's ("games/person")."""
+"""The tasks of games: what a population does, and what each person does.
+
+- `games`: the answers of everybody who played a game;
+- `games/person`: a person's answer to each game;
+- `games/across`: a person's answer to each game, given their answers to all others.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float64
@@ -10,7 +16,7 @@ from jaxtyping import Float64
 from befm_jax.data import games as library
 from befm_jax.data.choices import Histogram, Plays
 from befm_jax.data.games import Game
-from befm_jax.data.items import Item
+from befm_jax.data.items import Item, Message
 from befm_jax.tasks import Task, register
 from befm_jax.tasks.wording import Wording
 
@@ -20,6 +26,8 @@ def item_of(
     target: Float64[np.ndarray, " A"] | None = None,
     id: str = "",
     labels: Mapping[str, str] | None = None,
+    before: tuple[Message, ...] = (),
+    known: Mapping[str, float] | None = None,
 ) -> Item:
     """The item of a game.
 
@@ -28,6 +36,8 @@ def item_of(
         target: `[A]` the number of people who gave each answer; None without people.
         id: the item's id; by default the game's.
         labels: labels in addition to "game".
+        before: the conversation that the game goes on from.
+        known: the person's choices in other games, by id, for `notes["known"]`; None: not asked.
 
     Returns:
         An item whose `notes` are the game's `title`, `unit`, `role`, `parameters` and the position
@@ -39,7 +49,7 @@ def item_of(
     game = library.get(game) if isinstance(game, str) else game
     return Item(
         id=id or game.id,
-        prompt=game.prompt(),
+        prompt=_continued(before, game),
         answers=game.answers,
         target=target,
         labels={**(labels or {}), "game": game.id},
@@ -49,8 +59,15 @@ def item_of(
             "role": game.role,
             "parameters": dict(game.parameters),
             "equilibrium": game.answers.position(game.equilibrium),
-        },
+        }
+        | ({} if known is None else {"known": known}),
     )
+
+
+def _continued(before: tuple[Message, ...], game: Game) -> tuple[Message, ...]:
+    """A conversation that goes on with a game; its system message is not said twice."""
+    said = [message for message in before if message.role == "system"]
+    return (*before, *(message for message in game.prompt() if message not in said))
 
 
 def population(row: Histogram, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
@@ -64,6 +81,28 @@ def person(row: Plays, wording: Wording, rng: np.random.Generator) -> Iterator[I
         labels = {**row.labels, "person": row.person}
         target = library.get(game).answers.one(position)
         yield item_of(game, target, f"{row.person}/{game}", labels)
+
+
+def across(row: Plays, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
+    """One item for each game that a person played, after their choices in the others.
+
+    The others are earlier turns of the conversation, in one random order a person.  Turns are
+    shared where one message about all of a person's choices would not be: everybody's first turn
+    is one of a few games, and people who chose alike in it share the next one, too.
+    """
+    order = [str(game) for game in rng.permutation(list(row.choices))]
+    for asked in order:
+        before: tuple[Message, ...] = ()
+        known = {}
+        for game in order:
+            if game != asked:
+                played, position = library.get(game), row.choices[game]
+                answer = Message("assistant", played.answers.written[position])
+                before = (*_continued(before, played), answer)
+                known[game] = float(played.values[position])
+        target = library.get(asked).answers.one(row.choices[asked])
+        labels = {**row.labels, "person": row.person}
+        yield item_of(asked, target, f"{row.person}/{asked}", labels, before, known)
 
 
 GAMES = register(
@@ -88,4 +127,7 @@ PERSON = register(
         average="game",
         cluster="person",
     )
+)
+ACROSS = register(
+    replace(PERSON, name="games/across", items=across, serves=lambda row: len(row.choices) > 1)
 )

@@ -15,7 +15,7 @@ from befm_jax.data import games as library
 from befm_jax.data.games import Game
 from befm_jax.data.items import Example, Item, examples_of
 from befm_jax.data.mixture import Family, one_by_one
-from befm_jax.data.rows import Rows
+from befm_jax.data.rows import LeftOut, Rows
 from befm_jax.errors import DataError
 from befm_jax.tasks import Task
 from befm_jax.tasks.games import GAMES, PERSON
@@ -175,12 +175,24 @@ def _source(
         key = (task.name if task.read else task.needs, table)
         if key not in tables:
             tables[key] = read(table)
-        return Source(task, tables[key], table)
+        return Source(task, _served(tables[key], task), table)
     if task.needs not in ("histograms", "plays"):
         raise DataError(f"task {task.name}: needs is {task.needs}, for which `read` is required")
     found = choices.read(table or humans, games)
     rows = choices.by_person(found) if task.needs == "plays" else found
-    return Source(task, rows, table or humans, tuple(games))
+    return Source(task, _served(rows, task), table or humans, tuple(games))
+
+
+def _served(rows: Rows[Any], task: Task) -> Rows[Any]:
+    """The rows that a task has items of; the others are counted as left out."""
+    kept = [row for row in rows.rows if task.serves(row)]
+    if not kept:
+        raise DataError(f"{rows.source}: no row that {task.name} has a question for")
+    if len(kept) == len(rows.rows):
+        return rows
+    reason, without = f"row: no question of {task.name}", len(rows.rows) - len(kept)
+    counts = {**rows.left_out.counts, reason: without}
+    return replace(rows, rows=kept, left_out=LeftOut(counts, rows.left_out.examples))
 
 
 def _examples(

@@ -1,14 +1,19 @@
 """The tasks of games: populations, persons, and games that are asked without people."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from befm_jax import tasks
 from befm_jax.data import choices, games
 from befm_jax.data.choices import Histogram, Plays
+from befm_jax.data.items import Message
 from befm_jax.errors import DataError
 from befm_jax.evals import measures
-from befm_jax.tasks.games import GAMES, PERSON, item_of
+from befm_jax.respondents import baselines
+from befm_jax.tasks import sources
+from befm_jax.tasks.games import ACROSS, GAMES, PERSON, item_of
 from befm_jax.tasks.wording import DEFAULT
 
 SEVEN = [game for game in map(games.get, games.ids()) if game.reference]
@@ -79,6 +84,71 @@ class TestPerson:
         assert len({item.id for item in items(PERSON, rows)}) == 180
 
 
+class TestAcross:
+    ROW = Plays("7", {"bomb": 50, "push_pull": 1, "dictator": 20}, {"sex": "female"})
+
+    def asked(self, row=ROW, seed=0):
+        return {
+            i.labels["game"]: i for i in ACROSS.items(row, DEFAULT, np.random.default_rng(seed))
+        }
+
+    def test_each_game_is_asked_after_the_answers_to_all_others(self):
+        made = self.asked()
+        assert set(made) == set(self.ROW.choices)
+        bomb = made["bomb"]
+        assert (bomb.id, bomb.target[50]) == ("7/bomb", 1)
+        assert bomb.labels == {"person": "7", "game": "bomb", "sex": "female"}
+        assert bomb.notes["known"] == {"push_pull": 1.0, "dictator": 20.0}
+        system, *turns, last = bomb.prompt
+        assert system == games.get("bomb").prompt()[0]
+        assert last.text == games.get("bomb").user
+        told = {turns[at].text: turns[at + 1].text for at in (0, 2)}
+        assert told == {games.get("push_pull").user: "[Pull]", games.get("dictator").user: "[20]"}
+        assert [turn.role for turn in turns] == ["user", "assistant"] * 2
+
+    def test_the_order_is_one_a_person_and_random(self):
+        firsts = set()
+        for seed in range(30):
+            turns = [item.prompt[1::2] for item in self.asked(seed=seed).values()]
+            before = {(first.text, second.text) for first, second, _ in turns}
+            assert not before & {(second, first) for first, second in before}
+            firsts |= {first.text for first, _, _ in turns}
+        assert len(firsts) == 3
+
+    def test_another_system_message_is_said_where_its_game_begins(self):
+        before = games.get("bomb").prompt()
+        own = dataclasses.replace(games.get("dictator"), id="own", system="Be yourself.")
+        continued = item_of(own, before=(*before, Message("assistant", "[3]"))).prompt
+        assert [message.role for message in continued] == [
+            "system", "user", "assistant", "system", "user",
+        ]  # fmt: skip
+
+    def test_people_who_played_one_game_are_counted_as_left_out(self, tmp_path):
+        path = tmp_path / "people.csv"
+        path.write_text("UserID,bomb,dictator\n1,50,10\n2,,10\n3,5,\n")
+        asked = [games.get("dictator"), games.get("bomb")]
+        across, person = sources.select("games/across,games/person", asked, str(path))
+        assert [item.id for item in across.items()] in (
+            ["1/bomb", "1/dictator"], ["1/dictator", "1/bomb"],
+        )  # fmt: skip
+        assert across.rows.left_out.counts == {"row: no question of games/across": 2}
+        assert person.rows.left_out.counts == {}
+        path.write_text("UserID,bomb,dictator\n2,,10\n3,5,\n")
+        with pytest.raises(DataError, match="no row that games/across has a question for"):
+            sources.select("games/across", asked, str(path))
+
+    def test_other_answers_predict_where_games_go_together(self):
+        training = [
+            item
+            for n in range(60)
+            for item in self.asked(Plays(str(n), {"bomb": n, "dictator": 70 - n})).values()
+        ]
+        asked = self.asked(Plays("new", {"bomb": 10, "dictator": 60}))["dictator"]
+        fitted = baselines.fit("other_answers", training, ACROSS.average)
+        (response,) = fitted.respond([asked], ACROSS.how)
+        assert response.weights @ np.arange(101) == pytest.approx(60, abs=1.5)
+
+
 class TestItemOf:
     def test_a_game_can_be_asked_without_people(self):
         item = item_of("push_pull")
@@ -110,4 +180,4 @@ class TestItemOf:
 
 def test_they_are_registered():
     assert tasks.get("games") is GAMES
-    assert tasks.names()[:2] == ["games", "games/person"]
+    assert tasks.names()[:3] == ["games", "games/person", "games/across"]

@@ -1,5 +1,6 @@
 """Directories that are written all or nothing; tables and what spreadsheets leave in them."""
 
+import gzip
 import subprocess
 import sys
 
@@ -89,3 +90,15 @@ def test_records_are_cells_by_column(tmp_path):
     assert list(files.records(path, ("a", "b"))) == [(2, {"a": "2", "b": "1", "c": "3"})]
     with pytest.raises(DataError, match=r"t\.csv:1: no column 'd', 'e'; found 'b', 'a', 'c'"):
         next(files.records(path, ("a", "d", "e")))
+
+
+def test_a_table_may_be_in_gzip(tmp_path):
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(gzip.compress(b"a,b\n1,2\n"))
+    header, rows = files.table(path)
+    assert (header, list(rows)) == (["a", "b"], [(2, ["1", "2"])])
+    whole = path.read_bytes()
+    for damaged in (b"a,b\n1,2\n", whole[:-9], whole[:12] + b"\xff\xff" + whole[14:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"t\.csv\.gz: not a gzip file"):
+            files.table(path)

@@ -20,6 +20,7 @@ from scipy.stats import norm
 from befm_jax.data.items import AnswerSet, FreeText, Item
 from befm_jax.data.responses import How, Response, Sampled
 from befm_jax.errors import DataError, unknown
+from befm_jax.respondents import strategic
 
 Shares = Float64[np.ndarray, " A"]
 Floats = NDArray[np.float64]
@@ -37,7 +38,14 @@ DEFINITIONS: Mapping[str, str] = {
     "pooled": "The training people's answers to all questions together, each put at the same share "
     "of the scale and moved to the question's nearest answer: a model that does not notice what it "
     "is asked.",
-    "equilibrium": "Everybody gives the textbook equilibrium choice of self-interested players.",
+    "equilibrium": "Everybody gives the textbook equilibrium choice of self-interested players; "
+    "where it is mixed, its shares.",
+    "quantal_response": "The logit quantal response equilibrium of a 2x2 game, its precision "
+    "fitted to the training people by maximum likelihood.",
+    "level_1": "The logit response to an opponent who chooses at random in a 2x2 game, its "
+    "precision fitted likewise.",
+    "level_2": "The logit response to an opponent who is at level 1, its precision fitted "
+    "likewise.",
     "training_people": "The training people's own answers to the same question.",
     "same_group": "The answers to the same question of training people of the same sex and age "
     "band (or the task's other groups); those of all training people count as ten more of them.",
@@ -111,6 +119,10 @@ def fit(name: str, training: Sequence[Item], question: str, groups: Sequence[str
         "training_people": lambda item, answers: _normalised(answers_of.counts(item, answers)),
         "same_group": answers_of.same_group,
         "other_answers": answers_of.from_other_answers,
+        **{
+            name: strategic.Fitted(model, training).shares
+            for name, model in strategic.MODELS.items()
+        },
     }
 
     def exact(item: Item, how: How) -> Response:
@@ -278,7 +290,8 @@ class _Training:
 def _equilibrium(item: Item, answers: AnswerSet) -> Shares:
     if "equilibrium" not in item.notes:
         raise DataError(f"item {item.id}: no equilibrium in its notes")
-    return answers.one(int(item.notes["equilibrium"]))
+    predicted = item.notes["equilibrium"]
+    return answers.one(predicted) if isinstance(predicted, int) else np.array(predicted)
 
 
 def _closed(item: Item) -> AnswerSet:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from befm_jax import tasks
-from befm_jax.data import choices, questionnaires
+from befm_jax.data import choices, matrix_games, questionnaires
 from befm_jax.data import games as library
 from befm_jax.data.games import Game
 from befm_jax.data.items import Example, Item, examples_of
@@ -158,7 +158,10 @@ def families(learnt: Iterable[Source], rows_per_step: int, by_observation: bool)
 
 
 # What reads the rows of a kind.
-_READERS = {"questionnaires": questionnaires.read}
+_READERS: Mapping[str, Callable[[str], Rows[Any]]] = {
+    "questionnaires": questionnaires.read,
+    "matrix_games": matrix_games.read,
+}
 
 
 def _source(

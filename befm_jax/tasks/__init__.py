@@ -152,4 +152,4 @@ def select(spec: str | Sequence[str]) -> list[Task]:
 
 
 # Last, because the module's tasks use the names above.
-from befm_jax.tasks import games, matrix_games, surveys  # noqa: E402, F401
+from befm_jax.tasks import games, matrix_games, rounds, surveys  # noqa: E402, F401

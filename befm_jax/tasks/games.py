@@ -2,7 +2,9 @@
 
 - `games`: the answers of everybody who played a game;
 - `games/person`: a person's answer to each game;
-- `games/across`: a person's answer to each game, given their answers to all others.
+- `games/across`: a person's answer to each game, given their answers to all others;
+- `games/bomb_risk`: how many boxes somebody of whom age, sex and country are known opens, of few
+  boxes or many, at the usual stakes, low ones or high ones.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from befm_jax.data import games as library
+from befm_jax.data.bomb_risk import Opened
 from befm_jax.data.choices import Histogram, Plays
 from befm_jax.data.games import Game
 from befm_jax.data.items import Item, Message
@@ -105,6 +108,21 @@ def across(row: Plays, wording: Wording, rng: np.random.Generator) -> Iterator[I
         yield item_of(asked, target, f"{row.person}/{asked}", labels, before, known)
 
 
+def bomb_risk(row: Opened, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
+    """One item a person.  What is known of them comes last: the game is one text for everybody."""
+    known = {"country": row.labels.get("country"), "sex": row.labels.get("sex"), "age": row.age}
+    prompt = wording(
+        "games/bomb_risk",
+        game=row.game.user,
+        stakes=row.labels.get("stakes"),
+        about={name.capitalize(): value for name, value in known.items() if value is not None},
+    )
+    stakes = f"{row.boxes} boxes, {row.labels.get('stakes', 'usual')} stakes"
+    labels = {**row.labels, "person": row.person, "question": stakes}
+    item = item_of(row.game, row.game.answers.one(row.choice), row.person, labels)
+    yield replace(item, prompt=(Message("system", row.game.system), *prompt))
+
+
 GAMES = register(
     Task(
         "games",
@@ -130,4 +148,14 @@ PERSON = register(
 )
 ACROSS = register(
     replace(PERSON, name="games/across", items=across, serves=lambda row: len(row.choices) > 1)
+)
+BOMB_RISK = register(
+    replace(
+        PERSON,
+        name="games/bomb_risk",
+        items=bomb_risk,
+        needs="bomb_risk",
+        average="question",
+        groups=("sex", "age_band", "country"),
+    )
 )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from befm_jax import tasks
-from befm_jax.data import choices, matrix_games, questionnaires, rounds
+from befm_jax.data import bomb_risk, choices, matrix_games, questionnaires, rounds
 from befm_jax.data import games as library
 from befm_jax.data.games import Game
 from befm_jax.data.items import Example, Item, examples_of
@@ -160,6 +160,7 @@ def families(learnt: Iterable[Source], rows_per_step: int, by_observation: bool)
 # What reads the rows of a kind.
 _READERS: Mapping[str, Callable[[str], Rows[Any]]] = {
     "questionnaires": questionnaires.read,
+    "bomb_risk": bomb_risk.read,
     "matrix_games": matrix_games.read,
     "rounds": rounds.read,
 }

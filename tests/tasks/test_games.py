@@ -7,13 +7,14 @@ import pytest
 
 from befm_jax import tasks
 from befm_jax.data import choices, games
+from befm_jax.data.bomb_risk import Opened
 from befm_jax.data.choices import Histogram, Plays
 from befm_jax.data.items import Message
 from befm_jax.errors import DataError
 from befm_jax.evals import measures
 from befm_jax.respondents import baselines
 from befm_jax.tasks import sources
-from befm_jax.tasks.games import ACROSS, GAMES, PERSON, item_of
+from befm_jax.tasks.games import ACROSS, BOMB_RISK, GAMES, PERSON, item_of
 from befm_jax.tasks.wording import DEFAULT
 
 SEVEN = [game for game in map(games.get, games.ids()) if game.reference]
@@ -149,6 +150,31 @@ class TestAcross:
         assert response.weights @ np.arange(101) == pytest.approx(60, abs=1.5)
 
 
+class TestBombRisk:
+    def item(self, boxes=25, choice=8, age=None, **labels):
+        (item,) = BOMB_RISK.items(Opened("7", boxes, choice, age, labels), DEFAULT, RNG)
+        return item
+
+    def test_the_game_comes_first_and_the_person_last(self):
+        item = self.item(25, 8, 34, sex="female", country="Austria", age_band="25-34")
+        system, user = item.prompt
+        assert system == games.get("bomb").prompt()[0]
+        game, about = user.text.split("\n\n")
+        assert game == games.get("bomb").with_parameters(boxes=25).user
+        assert about.split("\n") == [
+            "Give the answer of this person.", "Country: Austria", "Sex: female", "Age: 34",
+        ]  # fmt: skip
+        assert (len(item.answers), item.target.argmax(), item.id) == (26, 8, "7")
+        assert item.labels["question"] == "25 boxes, usual stakes"
+        assert set(BOMB_RISK.groups) <= set(item.labels)
+
+    def test_what_is_not_known_is_not_said(self):
+        assert self.item(100).prompt[1].text == games.get("bomb").user
+        high = self.item(100, stakes="high")
+        assert high.prompt[1].text == games.get("bomb").user + "\n\nThe stakes are high."
+        assert high.labels["question"] == "100 boxes, high stakes"
+
+
 class TestItemOf:
     def test_a_game_can_be_asked_without_people(self):
         item = item_of("push_pull")
@@ -180,4 +206,4 @@ class TestItemOf:
 
 def test_they_are_registered():
     assert tasks.get("games") is GAMES
-    assert tasks.names()[:3] == ["games", "games/person", "games/across"]
+    assert tasks.names()[:4] == ["games", "games/person", "games/across", "games/bomb_risk"]

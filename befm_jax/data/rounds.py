@@ -287,10 +287,10 @@ def _moblab(path: str | Path, left_out: LeftOut) -> _Lines:
             left_out.add("row: another stake than 100", place, cells["Total"])
             continue
         game, answers = _MOBLAB_GAMES[kind]
-        asked, moves = ("",), (cells["move"],)
+        asked, moves = [""], [cells["move"]]
         if game == "ultimatum":
-            asked = ("offer", "limit")
-            moves = tuple(cells["move"].removeprefix("[").removesuffix("]").split(","))
+            asked = ["offer", "limit"]
+            moves = cells["move"].removeprefix("[").removesuffix("]").split(",")
         parsed = [answers.parse_cell(move) for move in moves]
         if len(parsed) != len(asked) or any(one.position is None for one in parsed):
             reasons = [one.reason for one in parsed if one.reason]

@@ -19,7 +19,7 @@ from befm_jax.data import games as library
 from befm_jax.data.bomb_risk import Opened
 from befm_jax.data.choices import Histogram, Plays
 from befm_jax.data.games import Game
-from befm_jax.data.items import Item, Message
+from befm_jax.data.items import Item
 from befm_jax.tasks import Task, register
 from befm_jax.tasks.wording import Wording
 
@@ -29,8 +29,6 @@ def item_of(
     target: Float64[np.ndarray, " A"] | None = None,
     id: str = "",
     labels: Mapping[str, str] | None = None,
-    before: tuple[Message, ...] = (),
-    known: Mapping[str, float] | None = None,
 ) -> Item:
     """The item of a game.
 
@@ -39,8 +37,6 @@ def item_of(
         target: `[A]` the number of people who gave each answer; None without people.
         id: the item's id; by default the game's.
         labels: labels in addition to "game".
-        before: the conversation that the game goes on from.
-        known: the person's choices in other games, by id, for `notes["known"]`; None: not asked.
 
     Returns:
         An item whose `notes` are the game's `title`, `unit`, `role`, `parameters` and the position
@@ -52,7 +48,7 @@ def item_of(
     game = library.get(game) if isinstance(game, str) else game
     return Item(
         id=id or game.id,
-        prompt=_continued(before, game),
+        prompt=game.prompt(),
         answers=game.answers,
         target=target,
         labels={**(labels or {}), "game": game.id},
@@ -62,15 +58,8 @@ def item_of(
             "role": game.role,
             "parameters": dict(game.parameters),
             "equilibrium": game.answers.position(game.equilibrium),
-        }
-        | ({} if known is None else {"known": known}),
+        },
     )
-
-
-def _continued(before: tuple[Message, ...], game: Game) -> tuple[Message, ...]:
-    """A conversation that goes on with a game; its system message is not said twice."""
-    said = [message for message in before if message.role == "system"]
-    return (*before, *(message for message in game.prompt() if message not in said))
 
 
 def population(row: Histogram, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
@@ -87,25 +76,30 @@ def person(row: Plays, wording: Wording, rng: np.random.Generator) -> Iterator[I
 
 
 def across(row: Plays, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
-    """One item for each game that a person played, after their choices in the others.
+    """One item for each game that a person played, with their choices in the others.
 
-    The others are earlier turns of the conversation, in one random order a person.  Turns are
-    shared where one message about all of a person's choices would not be: everybody's first turn
-    is one of a few games, and people who chose alike in it share the next one, too.
+    These come last, in one random order a person, and in a line each: a game is then one text for
+    everybody who is asked about it, of which only the last lines differ.  As earlier turns of a
+    conversation, each with its whole game, they make ten times as many distinct tokens.
+    `notes["known"]` are the values of the others, by the id of the game.
     """
-    order = [str(game) for game in rng.permutation(list(row.choices))]
-    for asked in order:
-        before: tuple[Message, ...] = ()
-        known = {}
-        for game in order:
-            if game != asked:
-                played, position = library.get(game), row.choices[game]
-                answer = Message("assistant", played.answers.written[position])
-                before = (*_continued(before, played), answer)
-                known[game] = float(played.values[position])
-        target = library.get(asked).answers.one(row.choices[asked])
+    played = [library.get(str(game)) for game in rng.permutation(list(row.choices))]
+    for asked in played:
+        others = {game: row.choices[game.id] for game in played if game is not asked}
+        prompt = wording(
+            "games/across",
+            game=asked.user,
+            others=[
+                (game.title, game.answers.names[position], game.answers.in_words)
+                for game, position in others.items()
+            ],
+        )
+        target = asked.answers.one(row.choices[asked.id])
         labels = {**row.labels, "person": row.person}
-        yield item_of(asked, target, f"{row.person}/{asked}", labels, before, known)
+        item = item_of(asked, target, f"{row.person}/{asked.id}", labels)
+        known = {game.id: float(game.values[position]) for game, position in others.items()}
+        notes = {**item.notes, "known": known}
+        yield replace(item, prompt=(*asked.prompt()[:-1], *prompt), notes=notes)
 
 
 def bomb_risk(row: Opened, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
@@ -120,7 +114,7 @@ def bomb_risk(row: Opened, wording: Wording, rng: np.random.Generator) -> Iterat
     stakes = f"{row.boxes} boxes, {row.labels.get('stakes', 'usual')} stakes"
     labels = {**row.labels, "person": row.person, "question": stakes}
     item = item_of(row.game, row.game.answers.one(row.choice), row.person, labels)
-    yield replace(item, prompt=(Message("system", row.game.system), *prompt))
+    yield replace(item, prompt=(*row.game.prompt()[:-1], *prompt))
 
 
 GAMES = register(

@@ -1,7 +1,5 @@
 """The tasks of games: populations, persons, and games that are asked without people."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -9,7 +7,6 @@ from befm_jax import tasks
 from befm_jax.data import choices, games
 from befm_jax.data.bomb_risk import Opened
 from befm_jax.data.choices import Histogram, Plays
-from befm_jax.data.items import Message
 from befm_jax.errors import DataError
 from befm_jax.evals import measures
 from befm_jax.respondents import baselines
@@ -93,36 +90,34 @@ class TestAcross:
             i.labels["game"]: i for i in ACROSS.items(row, DEFAULT, np.random.default_rng(seed))
         }
 
-    def test_each_game_is_asked_after_the_answers_to_all_others(self):
+    def test_each_game_is_asked_with_the_answers_to_all_others(self):
         made = self.asked()
         assert set(made) == set(self.ROW.choices)
         bomb = made["bomb"]
         assert (bomb.id, bomb.target[50]) == ("7/bomb", 1)
         assert bomb.labels == {"person": "7", "game": "bomb", "sex": "female"}
         assert bomb.notes["known"] == {"push_pull": 1.0, "dictator": 20.0}
-        system, *turns, last = bomb.prompt
+        assert bomb.notes["equilibrium"] == 50
+        system, user = bomb.prompt
         assert system == games.get("bomb").prompt()[0]
-        assert last.text == games.get("bomb").user
-        told = {turns[at].text: turns[at + 1].text for at in (0, 2)}
-        assert told == {games.get("push_pull").user: "[Pull]", games.get("dictator").user: "[20]"}
-        assert [turn.role for turn in turns] == ["user", "assistant"] * 2
+        game, said = user.text.split("\n\n")
+        assert game == games.get("bomb").user
+        heading, *others = said.split("\n")
+        assert heading == "What you decided in other games:"
+        assert sorted(others) == [
+            "Dictator (0 to 100 dollars): 20", "Push or pull (Push, Pull): Pull",
+        ]  # fmt: skip
 
     def test_the_order_is_one_a_person_and_random(self):
         firsts = set()
         for seed in range(30):
-            turns = [item.prompt[1::2] for item in self.asked(seed=seed).values()]
-            before = {(first.text, second.text) for first, second, _ in turns}
+            said = [
+                item.prompt[-1].text.split("\n")[-2:] for item in self.asked(seed=seed).values()
+            ]
+            before = {(first, second) for first, second in said}
             assert not before & {(second, first) for first, second in before}
-            firsts |= {first.text for first, _, _ in turns}
+            firsts |= {first for first, _ in said}
         assert len(firsts) == 3
-
-    def test_another_system_message_is_said_where_its_game_begins(self):
-        before = games.get("bomb").prompt()
-        own = dataclasses.replace(games.get("dictator"), id="own", system="Be yourself.")
-        continued = item_of(own, before=(*before, Message("assistant", "[3]"))).prompt
-        assert [message.role for message in continued] == [
-            "system", "user", "assistant", "system", "user",
-        ]  # fmt: skip
 
     def test_people_who_played_one_game_are_counted_as_left_out(self, tmp_path):
         path = tmp_path / "people.csv"

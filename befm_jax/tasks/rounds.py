@@ -48,8 +48,11 @@ def next_choice(row: Played, wording: Wording, rng: np.random.Generator) -> Iter
 
 
 def first_choice(row: Played, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
-    """The first choice of a person."""
-    yield replace(next(next_choice(row, wording, rng)), notes={})
+    """The first choice of a person in public goods."""
+    # A coin in the fund brings its owner this much, whatever the others do.
+    brings = row.design["multiplier"] / row.design["group_size"]
+    notes = {"equilibrium": 0 if brings < 1 else len(row.answers) - 1}
+    yield replace(next(next_choice(row, wording, rng)), notes=notes)
 
 
 def band(number: int) -> str:

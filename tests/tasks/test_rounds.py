@@ -138,7 +138,9 @@ def test_the_first_choice_alone():
         "public_goods", COINS, PUBLIC_GOODS, Decision(1, 1, 3, after={}), Decision(1, 2, 4)
     )
     (item,) = items(row, FIRST)
-    assert (item.id, item.target.argmax(), item.notes) == ("7/1/1", 3, {})
+    assert (item.id, item.target.argmax(), item.notes) == ("7/1/1", 3, {"equilibrium": 0})
+    pays = played("public_goods", COINS, PUBLIC_GOODS | {"multiplier": 7.5}, Decision(1, 1, 3))
+    assert items(pays, FIRST)[0].notes == {"equilibrium": 20}
     assert set(FIRST.groups) <= set(item.labels)
     assert FIRST.serves(row)
     assert not FIRST.serves(DILEMMA)

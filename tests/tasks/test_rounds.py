@@ -9,6 +9,8 @@ from befm_jax import tasks
 from befm_jax.data import games
 from befm_jax.data.items import AnswerSet, examples_of
 from befm_jax.data.rounds import Decision, Played
+from befm_jax.errors import DataError
+from befm_jax.tasks import sources
 from befm_jax.tasks.rounds import band
 from befm_jax.tasks.wording import DEFAULT
 
@@ -144,6 +146,15 @@ def test_the_first_choice_alone():
     assert set(FIRST.groups) <= set(item.labels)
     assert FIRST.serves(row)
     assert not FIRST.serves(DILEMMA)
+
+
+def test_it_is_asked_of_public_goods_alone(tmp_path):
+    table = tmp_path / "dilemmas.csv"
+    table.write_text("treatment,id,game,period,choice,other.choice\nD5R40,1,1,1,c,d\n")
+    (source,) = sources.select(f"rounds/next={table}", [])
+    assert [item.id for item in source.items()] == ["1/1/1"]
+    with pytest.raises(DataError, match="no row that rounds/first has a question for"):
+        sources.select(f"rounds/first={table}", [])
 
 
 def test_bands():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import fcntl
+import gzip
 import hashlib
 import io
 import json
@@ -12,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,7 +34,7 @@ csv.field_size_limit(1 << 30)
 _NOT_TEXT = {
     b"PK\x03\x04": "a spreadsheet (.xlsx) or another zip archive; export it as CSV",
     b"\xd0\xcf\x11\xe0": "an old spreadsheet (.xls); export it as CSV",
-    b"\x1f\x8b": "compressed with gzip; decompress it",
+    b"\x1f\x8b": "compressed with gzip; give its name the suffix .gz, or decompress it",
     b"PAR1": "Parquet; give its name the suffix .parquet",
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "UTF-16 text; save it as UTF-8",
@@ -129,16 +131,23 @@ def lines(path: str | Path) -> tuple[Int64[np.ndarray, "L 2"], Int64[np.ndarray,
 
 
 def table(path: str | Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """The header and the rows of a CSV file, or of a Parquet file with that suffix.
+    """The header and the rows of a CSV file, of one in gzip (`.gz`), or of a Parquet file.
 
     A row has its line number (for Parquet, the row's number from 1).
 
     Raises:
-        DataError: as `read_bytes`, `decode` and `read_table`; Parquet without pyarrow, or damaged.
+        DataError: as `read_bytes`, `decode` and `read_table`; a damaged file; Parquet without
+            pyarrow.
     """
     content = read_bytes(path)
-    if Path(path).suffix.lower() == ".parquet":
+    suffix = Path(path).suffix.lower()
+    if suffix == ".parquet":
         return _read_parquet(content, path)
+    if suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path}: not a gzip file ({error})") from None
     return read_table(decode(content, path), path)
 
 

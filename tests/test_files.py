@@ -1,5 +1,6 @@
 """Directories that are written all or nothing; tables and what spreadsheets leave in them; JSON."""
 
+import gzip
 import io
 import os
 import random
@@ -166,7 +167,7 @@ def a_spreadsheet():
         (b"\xef\xbb\xbf\n", "the file is empty"),
         (a_spreadsheet(), "a spreadsheet .* export it as CSV"),
         (bytes.fromhex("d0cf11e0a1b11ae1"), "an old spreadsheet"),
-        (b"\x1f\x8b\x08\x00", "gzip; decompress it"),
+        (b"\x1f\x8b\x08\x00", "gzip; .* decompress it"),
         (b"PAR1\x15\x04", "Parquet; give its name the suffix"),
         ("a,b\n1,2\n".encode("utf-16"), "UTF-16 text; save it as UTF-8"),
         ("a,b\n1,2\n".encode("utf-16-le"), "t.csv:1: holds NUL bytes"),
@@ -257,3 +258,15 @@ def test_a_line_that_is_no_object_is_named(tmp_path, line, says):
     path.write_text('{"a": 1}\n' + line + "\n")
     with pytest.raises(DataError, match=rf"t\.jsonl:2: {says}"):
         list(files.json_records(path))
+
+
+def test_a_table_may_be_in_gzip(tmp_path):
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(gzip.compress(b"a,b\n1,2\n"))
+    header, rows = files.table(path)
+    assert (header, list(rows)) == (["a", "b"], [(2, ["1", "2"])])
+    whole = path.read_bytes()
+    for damaged in (b"a,b\n1,2\n", whole[:-9], whole[:12] + b"\xff\xff" + whole[14:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"t\.csv\.gz: not a gzip file"):
+            files.table(path)

@@ -32,6 +32,7 @@ from befm_jax.data.rows import SPLITS, LeftOut, Rows, drawn_part, fingerprint_of
 from befm_jax.errors import DataError, unknown
 
 AGES = range(13, 101)
+NO_AGE = f"age: not {AGES[0]} to {AGES[-1]} (the person is kept)"
 # What makes a cell.
 CELLS = ("sex", "age_band")
 REFERENCE_FILE = "big_five_by_sex_and_age.json"
@@ -164,6 +165,11 @@ def age_band(age: int) -> str:
     return f"{start}-{later[0] - 1}" if later else f"{start}+"
 
 
+def age_of(cell: str) -> int | None:
+    """The age in a cell of a table; None where it is none that somebody has."""
+    return int(cell) if cell.isascii() and cell.isdigit() and int(cell) in AGES else None
+
+
 def read(path: str | Path) -> Rows[Questionnaire]:
     """Everybody's answers in a table of one of the questionnaires, CSV, tab-separated or Parquet.
 
@@ -208,12 +214,10 @@ def read(path: str | Path) -> Rows[Questionnaire]:
         for name, value in describe({name: cells[at].strip() for name, at in places.items()}):
             if name != "age":
                 labels[name] = value
-            elif value.isascii() and value.isdigit() and int(value) in AGES:
-                age = int(value)
+            elif (age := age_of(value)) is not None:
                 labels["age_band"] = age_band(age)
             else:
-                reason = f"age: not {AGES[0]} to {AGES[-1]} (the person is kept)"
-                left_out.add(reason, place, repr(value))
+                left_out.add(NO_AGE, place, repr(value))
         # Who is who follows from what they said, wherever the row stands.
         said = repr((form.id, sorted(answers.items()), age, sorted(labels.items())))
         content = hashlib.sha256(said.encode()).hexdigest()[:16]

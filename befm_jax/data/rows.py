@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -59,6 +59,11 @@ class LeftOut:
         ]
 
 
+def of_person(row: Any, split: str, seed: int) -> Any:
+    """The row where its person is in the split, else None."""
+    return row if split_of(str(row.person), seed) == split else None
+
+
 @dataclass(frozen=True)
 class Rows(Generic[Row]):
     """The rows of one source.
@@ -72,6 +77,8 @@ class Rows(Generic[Row]):
         left_out: what could not be used, of the whole source.
         split: which part of the source these are: one of `SPLITS`.
         split_seed: which of the possible splits.
+        within: from a row, a split and a seed to what of the row is in that split, None for
+            nothing: for rows that are not split by their `person` alone.
     """
 
     rows: Sequence[Row]
@@ -81,6 +88,7 @@ class Rows(Generic[Row]):
     left_out: LeftOut = field(default_factory=LeftOut)
     split: str = "all"
     split_seed: int = 0
+    within: Callable[[Row, str, int], Row | None] = of_person
 
     @classmethod
     def of(cls, rows: Iterable[Row], source: object) -> Rows[Row]:
@@ -124,17 +132,14 @@ class Rows(Generic[Row]):
             raise DataError(f"{path}: no rows; {'; '.join(left_out.lines()) or 'there are none'}")
         return replace(cls.of(rows, Path(path).name), left_out=left_out)
 
-    def part(
-        self, split: str, seed: int = 0, person: Callable[[Row], str] | None = None
-    ) -> Rows[Row]:
-        """The rows of the persons who are in a split.
+    def part(self, split: str, seed: int = 0) -> Rows[Row]:
+        """What is in a split: the rows of its persons, unless `within` says otherwise.
 
-        For one seed the parts are disjoint and add up to the whole.
+        For one seed the parts are disjoint; parts of persons add up to the whole.
 
         Args:
             split: one of `SPLITS`.
             seed: which of the possible splits.
-            person: says whose a row is; by default its attribute `person`.
 
         Raises:
             DataError: an unknown split, rows that are a part already, or nobody in the split.
@@ -145,8 +150,8 @@ class Rows(Generic[Row]):
             return self
         if self.split != "all":
             raise DataError(f"{self.source}: these rows are the {self.split} split already")
-        whose = person or _person_of
-        kept = [row for row in self.rows if split_of(whose(row), seed) == split]
+        parts = (self.within(row, split, seed) for row in self.rows)
+        kept = [row for row in parts if row is not None]
         if not kept:
             raise DataError(f"{self.source}: nobody is in the {split} split of seed {seed}")
         return replace(self, rows=kept, split=split, split_seed=seed)
@@ -160,8 +165,33 @@ class Rows(Generic[Row]):
         return resemblance(self.sketch, sketch) > _SAME_PEOPLE
 
 
-def _person_of(row: Any) -> str:
-    return str(row.person)
+def usable(
+    path: str | Path, columns: Sequence[str], left_out: LeftOut
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """The lines of a table with their numbers, each as stripped cells by column.
+
+    Lines with another number of cells than the header are counted as left out.
+
+    Args:
+        path: the table.
+        columns: required columns; the others are included too.
+        left_out: where they are counted.
+
+    Raises:
+        DataError: as `files.table`; a missing column.
+    """
+    header, lines = files.table(path)
+    if missing := [column for column in columns if column not in header]:
+        raise DataError(
+            f"{path}:1: no column {', '.join(map(repr, missing))}; found "
+            f"{', '.join(map(repr, header))}"
+        )
+    for line, cells in lines:
+        if len(cells) == len(header):
+            yield line, dict(zip(header, (cell.strip() for cell in cells), strict=True))
+        else:
+            what = f"{len(cells)} where the header has {len(header)}"
+            left_out.add("row: wrong number of cells", f"line {line}", what)
 
 
 def fingerprint_of(facts: Iterable[str]) -> str:

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
 from befm_jax.data.items import AnswerSet, FreeText, Item
 from befm_jax.data.responses import How, Response, Sampled
 from befm_jax.errors import DataError, unknown
+from befm_jax.respondents import strategic
 
 Shares = Float64[np.ndarray, " A"]
 Floats = NDArray[np.float64]
@@ -37,19 +39,29 @@ DEFINITIONS: Mapping[str, str] = {
     "pooled": "The training people's answers to all questions together, each put at the same share "
     "of the scale and moved to the question's nearest answer: a model that does not notice what it "
     "is asked.",
-    "equilibrium": "Everybody gives the textbook equilibrium choice of self-interested players.",
+    "equilibrium": "Everybody gives the textbook equilibrium choice of self-interested players; "
+    "where it is mixed, its shares.",
+    "quantal_response": "The logit quantal response equilibrium of a 2x2 game, its precision "
+    "fitted to the training people by maximum likelihood.",
+    "level_1": "The logit response to an opponent who chooses at random in a 2x2 game, its "
+    "precision fitted likewise.",
+    "level_2": "The logit response to an opponent who is at level 1, its precision fitted "
+    "likewise.",
     "training_people": "The training people's own answers to the same question.",
     "same_group": "The answers to the same question of training people of the same sex and age "
     "band (or the task's other groups); those of all training people count as ten more of them.",
     "other_answers": "The normal distribution of an answer given the person's other answers, with "
     "means and covariances of training people (ridge regression on what is known), in shares of "
     "the answers.",
+    "previous_choice": "The person's own previous choice, with a probability that is fitted to the "
+    "training people at the same question by maximum likelihood, else an answer of theirs; theirs "
+    "alone where nothing came before.",
     "another_person": "Another training person, drawn for each item, in the place of the one who "
     "is predicted: their answer to the same question.",
     "given_text": "The text that the question gives last, repeated as the answer.",
 }
 # Baselines that know the compared people where those are the training people.
-FITTED = ("median", "mode", "pooled", "training_people")
+FITTED = ("median", "mode", "pooled", "training_people", "same_group", "other_answers")
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,11 @@ def fit(name: str, training: Sequence[Item], question: str, groups: Sequence[str
         "training_people": lambda item, answers: _normalised(answers_of.counts(item, answers)),
         "same_group": answers_of.same_group,
         "other_answers": answers_of.from_other_answers,
+        "previous_choice": answers_of.previous_choice,
+        **{
+            name: strategic.Fitted(model, training).shares
+            for name, model in strategic.MODELS.items()
+        },
     }
 
     def exact(item: Item, how: How) -> Response:
@@ -138,6 +155,9 @@ class _Training:
         self.persons: dict[str, dict[str, Any]] = {}
         self._persons_in_order: dict[str, list[str]] = {}
         self._pooled: dict[tuple[float, ...], Shares] = {}
+        # By question, what was chosen and what was chosen before.
+        self._repeated: dict[str, list[tuple[int, int]]] = {}
+        self._repeating: dict[str, float] = {}
         # By question and group.
         self._groups: dict[tuple[str, ...], Shares] = {}
         for item in items:
@@ -156,6 +176,9 @@ class _Training:
             self.totals[key] = self.totals[key] + target if key in self.totals else target
             if (group := self._group(item)) is not None:
                 self._groups[group] = self._groups.get(group, 0.0) + target
+            if item.notes.get("previous") is not None:
+                choice = int(target.argmax()), int(item.notes["previous"])
+                self._repeated.setdefault(key, []).append(choice)
             if "person" in item.labels:
                 self.persons.setdefault(key, {}).setdefault(item.labels["person"], target)
 
@@ -233,6 +256,20 @@ class _Training:
         ridge = _RIDGE * np.diag(covariance).mean() * np.eye(len(keys))
         return {key: place for place, key in enumerate(keys)}, mean, covariance + ridge
 
+    def previous_choice(self, item: Item, answers: AnswerSet) -> Shares:
+        """A mixture of the choice before, `notes["previous"]`, and training people's answers."""
+        if "previous" not in item.notes:
+            raise DataError(f"item {item.id}: what the person chose before is not known")
+        everybody = _normalised(self.counts(item, answers))
+        previous, key = item.notes["previous"], self.key(item)
+        if previous is None or key not in self._repeated:
+            return everybody
+        if key not in self._repeating:
+            chosen, before = np.array(self._repeated[key]).T
+            self._repeating[key] = _share_of(chosen == before, everybody[chosen])
+        share = self._repeating[key]
+        return share * answers.one(previous) + (1.0 - share) * everybody
+
     def median(self, item: Item, answers: AnswerSet) -> Shares:
         """All mass at the smallest answer that half of the training people do not exceed."""
         if answers.values is None:
@@ -294,7 +331,8 @@ class _Training:
 
 
 def _equilibrium(item: Item, answers: AnswerSet) -> Shares:
-    return answers.one(int(_note(item, "equilibrium")))
+    predicted = _note(item, "equilibrium")
+    return answers.one(predicted) if isinstance(predicted, int) else np.array(predicted)
 
 
 def _note(item: Item, name: str) -> Any:
@@ -318,3 +356,15 @@ def _one_text(item: Item, text: str) -> Response:
 def _normalised(counts: Shares) -> Shares:
     total: Shares = counts / counts.sum()
     return total
+
+
+def _share_of(first: NDArray[np.bool_], second: Floats) -> float:
+    """The share of the first of two components with the greatest likelihood.
+
+    `first` and `second` are the probabilities `[I]` of what was observed under each of the two.
+    """
+
+    def loss(share: float) -> float:
+        return -float(np.log(share * first + (1.0 - share) * second).sum())
+
+    return float(minimize_scalar(loss, bounds=(0.0, 1.0 - _ROUNDING), method="bounded").x)

@@ -72,6 +72,7 @@ class Task:
         how: how respondents are asked by default.
         read: reads the rows of a table, for rows that only this task reads; None for the reader of
             what it `needs`.
+        serves: whether a row has items; rows that have none are counted as left out.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Task:
     groups: tuple[str, ...] = ()
     how: How = field(default_factory=Exact)
     read: Callable[[str | Path], Rows[Any]] | None = None
+    serves: Callable[[Any], bool] = lambda row: True
 
 
 _REGISTRY: dict[str, Task] = {}
@@ -151,4 +153,12 @@ def select(spec: str | Sequence[str]) -> list[Task]:
 
 
 # Last, because the module's tasks use the names above.
-from befm_jax.tasks import games, knowledge, literature, surveys, workflows  # noqa: E402, F401
+from befm_jax.tasks import (  # noqa: E402, F401
+    games,
+    knowledge,
+    literature,
+    matrix_games,
+    rounds,
+    surveys,
+    workflows,
+)

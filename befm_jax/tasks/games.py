@@ -1,13 +1,22 @@
-"""The tasks of games: a population's answers ("games"), and each person's ("games/person")."""
+"""The tasks of games: what a population does, and what each person does.
+
+- `games`: the answers of everybody who played a game;
+- `games/person`: a person's answer to each game;
+- `games/across`: a person's answer to each game, given their answers to all others;
+- `games/bomb_risk`: how many boxes somebody of whom age, sex and country are known opens, of few
+  boxes or many, at the usual stakes, low ones or high ones.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float64
 
 from befm_jax.data import games as library
+from befm_jax.data.bomb_risk import Opened
 from befm_jax.data.choices import Histogram, Plays
 from befm_jax.data.games import Game
 from befm_jax.data.items import Item
@@ -66,6 +75,48 @@ def person(row: Plays, wording: Wording, rng: np.random.Generator) -> Iterator[I
         yield item_of(game, target, f"{row.person}/{game}", labels)
 
 
+def across(row: Plays, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
+    """One item for each game that a person played, with their choices in the others.
+
+    These come last, in one random order a person, and in a line each: a game is then one text for
+    everybody who is asked about it, of which only the last lines differ.  As earlier turns of a
+    conversation, each with its whole game, they make ten times as many distinct tokens.
+    `notes["known"]` are the values of the others, by the id of the game.
+    """
+    played = [library.get(str(game)) for game in rng.permutation(list(row.choices))]
+    for asked in played:
+        others = {game: row.choices[game.id] for game in played if game is not asked}
+        prompt = wording(
+            "games/across",
+            game=asked.user,
+            others=[
+                (game.title, game.answers.names[position], game.answers.in_words)
+                for game, position in others.items()
+            ],
+        )
+        target = asked.answers.one(row.choices[asked.id])
+        labels = {**row.labels, "person": row.person}
+        item = item_of(asked, target, f"{row.person}/{asked.id}", labels)
+        known = {game.id: float(game.values[position]) for game, position in others.items()}
+        notes = {**item.notes, "known": known}
+        yield replace(item, prompt=(*asked.prompt()[:-1], *prompt), notes=notes)
+
+
+def bomb_risk(row: Opened, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
+    """One item a person.  What is known of them comes last: the game is one text for everybody."""
+    known = {"country": row.labels.get("country"), "sex": row.labels.get("sex"), "age": row.age}
+    prompt = wording(
+        "games/bomb_risk",
+        game=row.game.user,
+        stakes=row.labels.get("stakes"),
+        about={name.capitalize(): value for name, value in known.items() if value is not None},
+    )
+    stakes = f"{row.boxes} boxes, {row.labels.get('stakes', 'usual')} stakes"
+    labels = {**row.labels, "person": row.person, "question": stakes}
+    item = item_of(row.game, row.game.answers.one(row.choice), row.person, labels)
+    yield replace(item, prompt=(*row.game.prompt()[:-1], *prompt))
+
+
 GAMES = register(
     Task(
         "games",
@@ -87,5 +138,18 @@ PERSON = register(
         measures=("crps", "log_score", "expected_error", "median_error", "accuracy"),
         average="game",
         cluster="person",
+    )
+)
+ACROSS = register(
+    replace(PERSON, name="games/across", items=across, serves=lambda row: len(row.choices) > 1)
+)
+BOMB_RISK = register(
+    replace(
+        PERSON,
+        name="games/bomb_risk",
+        items=bomb_risk,
+        needs="bomb_risk",
+        average="question",
+        groups=("sex", "age_band", "country"),
     )
 )

@@ -12,12 +12,20 @@ from typing import Any
 import numpy as np
 
 from befm_jax import tasks
-from befm_jax.data import choices, knowledge, literature, questionnaires
+from befm_jax.data import (
+    bomb_risk,
+    choices,
+    knowledge,
+    literature,
+    matrix_games,
+    questionnaires,
+    rounds,
+)
 from befm_jax.data import games as library
 from befm_jax.data.games import Game
 from befm_jax.data.items import Example, Item, examples_of
 from befm_jax.data.mixture import Family, one_by_one
-from befm_jax.data.rows import Rows
+from befm_jax.data.rows import LeftOut, Rows
 from befm_jax.errors import DataError
 from befm_jax.tasks import Task
 from befm_jax.tasks.games import GAMES, PERSON
@@ -219,6 +227,9 @@ _READERS: Mapping[str, Callable[[str], Rows[Any]]] = {
     "questions": knowledge.read,
     "workflows": literature.read_workflows,
     "abstracts": literature.read_abstracts,
+    "bomb_risk": bomb_risk.read,
+    "matrix_games": matrix_games.read,
+    "rounds": rounds.read,
 }
 _REFERENCES: Mapping[str, Callable[[], Rows[Any]]] = {
     "cells": questionnaires.read_reference,
@@ -249,12 +260,24 @@ def _source(
         key = (task.name if task.read else task.needs, table)
         if key not in tables:
             tables[key] = read(table)
-        return Source(task, tables[key], table)
+        return Source(task, _served(tables[key], task), table)
     if task.needs not in ("histograms", "plays"):
         raise DataError(f"task {task.name}: needs is {task.needs}, for which `read` is required")
     found = choices.read(table or humans, games)
     rows = choices.by_person(found) if task.needs == "plays" else found
-    return Source(task, rows, table or humans, tuple(games))
+    return Source(task, _served(rows, task), table or humans, tuple(games))
+
+
+def _served(rows: Rows[Any], task: Task) -> Rows[Any]:
+    """The rows that a task has items of; the others are counted as left out."""
+    kept = [row for row in rows.rows if task.serves(row)]
+    if not kept:
+        raise DataError(f"{rows.source}: no row that {task.name} has a question for")
+    if len(kept) == len(rows.rows):
+        return rows
+    reason, without = f"row: no question of {task.name}", len(rows.rows) - len(kept)
+    counts = {**rows.left_out.counts, reason: without}
+    return replace(rows, rows=kept, left_out=LeftOut(counts, rows.left_out.examples))
 
 
 def _examples(

@@ -57,7 +57,7 @@ class Wording:
         """
         if name not in self.templates:
             raise unknown("wording", name, self.templates)
-        system, user = (self._filled(name, text, fields) for text in self.templates[name])
+        system, user = (text and self._filled(name, text, fields) for text in self.templates[name])
         before = (Message("system", system),) if system else ()
         return (*before, Message("user", user))
 

@@ -1,7 +1,7 @@
 """Rows: splits by person, ids, fingerprints and sketches, tables of one's own."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -73,14 +73,14 @@ class TestSplits:
         assert {(part.split, part.split_seed) for part in parts} == {(s, 3) for s in SPLITS[1:]}
         assert whole.part("all") is whole
 
-    def test_another_attribute_may_say_whose_a_row_is(self):
-        whole = Rows.of([("7.0", 1), ("8", 2)], "made up")
-        found = [
-            name
-            for name in SPLITS[1:]
-            if split_of("7") == name and whole.part(name, person=lambda row: row[0]).rows
-        ]
-        assert found == [split_of("7")]
+    def test_a_part_may_have_some_of_a_row(self):
+        def within(row, split, seed):
+            return tuple(one for one in row if split_of(str(one), seed) == split) or None
+
+        whole = replace(Rows.of([(0, 1, 2), (3,), (4, 5)], "made up"), within=within)
+        assert whole.part("train").rows == [(1, 2), (4, 5)]
+        assert whole.part("test").rows == [(0,), (3,)]
+        assert whole.part("all").rows == [(0, 1, 2), (3,), (4, 5)]
 
     def test_what_is_no_split(self):
         whole = Rows.of([Someone(str(n)) for n in range(100)], "made up")

@@ -94,6 +94,27 @@ def test_all_items_may_ask_the_same_question():
     np.testing.assert_allclose(found, [0.5, 0, 0.5])
 
 
+def test_the_previous_choice_is_kept_as_often_as_training_people_keep_theirs():
+    # What six of eight people do, some of them by chance.
+    kept = [(0, 0)] * 3 + [(2, 2)] * 3 + [(1, 0), (1, 2)]
+    training = [
+        asked(SCALE.one(now), person=f"p{n}", previous=before)
+        for n, (now, before) in enumerate(kept)
+    ]
+    everybody = np.array([3, 2, 3]) / 8
+    grid = np.linspace(0, 1, 10_001)[:-1, None]
+    chosen, before = np.array(kept).T
+    likelihood = np.log(grid * (chosen == before) + (1 - grid) * everybody[chosen]).sum(1)
+    share = grid[likelihood.argmax(), 0]
+    assert 0.5 < share < 0.75
+    found = shares("previous_choice", training, asked(previous=1))
+    np.testing.assert_allclose(found, share * SCALE.one(1) + (1 - share) * everybody, atol=1e-3)
+    np.testing.assert_allclose(shares("previous_choice", training, asked(previous=None)), everybody)
+    firsts = [asked([1, 0, 1], previous=None)]
+    np.testing.assert_allclose(shares("previous_choice", firsts, asked(previous=1)), [0.5, 0, 0.5])
+    assert not baselines.fit("previous_choice", training, "game").serves(asked())
+
+
 class TestAnotherPerson:
     PEOPLE = [asked(SCALE.one(n % 3), person=f"p{n}") for n in range(6)]  # noqa: RUF012
 

@@ -5,10 +5,13 @@ import pytest
 
 from befm_jax import tasks
 from befm_jax.data import choices, games
+from befm_jax.data.bomb_risk import Opened
 from befm_jax.data.choices import Histogram, Plays
 from befm_jax.errors import DataError
 from befm_jax.evals import measures
-from befm_jax.tasks.games import GAMES, PERSON, item_of
+from befm_jax.respondents import baselines
+from befm_jax.tasks import sources
+from befm_jax.tasks.games import ACROSS, BOMB_RISK, GAMES, PERSON, item_of
 from befm_jax.tasks.wording import DEFAULT
 
 SEVEN = [game for game in map(games.get, games.ids()) if game.reference]
@@ -79,6 +82,94 @@ class TestPerson:
         assert len({item.id for item in items(PERSON, rows)}) == 180
 
 
+class TestAcross:
+    ROW = Plays("7", {"bomb": 50, "push_pull": 1, "dictator": 20}, {"sex": "female"})
+
+    def asked(self, row=ROW, seed=0):
+        return {
+            i.labels["game"]: i for i in ACROSS.items(row, DEFAULT, np.random.default_rng(seed))
+        }
+
+    def test_each_game_is_asked_with_the_answers_to_all_others(self):
+        made = self.asked()
+        assert set(made) == set(self.ROW.choices)
+        bomb = made["bomb"]
+        assert (bomb.id, bomb.target[50]) == ("7/bomb", 1)
+        assert bomb.labels == {"person": "7", "game": "bomb", "sex": "female"}
+        assert bomb.notes["known"] == {"push_pull": 1.0, "dictator": 20.0}
+        assert bomb.notes["equilibrium"] == 50
+        system, user = bomb.prompt
+        assert system == games.get("bomb").prompt()[0]
+        game, said = user.text.split("\n\n")
+        assert game == games.get("bomb").user
+        heading, *others = said.split("\n")
+        assert heading == "What you decided in other games:"
+        assert sorted(others) == [
+            "Dictator (0 to 100 dollars): 20", "Push or pull (Push, Pull): Pull",
+        ]  # fmt: skip
+
+    def test_the_order_is_one_a_person_and_random(self):
+        firsts = set()
+        for seed in range(30):
+            said = [
+                item.prompt[-1].text.split("\n")[-2:] for item in self.asked(seed=seed).values()
+            ]
+            before = {(first, second) for first, second in said}
+            assert not before & {(second, first) for first, second in before}
+            firsts |= {first for first, _ in said}
+        assert len(firsts) == 3
+
+    def test_people_who_played_one_game_are_counted_as_left_out(self, tmp_path):
+        path = tmp_path / "people.csv"
+        path.write_text("UserID,bomb,dictator\n1,50,10\n2,,10\n3,5,\n")
+        asked = [games.get("dictator"), games.get("bomb")]
+        across, person = sources.select("games/across,games/person", asked, str(path))
+        assert [item.id for item in across.items()] in (
+            ["1/bomb", "1/dictator"], ["1/dictator", "1/bomb"],
+        )  # fmt: skip
+        assert across.rows.left_out.counts == {"row: no question of games/across": 2}
+        assert person.rows.left_out.counts == {}
+        path.write_text("UserID,bomb,dictator\n2,,10\n3,5,\n")
+        with pytest.raises(DataError, match="no row that games/across has a question for"):
+            sources.select("games/across", asked, str(path))
+
+    def test_other_answers_predict_where_games_go_together(self):
+        training = [
+            item
+            for n in range(60)
+            for item in self.asked(Plays(str(n), {"bomb": n, "dictator": 70 - n})).values()
+        ]
+        asked = self.asked(Plays("new", {"bomb": 10, "dictator": 60}))["dictator"]
+        fitted = baselines.fit("other_answers", training, ACROSS.average)
+        (response,) = fitted.respond([asked], ACROSS.how)
+        assert response.weights @ np.arange(101) == pytest.approx(60, abs=1.5)
+
+
+class TestBombRisk:
+    def item(self, boxes=25, choice=8, age=None, **labels):
+        (item,) = BOMB_RISK.items(Opened("7", boxes, choice, age, labels), DEFAULT, RNG)
+        return item
+
+    def test_the_game_comes_first_and_the_person_last(self):
+        item = self.item(25, 8, 34, sex="female", country="Austria", age_band="25-34")
+        system, user = item.prompt
+        assert system == games.get("bomb").prompt()[0]
+        game, about = user.text.split("\n\n")
+        assert game == games.get("bomb").with_parameters(boxes=25).user
+        assert about.split("\n") == [
+            "Give the answer of this person.", "Country: Austria", "Sex: female", "Age: 34",
+        ]  # fmt: skip
+        assert (len(item.answers), item.target.argmax(), item.id) == (26, 8, "7")
+        assert item.labels["question"] == "25 boxes, usual stakes"
+        assert set(BOMB_RISK.groups) <= set(item.labels)
+
+    def test_what_is_not_known_is_not_said(self):
+        assert self.item(100).prompt[1].text == games.get("bomb").user
+        high = self.item(100, stakes="high")
+        assert high.prompt[1].text == games.get("bomb").user + "\n\nThe stakes are high."
+        assert high.labels["question"] == "100 boxes, high stakes"
+
+
 class TestItemOf:
     def test_a_game_can_be_asked_without_people(self):
         item = item_of("push_pull")
@@ -110,4 +201,4 @@ class TestItemOf:
 
 def test_they_are_registered():
     assert tasks.get("games") is GAMES
-    assert tasks.names()[:2] == ["games", "games/person"]
+    assert tasks.names()[:4] == ["games", "games/person", "games/across", "games/bomb_risk"]

@@ -60,8 +60,9 @@ DEFINITIONS: Mapping[str, str] = {
     "is predicted: their answer to the same question.",
     "given_text": "The text that the question gives last, repeated as the answer.",
 }
-# Baselines that know the compared people where those are the training people.
-FITTED = ("median", "mode", "pooled", "training_people", "same_group", "other_answers")
+# Baselines that know the compared people where those are the training people: not these.
+_NOT_FITTED = ("uniform", "equilibrium", "another_person", "given_text")
+FITTED = tuple(name for name in DEFINITIONS if name not in _NOT_FITTED)
 
 
 @dataclass(frozen=True)

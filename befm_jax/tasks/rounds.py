@@ -128,6 +128,6 @@ register(
         average="setting",
         cluster="group",
         groups=("framing", "chat", "punishment", "reward"),
-        serves=lambda row: row.game == "public_goods",
+        serves=lambda row: row.game == "public_goods" and row.decisions[0].round == 1,
     )
 )

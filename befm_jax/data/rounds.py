@@ -132,8 +132,9 @@ def read(path: str | Path) -> Rows[Played]:
         raise DataError(f"{path}: no choice; {'; '.join(left_out.lines()) or 'no rows'}")
     facts = {repr((row.person, row.game, row.design, row.decisions)) for row in rows}
     source = f"{Path(path).name} ({layout.name})"
-    within = _with_design if layout.name == "public goods" else of_person
-    return Rows(rows, source, fingerprint_of(facts), sketch_of(facts), left_out, within=within)
+    return Rows(
+        rows, source, fingerprint_of(facts), sketch_of(facts), left_out, within=layout.within
+    )
 
 
 def _in_order(decision: Decision) -> tuple[int, int]:
@@ -152,6 +153,7 @@ class _Layout(NamedTuple):
     name: str
     columns: tuple[str, ...]
     lines: Callable[[str | Path, LeftOut], _Lines]
+    within: Callable[[Played, str, int], Played | None] = of_person
 
 
 def _public_goods(path: str | Path, left_out: LeftOut) -> _Lines:
@@ -166,11 +168,13 @@ def _public_goods(path: str | Path, left_out: LeftOut) -> _Lines:
             left_out.add("row: no participant or session", place, "")
             continue
         if (
-            *(size is None, multiplier is None, bool(shown) and rounds is None),
-            kind not in ("variable", "all_or_nothing"),
-            framing not in ("opt_in", "opt_out"),
-            not set(switches.values()) <= {"0", "1"},
-        ) != (False,) * 6:
+            size is None
+            or multiplier is None
+            or (shown and rounds is None)
+            or kind not in ("variable", "all_or_nothing")
+            or framing not in ("opt_in", "opt_out")
+            or not set(switches.values()) <= {"0", "1"}
+        ):
             what = ", ".join(cells[name] for name in _DESIGN)
             left_out.add("row: a design that can't be", place, what)
             continue
@@ -344,7 +348,7 @@ _MOBLAB_GAMES = {
     "ultimatum_strategy": ("ultimatum", _DOLLARS),
 }
 _LAYOUTS = (
-    _Layout("public goods", _PUBLIC_GOODS, _public_goods),
+    _Layout("public goods", _PUBLIC_GOODS, _public_goods, _with_design),
     _Layout("repeated dilemmas", _DAL_BO, _without_errors),
     _Layout("repeated dilemmas with errors", _FUDENBERG, _with_errors),
     _Layout("MobLab's rounds", _MOBLAB, _moblab),

@@ -54,8 +54,9 @@ DEFINITIONS: Mapping[str, str] = {
     "means and covariances of training people (ridge regression on what is known), in shares of "
     "the answers.",
     "previous_choice": "The person's own previous choice, with a probability that is fitted to the "
-    "training people at the same question by maximum likelihood, else an answer of theirs; theirs "
-    "alone where nothing came before.",
+    "training people at the same question (one who kept theirs and one who did not are added); "
+    "else an answer of theirs, or of one who answers uniformly. These alone where nothing came "
+    "before.",
     "another_person": "Another training person, drawn for each item, in the place of the one who "
     "is predicted: their answer to the same question.",
     "given_text": "The text that the question gives last, repeated as the answer.",
@@ -261,13 +262,13 @@ class _Training:
         """A mixture of the choice before, `notes["previous"]`, and training people's answers."""
         if "previous" not in item.notes:
             raise DataError(f"item {item.id}: what the person chose before is not known")
-        everybody = _normalised(self.counts(item, answers))
+        everybody = _normalised(self.counts(item, answers) + 1.0 / len(answers))
         previous, key = item.notes["previous"], self.key(item)
         if previous is None or key not in self._repeated:
             return everybody
         if key not in self._repeating:
             chosen, before = np.array(self._repeated[key]).T
-            self._repeating[key] = _share_of(chosen == before, everybody[chosen])
+            self._repeating[key] = _share_kept(chosen == before, everybody[chosen])
         share = self._repeating[key]
         return share * answers.one(previous) + (1.0 - share) * everybody
 
@@ -359,13 +360,15 @@ def _normalised(counts: Shares) -> Shares:
     return total
 
 
-def _share_of(first: NDArray[np.bool_], second: Floats) -> float:
-    """The share of the first of two components with the greatest likelihood.
+def _share_kept(kept: NDArray[np.bool_], by_chance: Floats) -> float:
+    """The share of people who keep their choice, one more keeping and one more changing theirs.
 
-    `first` and `second` are the probabilities `[I]` of what was observed under each of the two.
+    `kept` says who gave the answer that they gave before, `by_chance` how likely everybody's answer
+    is for people who don't keep theirs; both are `[I]`.
     """
 
     def loss(share: float) -> float:
-        return -float(np.log(share * first + (1.0 - share) * second).sum())
+        likelihood = share * kept + (1.0 - share) * by_chance
+        return -float(np.log(likelihood).sum() + np.log(share) + np.log1p(-share))
 
-    return float(minimize_scalar(loss, bounds=(0.0, 1.0 - _ROUNDING), method="bounded").x)
+    return float(minimize_scalar(loss, bounds=(0.0, 1.0), method="bounded").x)

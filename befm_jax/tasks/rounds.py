@@ -5,7 +5,9 @@
 
 Both need "rounds" (`befm_jax.data.rounds`).  The question that items have in common is their
 `situation`: the setting (a treatment, or what may be put in and how it is told) and how far the
-game has gone.  What is resampled are groups that played together, where those are known.
+game has gone.  Figures by what happened `before` say whether somebody who was let down, or whose
+bomb went off, is predicted as well as others.  What is resampled are groups that played together,
+where those are known.
 """
 
 from __future__ import annotations
@@ -41,7 +43,11 @@ def next_choice(row: Played, wording: Wording, rng: np.random.Generator) -> Iter
             before=before,
             answers=row.answers,
         )
-        yield _item(row, decision, conversation, chosen.get(decision.asked))
+        previous = chosen.get(decision.asked)
+        happened = "a match begins"
+        if before is not None and before.match == decision.match:
+            happened = _happened(row, before, previous)
+        yield _item(row, decision, conversation, previous, happened)
         chosen[decision.asked] = decision.choice
         answer = row.answers.written[decision.choice]
         conversation, before = (*conversation, Message("assistant", answer)), decision
@@ -64,8 +70,25 @@ def band(number: int) -> str:
     return str(start) if later[0] == start + 1 else f"{start}-{later[0] - 1}"
 
 
+def _happened(row: Played, before: Decision, previous: int | None) -> str:
+    """What happened in the round before, in a few kinds."""
+    if row.game == "dilemma":
+        told = (f"{who} {row.answers.names[choice]}" for who, choice in before.after.items())
+        return ", ".join(told) or "nothing told"
+    if row.game == "bomb":
+        return "no bomb" if before.after["safe"] else "the bomb"
+    if previous is None:
+        return "another choice"
+    ends = {0: "chose the least", len(row.answers) - 1: "chose the most"}
+    return ends.get(previous, "chose between")
+
+
 def _item(
-    row: Played, decision: Decision, prompt: tuple[Message, ...], previous: int | None
+    row: Played,
+    decision: Decision,
+    prompt: tuple[Message, ...],
+    previous: int | None,
+    happened: str,
 ) -> Item:
     setting = f"{row.setting}, {decision.asked}" if decision.asked else row.setting
     labels = {
@@ -76,6 +99,7 @@ def _item(
         "setting": setting,
         "round": band(decision.round),
         "situation": f"{setting}, round {band(decision.round)}",
+        "before": happened,
     }
     where = (row.person, str(decision.match), str(decision.round), decision.asked)
     target = row.answers.one(decision.choice)
@@ -92,7 +116,7 @@ register(
         measures=_MEASURES,
         average="situation",
         cluster="group",
-        groups=("round",),
+        groups=("round", "before"),
     )
 )
 register(
@@ -104,6 +128,6 @@ register(
         average="setting",
         cluster="group",
         groups=("framing", "chat", "punishment", "reward"),
-        serves=lambda row: row.game == "public_goods",
+        serves=lambda row: row.game == "public_goods" and row.decisions[0].round == 1,
     )
 )

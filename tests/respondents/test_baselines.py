@@ -95,23 +95,25 @@ def test_all_items_may_ask_the_same_question():
 
 
 def test_the_previous_choice_is_kept_as_often_as_training_people_keep_theirs():
-    # What six of eight people do, some of them by chance.
     kept = [(0, 0)] * 3 + [(2, 2)] * 3 + [(1, 0), (1, 2)]
     training = [
         asked(SCALE.one(now), person=f"p{n}", previous=before)
         for n, (now, before) in enumerate(kept)
     ]
-    everybody = np.array([3, 2, 3]) / 8
-    grid = np.linspace(0, 1, 10_001)[:-1, None]
+    everybody = (np.array([3, 2, 3]) + 1 / 3) / 9
+    grid = np.linspace(0, 1, 10_001)[1:-1, None]
     chosen, before = np.array(kept).T
-    likelihood = np.log(grid * (chosen == before) + (1 - grid) * everybody[chosen]).sum(1)
-    share = grid[likelihood.argmax(), 0]
-    assert 0.5 < share < 0.75
+    likelihood = grid * (chosen == before) + (1 - grid) * everybody[chosen]
+    posterior = np.log(likelihood).sum(1) + np.log(grid * (1 - grid))[:, 0]
+    share = grid[posterior.argmax(), 0]
+    assert 0.4 < share < 0.7
     found = shares("previous_choice", training, asked(previous=1))
     np.testing.assert_allclose(found, share * SCALE.one(1) + (1 - share) * everybody, atol=1e-3)
-    np.testing.assert_allclose(shares("previous_choice", training, asked(previous=None)), everybody)
+    found = shares("previous_choice", training, asked(previous=None))
+    np.testing.assert_allclose(found, everybody)
     firsts = [asked([1, 0, 1], previous=None)]
-    np.testing.assert_allclose(shares("previous_choice", firsts, asked(previous=1)), [0.5, 0, 0.5])
+    found = shares("previous_choice", firsts, asked(previous=1))
+    np.testing.assert_allclose(found, np.array([4, 1, 4]) / 9)
     assert not baselines.fit("previous_choice", training, "game").serves(asked())
 
 

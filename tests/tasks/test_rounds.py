@@ -1,6 +1,7 @@
 """Games in rounds as they are asked: one growing conversation a person."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,6 +40,9 @@ PUBLIC_GOODS = {
     "opt_out": False, "chat": False, "punishment": False, "reward": False,
 }  # fmt: skip
 COINS = AnswerSet.numbers(range(21), "coins")
+
+
+UNKNOWN = {"total": None, "others": None, "gain": None}
 
 
 def items(row, task=NEXT):
@@ -80,6 +84,17 @@ def test_what_happened_is_told_and_what_is_not_known_is_not():
         .prompt[-1]
         .text.startswith("Carried out were Push for you and Pull for the other person.")
     )
+
+
+def test_what_happened_before_is_a_label():
+    assert [item.labels["before"] for item in items(DILEMMA)] == [
+        "a match begins", "own Push, other Pull", "a match begins", "nothing told",
+    ]  # fmt: skip
+    coins = [Decision(1, number, at) for number, at in enumerate((0, 20, 7, 7), 1)]
+    row = played("public_goods", COINS, PUBLIC_GOODS, *(replace(d, after=UNKNOWN) for d in coins))
+    assert [item.labels["before"] for item in items(row)] == [
+        "a match begins", "chose the least", "chose the most", "chose between",
+    ]  # fmt: skip
 
 
 def test_public_goods_say_what_the_design_is():
@@ -132,6 +147,7 @@ def test_moblabs_rounds(game, decisions, says):
     first, second = items(played(game, COINS, {}, *decisions))
     assert first.answers.request in first.prompt[0].text
     assert says in second.prompt[-1].text
+    assert set(NEXT.groups) <= set(second.labels)
     assert second.notes["previous"] == (None if game == "ultimatum" else 5)
 
 

@@ -190,6 +190,20 @@ class Tokenizer:
         """Number of token ids, special ones included."""
         return len(self._backend)
 
+    def occurring(self, start: int) -> list[str]:
+        """The tokens with ids from `start` on that can occur in a prompt or an answer.
+
+        A special token can where the template writes it, by its name or its role (`pad_token`).
+        """
+        roles: Mapping[str, Any] = self._backend.special_tokens_map
+        written = [token for role, token in roles.items() if role in self._template]
+        return sorted(
+            token
+            for token, index in self._backend.get_vocab().items()
+            if index >= start
+            and (token not in self._special or token in self._template or token in written)
+        )
+
     @property
     def bos_id(self) -> int | None:
         """The tokenizer's BOS, if it has one."""

@@ -301,7 +301,7 @@ def _read(
                         a[layer, :rank] = opened.get_tensor(_key(path, layer, "a"))
                         b[layer, :, :rank] = opened.get_tensor(_key(path, layer, "b"))
             for part, matrix in (("a", a), ("b", b)):
-                for layer in np.flatnonzero(~np.isfinite(matrix).all(axis=(1, 2))):
+                for layer in np.flatnonzero(~np.isfinite(matrix).all(axis=(1, 2))).tolist():
                     raise AdapterError(
                         f"{file}: {_key(path, layer, part)} holds numbers that are not finite"
                     )

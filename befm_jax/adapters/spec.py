@@ -31,7 +31,7 @@ _SHORTENED_FROM = 20
 # Names and patterns in a field, at most: four for every linear of the largest Llama.
 _MOST = 4096
 # Seconds for one match of a pattern, which takes microseconds unless it backtracks without end.
-_MATCH_SECONDS = 0.1
+_MATCH_SECONDS = 1.0
 # The largest scaling in float32.
 LARGEST_ALPHA = float(np.finfo(np.float32).max)
 
@@ -165,7 +165,7 @@ class LoraSpec:
             )
         for field in ("rank_pattern", "alpha_pattern"):
             for key, _ in getattr(self, field):
-                if not any(_match(_at_end(key), name) for name in adapted):
+                if not any(_match(field, _at_end(key), name) for name in adapted):
                     raise AdapterError(f"{field}: {key!r} matches no linear that has an adapter")
         return {path: layers for path, layers in plan.items() if any(layers.ranks)}
 
@@ -173,12 +173,12 @@ class LoraSpec:
         """Whether the module of this name gets an adapter: PEFT's `check_target_module_exists`."""
         excluded = self.exclude_modules
         if isinstance(excluded, str):
-            if excluded and _match(excluded, name, whole=True):
+            if excluded and _match("exclude_modules", excluded, name, whole=True):
                 return False
         elif _ends_with_any(name, excluded):
             return False
         if isinstance(self.targets, str):
-            return _match(self.targets, name, whole=True) is not None
+            return _match("target_modules", self.targets, name, whole=True) is not None
         if self.layers_to_transform is None or name in self.targets:
             return _ends_with_any(name, self.targets)
         return _ends_with_any(name, self.targets) and self._layer(name) in self.layers_to_transform
@@ -186,7 +186,7 @@ class LoraSpec:
     def _layer(self, name: str) -> int | None:
         before = [_before_layer(pattern) for pattern in self.layers_pattern]
         for pattern in before or [_ANY_LAYER]:
-            match = _match(pattern, name)
+            match = _match("layers_pattern", pattern, name)
             if match:
                 return int(match["index"])
         return None
@@ -270,16 +270,17 @@ def _per_layer(spec: LoraSpec, path: str, layers: int) -> PerLayer:
             ranks.append(0)
             scalings.append(0.0)
             continue
-        rank = _by_pattern(spec.rank_pattern, name, spec.rank)
-        alpha = _by_pattern(spec.alpha_pattern, name, spec.alpha)
+        rank = _by_pattern(spec, "rank_pattern", name, spec.rank)
+        alpha = _by_pattern(spec, "alpha_pattern", name, spec.alpha)
         ranks.append(rank)
         scalings.append(alpha / (math.sqrt(rank) if spec.rslora else rank))
     return PerLayer(tuple(ranks), tuple(scalings))
 
 
-def _by_pattern(pattern: tuple[tuple[str, Any], ...], name: str, otherwise: Any) -> Any:
+def _by_pattern(spec: LoraSpec, field: str, name: str, otherwise: Any) -> Any:
     """The value of the first key that matches (PEFT's `get_pattern_key`)."""
-    matching = (value for key, value in pattern if _match(_at_end(key), name))
+    pattern: tuple[tuple[str, Any], ...] = getattr(spec, field)
+    matching = (value for key, value in pattern if _match(field, _at_end(key), name))
     return next(matching, otherwise)
 
 
@@ -298,8 +299,8 @@ def _at_end(key: str) -> str:
     return rf"(.*\.)?({key})$"
 
 
-def _match(pattern: str, name: str, whole: bool = False) -> Any:
-    """A pattern's match at the beginning of a name, or of the `whole` name; None if it has none.
+def _match(field: str, pattern: str, name: str, whole: bool = False) -> Any:
+    """The match of a field's pattern at the beginning of a name, or of the whole; None without one.
 
     `regex` reads what PEFT's `re` does, and stops a pattern that backtracks without end, for which
     AdapterError is raised.
@@ -308,7 +309,7 @@ def _match(pattern: str, name: str, whole: bool = False) -> Any:
     try:
         return (compiled.fullmatch if whole else compiled.match)(name, timeout=_MATCH_SECONDS)
     except TimeoutError:
-        raise AdapterError(f"the pattern {pattern!r:.80} takes too long to match {name}") from None
+        raise AdapterError(f"{field}: {pattern!r:.80} takes too long to match {name}") from None
 
 
 @lru_cache(maxsize=2 * _MOST)

@@ -10,9 +10,10 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from befm_jax.config import CACHES, DTYPES, QUANTIZE, check_arguments
+from befm_jax.config import CACHES, check_arguments
 from befm_jax.distributed import processes
 from befm_jax.errors import UserError, printable
+from befm_jax.models import DTYPES, QUANTIZE
 
 # Flags of sampling, without effect on exact answers.
 SAMPLING = ("participants", "temperature", "top_k", "top_p", "max_new_tokens", "cache")
@@ -49,6 +50,9 @@ def define_model_flags() -> None:
     )
     flags.DEFINE_bool(
         "force_template", False, "accept an adapter that was trained with another chat template"
+    )
+    flags.DEFINE_bool(
+        "force_base", False, "accept an adapter that was trained on another base model"
     )
     flags.DEFINE_enum(
         "dtype", None, DTYPES, "dtype of activations (default: the run's, or the stored one)"
@@ -97,8 +101,19 @@ def note_unused_flags(names: Iterable[str], why: str) -> None:
             print(f"note: --{name} has no effect {why}", file=sys.stderr)
 
 
-def note_ignored_settings(origin: Mapping[str, Any]) -> None:
-    """Prints a note on standard error of a model's own sampling settings, which are ignored."""
+def note_base(origin: Mapping[str, Any]) -> None:
+    """Prints a note on standard error where it is unknown which base an adapter was trained on."""
+    outcome = origin.get("adapter_base", "")
+    if outcome.startswith("unknown"):
+        print(f"note: the base that the adapter was trained on is {outcome}", file=sys.stderr)
+
+
+def note_origin(origin: Mapping[str, Any]) -> None:
+    """Prints notes on standard error of what was loaded.
+
+    Of a model's own sampling settings, which are ignored, and of an adapter whose base is unknown.
+    """
+    note_base(origin)
     ignored = origin.get("ignored_generation_config")
     if ignored:
         settings = ", ".join(f"{name} {value}" for name, value in ignored.items())

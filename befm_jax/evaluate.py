@@ -93,7 +93,16 @@ def main() -> None:
         raise UserError("give either --model or --answers, to compare with people")
     if FLAGS.answers is not None:
         cli.note_unused_flags(
-            ("adapter", "force_template", "dtype", "quantize", "devices", "sampled", *cli.SAMPLING),
+            (
+                "adapter",
+                "force_template",
+                "force_base",
+                "dtype",
+                "quantize",
+                "devices",
+                "sampled",
+                *cli.SAMPLING,
+            ),
             "with --answers",
         )
     elif not FLAGS.sampled:

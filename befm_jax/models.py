@@ -9,7 +9,7 @@ safetensors, JSON and tokenizer files are downloaded: never pickles, never code.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from befm_jax import files
 from befm_jax.errors import UserError
 
 RUN_FILE = "run.json"
+# Dtypes of activations, and quantisations of a base.
+DTYPES = ("float32", "bfloat16")
+QUANTIZE = ("no", "int8")
 _ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
 _ALLOWED = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
 # Subdirectories and these files have the same weights in other formats, or earlier checkpoints.
@@ -33,8 +36,10 @@ def is_hub_id(name: str | Path) -> bool:
     return _ID.fullmatch(str(name)) is not None and not Path(name).exists()
 
 
-def directory_of(name: str | Path, kind: str = "model") -> Path:
+def directory_of(name: str | Path, kind: str = "model", patterns: Sequence[str] = _ALLOWED) -> Path:
     """The local directory of a model or an adapter (`kind`, for messages), downloaded if necessary.
+
+    `patterns`: those of the files that are downloaded.
 
     Raises:
         FileNotFoundError: neither a directory nor a hub id.
@@ -56,7 +61,7 @@ def directory_of(name: str | Path, kind: str = "model") -> Path:
             snapshot_download(
                 repository,
                 revision=revision or None,
-                allow_patterns=list(_ALLOWED),
+                allow_patterns=list(patterns),
                 ignore_patterns=list(_IGNORED),
             )
         )
@@ -108,21 +113,35 @@ class ResolvedModel:
         return self.name if commit is None or Path(self.name).is_dir() else f"{self.name}@{commit}"
 
 
+# Field of a run file -> (predicate, what the error says it must be)
+_RUN_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (lambda value: isinstance(value, str), "a text"),
+    "made_here": (lambda value: isinstance(value, bool), "true or false"),
+    "adapter": (lambda value: value is None or isinstance(value, str), "a text or null"),
+    "dtype": (lambda value: value in DTYPES, f"one of {', '.join(DTYPES)}"),
+    "quantize": (lambda value: value in QUANTIZE, f"one of {', '.join(QUANTIZE)}"),
+    "trained_on": (lambda value: isinstance(value, dict), "an object"),
+}
+
+
 def resolve_model(model: str | Path, adapter: str | Path | None = None) -> ResolvedModel:
     """The files of a run or a model, downloaded for a hub id.
 
     Raises:
         FileNotFoundError: neither a directory nor a hub id.
         HubError: the download failed.
-        UserError: a damaged run, or both `adapter` and a run with its own adapter.
+        UserError: a damaged run, whose field is named; both `adapter` and a run with its own.
     """
     run_file = Path(model) / RUN_FILE
     if not run_file.is_file():
         return _with_adapter(str(model), adapter, {})
     run = files.read_object(run_file)
-    missing = {"model", "made_here", "adapter", "dtype", "quantize", "trained_on"} - set(run)
+    missing = sorted(set(_RUN_FIELDS) - set(run))
     if missing:
-        raise UserError(f"{run_file}: lacks {', '.join(sorted(missing))}; is it truncated?")
+        raise UserError(f"{run_file}: lacks {', '.join(missing)}; is it truncated?")
+    for name, (is_valid, requirement) in _RUN_FIELDS.items():
+        if not is_valid(run[name]):
+            raise UserError(f"{run_file}: {name} is {run[name]!r:.80}; it must be {requirement}")
     if adapter is not None and run["adapter"]:
         raise UserError(f"{model} is a run with its own adapter; leave --adapter out")
     base = str(Path(model) / run["model"]) if run["made_here"] else str(run["model"])

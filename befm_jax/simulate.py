@@ -42,8 +42,9 @@ def engine_from_flags() -> Engine:
         FLAGS.force_template,
         FLAGS.devices,
         FLAGS.cache,
+        FLAGS.force_base,
     )
-    cli.note_ignored_settings(engine.origin)
+    cli.note_origin(engine.origin)
     return engine
 
 

@@ -199,7 +199,7 @@ def read_base(
         **text_metadata(resolved.directory, tokenizer),
     }
     if processes.is_first():
-        cli.note_ignored_settings(origin)
+        cli.note_origin(origin)
     return Engine(model, params, tokenizer, origin, resolved)
 
 
@@ -213,14 +213,17 @@ def tune(
     watch: Watch,
 ) -> Engine:
     """Trains the adapter (or every parameter), writes it, and returns the tuned model."""
-    inputs = {"base": hf.fingerprint(base.resolved.directory)}
+    fingerprint = hf.fingerprint(hf.open_model(base.resolved.directory))
+    inputs = {"base": fingerprint}
     trained = loop.run(settings, setup, mixture, validation, base.params, inputs, watch)
     trained_on = {
         "sources": [source.record() for source in learnt],
         "examples": settings.data.examples,
     }
     shape = base.model.config
-    outputs.write_tuned(settings, trained, base.resolved, shape, base.tokenizer, trained_on)
+    outputs.write_tuned(
+        settings, trained, base.resolved, fingerprint, shape, base.tokenizer, trained_on
+    )
     adapter_only = settings.trained == "adapter"
     params = lora.attach(base.params, trained) if adapter_only else trained
     origin = base.origin | {"tuned": settings.trained, "trained_on": trained_on}

@@ -204,6 +204,18 @@ def test_a_run_refuses_its_adapter_under_another_template(run, tmp_path):
     assert befm_jax.load(tmp_path / "run", force_template=True)
 
 
+def test_a_run_refuses_its_adapter_on_another_base(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    whole = befm_jax.load(tmp_path / "run").origin
+    assert whole["adapter_base"] == "the one that the adapter was trained on"
+    path = tmp_path / "run" / "base" / "config.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps(fields | {"rope_theta": 20_000.0}))
+    with pytest.raises(UserError, match="the adapter was trained on another base"):
+        befm_jax.load(tmp_path / "run")
+    assert befm_jax.load(tmp_path / "run", force_base=True)
+
+
 def test_held_out_people_are_no_training_people(run):
     chosen = games.select(GAMES)
     (everybody,) = sources.configured(GAMES, "", "")
@@ -463,10 +475,11 @@ def test_an_adapter_of_another_depth_is_refused(run, tmp_path):
 def test_a_tokenizer_that_is_too_large_for_the_model_is_refused(run, tmp_path):
     shutil.copytree(run / "base", tmp_path / "model")
     fields = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
-    extra = dict(fields["added_tokens"][-1], id=len(fields["model"]["vocab"]) + 50, content="<x>")
+    extra = fields["added_tokens"][-1] | {"content": "<x>", "special": False}
+    extra["id"] = len(fields["model"]["vocab"]) + 50
     fields["added_tokens"].append(extra)
     (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(fields))
-    with pytest.raises(UserError, match="tokens; the model has"):
+    with pytest.raises(UserError, match="the tokenizer has <x>, which the model has no embeddings"):
         befm_jax.load(tmp_path / "model")
 
 

@@ -23,7 +23,6 @@ from befm_jax import cli, files
 from befm_jax.adapters import export
 from befm_jax.data import games
 from befm_jax.errors import UserError, printable
-from befm_jax.llama import config as llama_config
 from befm_jax.models import resolve_model
 from befm_jax.respondents import merging
 from befm_jax.tasks import sources
@@ -39,8 +38,10 @@ def main() -> None:
     try:
         if arguments.form == "adapter":
             resolved = resolve_model(arguments.model, arguments.adapter)
-            config = llama_config.read(resolved.directory)
-            export.adapter(resolved, config, arguments.out, arguments.base)
+            known = export.adapter(resolved, arguments.out, arguments.base, arguments.force_base)
+            cli.note_base(known)
+            if known["named"]:
+                print(f"note: whether the adapter fits that base is not known: {known['named']}")
             if not arguments.base and Path(resolved.name).is_dir():
                 print(
                     f"note: others look for the base at {resolved.name}; --base names it for them"
@@ -59,7 +60,9 @@ def main() -> None:
                 asked=asked,
                 people=people,
                 force_template=arguments.force_template,
+                force_base=arguments.force_base,
             )
+            cli.note_base(report["merged"])
             files.write_object(arguments.out / "merge.json", report)
             print(summary(report))
             print(f"model: {arguments.out}")
@@ -81,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
         )
         one.add_argument("--adapter", help="a LoRA adapter's directory or hub id for --model")
         one.add_argument("--out", required=True, type=Path, help="the directory to write")
+        one.add_argument("--force_base", action="store_true", help="take another base model")
         if form == "adapter":
             one.add_argument("--base", default="", help="the base's name for others (a hub id)")
             continue

@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from befm_jax import cli
-from befm_jax.config import DTYPES
 from befm_jax.data import games
 from befm_jax.data.games import Game
 from befm_jax.data.items import AnswerSet, Item
@@ -39,6 +38,7 @@ from befm_jax.evals import measures, resampling
 from befm_jax.evals.resampling import Resampled
 from befm_jax.evals.results import Results
 from befm_jax.evaluate import held_out
+from befm_jax.models import DTYPES
 from befm_jax.respondents import merging
 from befm_jax.respondents.engine import load
 from befm_jax.tasks import sources
@@ -82,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--resamples", type=_resamples, default=10_000, help="of the bootstrap")
     made.add_argument("--seed", type=int, default=0, help="of the resamples")
     made.add_argument("--force_template", action="store_true", help="take another chat template")
+    made.add_argument("--force_base", action="store_true", help="take another base model")
     made.add_argument("--json", type=Path, help="where to write every figure")
     return made
 
@@ -95,7 +96,12 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     for side, quantize in SIDES.items():
         # One model at a time: two of the size that is worth rounding may not fit.
         model = load(
-            arguments.model, arguments.adapter, arguments.dtype, quantize, arguments.force_template
+            arguments.model,
+            arguments.adapter,
+            arguments.dtype,
+            quantize,
+            arguments.force_template,
+            force_base=arguments.force_base,
         )
         logits = merging.answer_logits(model, played, whole=True)
         responses = {one.item: one for one in model.respond(everyone, Exact())}

@@ -10,13 +10,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from befm_jax.adapters import base as bases
 from befm_jax.adapters import chat_template, peft
 from befm_jax.errors import UserError
+from befm_jax.llama import config as llama_config
 from befm_jax.llama import generation_config, hf
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Params
 from befm_jax.llama.tokenizer import Tokenizer
-from befm_jax.models import RUN_FILE, ResolvedModel
+from befm_jax.models import RUN_FILE, HubError, ResolvedModel, directory_of
 
 
 def model(
@@ -52,27 +54,56 @@ def model(
 
 
 def adapter(
-    resolved: ResolvedModel, config: LlamaConfig, directory: str | Path, base: str = ""
-) -> None:
-    """Writes the adapter of a resolved model in PEFT's format.
+    resolved: ResolvedModel, directory: str | Path, base: str = "", force_base: bool = False
+) -> dict[str, str]:
+    """Writes the adapter of a resolved model in PEFT's format; returns what is known of its base.
 
     `base` is the base model's name in the config (a hub id, say); by default the name that the
-    model was loaded by.
+    model was loaded by.  `force_base` accepts another base than the one it was trained on.
+
+    Returns `adapter_base`, the outcome of `base.check`, and `named`: why it is not known whether
+    the adapter fits a base of that name, or "".
 
     Raises:
-        AdapterError: the model has no adapter, or it can't be read.
+        AdapterError: the model has no adapter, it can't be read, or it is of another base, or for
+            other shapes than those of `base`.
         NotWrittenError: a file can't be written.
     """
     if resolved.adapter is None:
         raise peft.AdapterError(f"{resolved.name}: has no adapter to export")
     check_out(Path(directory), resolved)
+    stored = hf.open_model(resolved.directory)
+    loaded = peft.load(resolved.adapter, stored.config)
+    outcome = bases.check(resolved.adapter, stored, resolved.name, force_base)
+    named = _check_named(resolved.adapter, base, force_base) if base else ""
     known = chat_template.read(resolved.adapter)
     peft.save(
         directory,
-        peft.load(resolved.adapter, config),
+        loaded,
         base or resolved.name,
         None if known is None else known[0],
+        peft.base_of(resolved.adapter)[0],
     )
+    return {"adapter_base": outcome, "named": named}
+
+
+def _check_named(adapter: Path, base: str, force: bool) -> str:
+    """Compares an adapter with the base of a name, by its `config.json`; a local one by weights.
+
+    Returns why there is nothing to compare with, or "".  Raises AdapterError where they differ.
+    """
+    try:
+        directory = directory_of(base, "base", ["config.json"])
+        config = llama_config.read(directory)
+    except (HubError, FileNotFoundError) as error:
+        return str(error)
+    try:
+        peft.load(adapter, config)
+    except peft.AdapterError as error:
+        raise peft.AdapterError(f"the adapter does not fit {base}: {error}") from error
+    if Path(base).is_dir():
+        bases.check(adapter, hf.open_model(directory), base, force)
+    return ""
 
 
 def check_out(directory: Path, resolved: ResolvedModel) -> None:

@@ -8,7 +8,6 @@ or tensor that would change the model is an error that names it.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from befm_jax.adapters import chat_template
 from befm_jax.adapters.lora import Adapter
 from befm_jax.adapters.spec import (
     ALL_LINEAR,
+    LARGEST_ALPHA,
     UNSUPPORTED,
     AdapterError,
     LoraSpec,
@@ -38,6 +38,8 @@ from befm_jax.llama.config import LlamaConfig
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
+# The base's fingerprint in the metadata of the weights.
+_BASE = "befm_jax_base"
 _PREFIX = "base_model.model."
 _KEY = re.compile(re.escape(_PREFIX) + r"(?P<module>.+)\.lora_[AB]\.weight")
 _PARTS = {"a": "lora_A", "b": "lora_B"}
@@ -55,11 +57,16 @@ _IGNORED = {
 
 
 def save(
-    directory: str | Path, adapter: Adapter, base_model: str, template_hash: str | None = None
+    directory: str | Path,
+    adapter: Adapter,
+    base_model: str,
+    template_hash: str | None = None,
+    base_fingerprint: str | None = None,
 ) -> None:
     """Writes an adapter; `base_model` is the name or path where PEFT looks for the base.
 
-    `template_hash` is that of the chat template that it was trained with (see `chat_template`).
+    `template_hash` is that of the chat template that it was trained with (see `chat_template`),
+    `base_fingerprint` that of the base (`hf.fingerprint`), which is kept beside the weights.
     Every layer is written with its own rank, in float32.  The write is atomic.
 
     Raises:
@@ -83,7 +90,8 @@ def save(
     with files.atomic_directory(directory, lambda name: name == chat_template.FILE) as folder:
         if template_hash is not None:
             chat_template.save(folder, template_hash)
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        about = {} if base_fingerprint is None else {_BASE: base_fingerprint}
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", **about})
         (folder / CONFIG).write_text(fields, encoding="utf-8")
 
 
@@ -117,6 +125,18 @@ def load(directory: str | Path, config: LlamaConfig) -> Adapter:
     return Adapter(_read(directory / WEIGHTS, plan, shapes, config.num_hidden_layers), spec)
 
 
+def base_of(directory: str | Path) -> tuple[str | None, str]:
+    """The fingerprint of the base that an adapter was trained on, if it says, and the base's name.
+
+    Raises AdapterError for a damaged file.
+    """
+    directory = Path(directory)
+    with _open(directory / WEIGHTS) as opened:
+        fingerprint = (opened.metadata() or {}).get(_BASE)
+    fields = files.read_object(directory / CONFIG, AdapterError)
+    return fingerprint, str(fields.get("base_model_name_or_path") or "")
+
+
 class _Field(NamedTuple):
     """A config field's predicate, and what its error says the field must be."""
 
@@ -125,11 +145,11 @@ class _Field(NamedTuple):
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 1
+    return type(value) is int and 1 <= value < 2**63
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= LARGEST_ALPHA
 
 
 def _is_names(value: Any) -> bool:
@@ -150,7 +170,7 @@ def _maps_to(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 _REQUIRED = {
     "r": _Field(_is_count, "a whole number, 1 or more"),
-    "lora_alpha": _Field(_is_number, "a number"),
+    "lora_alpha": _Field(_is_number, "a number that float32 holds"),
     "target_modules": _Field(_is_names, "a list of names, a pattern, or 'all-linear'"),
 }
 # An optional field may be null, which is the same as omitting it.
@@ -161,7 +181,9 @@ _OPTIONAL = {
     "use_rslora": _Field(lambda value: isinstance(value, bool), "true or false"),
     "exclude_modules": _Field(_is_names, "a list of names or a pattern"),
     "rank_pattern": _Field(_maps_to(_is_count), "an object of patterns and whole numbers from 1"),
-    "alpha_pattern": _Field(_maps_to(_is_number), "an object of patterns and numbers"),
+    "alpha_pattern": _Field(
+        _maps_to(_is_number), "an object of patterns and numbers that float32 holds"
+    ),
     "layers_to_transform": _Field(_is_layers, "a layer's number or a list of them"),
     "layers_pattern": _Field(_is_names, "a name or a list of names"),
 }
@@ -189,7 +211,7 @@ def _spec(fields: Mapping[str, Any]) -> LoraSpec:
         if value is None and name in _REQUIRED:
             raise AdapterError(f"{name} is missing; it must be {field.requirement}")
         if value is not None and not field.valid(value):
-            raise AdapterError(f"{name} is {value!r}; it must be {field.requirement}")
+            raise AdapterError(f"{name} is {value!r:.80}; it must be {field.requirement}")
     layers, before = fields.get("layers_to_transform"), fields.get("layers_pattern") or ()
     return LoraSpec(
         rank=fields["r"],
@@ -275,8 +297,14 @@ def _read(
             b = np.zeros((depth, features, max(ranks)), np.float32)
             for layer, rank in enumerate(ranks):
                 if rank:
-                    a[layer, :rank] = opened.get_tensor(_key(path, layer, "a"))
-                    b[layer, :, :rank] = opened.get_tensor(_key(path, layer, "b"))
+                    with np.errstate(over="ignore"):  # float64 beyond float32: infinities
+                        a[layer, :rank] = opened.get_tensor(_key(path, layer, "a"))
+                        b[layer, :, :rank] = opened.get_tensor(_key(path, layer, "b"))
+            for part, matrix in (("a", a), ("b", b)):
+                for layer in np.flatnonzero(~np.isfinite(matrix).all(axis=(1, 2))).tolist():
+                    raise AdapterError(
+                        f"{file}: {_key(path, layer, part)} holds numbers that are not finite"
+                    )
             weights[path] = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
     return weights
 

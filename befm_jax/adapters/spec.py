@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import flax.traverse_util
+import numpy as np
+import regex
 
 from befm_jax.errors import UserError
 from befm_jax.llama.config import LINEARS
@@ -27,6 +28,12 @@ UNSUPPORTED = ("lm_head", "embed_tokens")
 _NOT_IN_THE_TREE = ("rotary_emb", "layers/mlp/act_fn", "lm_head")
 # From this many targets on, PEFT shortens names, to which layers_to_transform then applies.
 _SHORTENED_FROM = 20
+# Names and patterns in a field, at most: four for every linear of the largest Llama.
+_MOST = 4096
+# Seconds for one match of a pattern, which takes microseconds unless it backtracks without end.
+_MATCH_SECONDS = 1.0
+# The largest scaling in float32.
+LARGEST_ALPHA = float(np.finfo(np.float32).max)
 
 
 class AdapterError(UserError):
@@ -59,8 +66,8 @@ class LoraSpec:
     fine-tuning, where each observation has its own.
 
     Raises:
-        AdapterError: a value out of range, an invalid regular expression, or fields that PEFT does
-            not accept together.
+        AdapterError: a value out of range, an invalid regular expression, too many names, or
+            fields that PEFT does not accept together.
     """
 
     rank: int
@@ -79,8 +86,8 @@ class LoraSpec:
             object.__setattr__(self, "targets", ALL_LINEAR)
         if self.rank < 1:
             raise AdapterError(f"rank is {self.rank}; it must be at least 1")
-        if not math.isfinite(self.alpha):
-            raise AdapterError(f"alpha is {self.alpha}; it must be a finite number")
+        if not abs(self.alpha) <= LARGEST_ALPHA:
+            raise AdapterError(f"alpha is {self.alpha}; it must be finite in float32")
         if not 0 <= self.dropout < 1:
             raise AdapterError(f"dropout is {self.dropout}; it must be in [0, 1)")
         if not self.targets:
@@ -91,8 +98,20 @@ class LoraSpec:
             if rank < 1:
                 raise AdapterError(f"rank_pattern: {key!r} is {rank}; it must be at least 1")
         for key, alpha in self.alpha_pattern:
-            if not math.isfinite(alpha):
-                raise AdapterError(f"alpha_pattern: {key!r} is {alpha}; it must be a finite number")
+            if not abs(alpha) <= LARGEST_ALPHA:
+                raise AdapterError(
+                    f"alpha_pattern: {key!r} is {alpha}; it must be finite in float32"
+                )
+        for field, listed in (
+            ("target_modules", self.targets),
+            ("exclude_modules", self.exclude_modules),
+            ("rank_pattern", self.rank_pattern),
+            ("alpha_pattern", self.alpha_pattern),
+            ("layers_to_transform", self.layers_to_transform or ()),
+            ("layers_pattern", self.layers_pattern),
+        ):
+            if len(listed) > _MOST and not isinstance(listed, str):
+                raise AdapterError(f"{field} has {len(listed):,} entries, more than {_MOST:,}")
         if isinstance(self.targets, str) and (self.layers_to_transform or self.layers_pattern):
             name = "layers_pattern" if self.layers_pattern else "layers_to_transform"
             raise AdapterError(f"{name} needs a list of target_modules, not a pattern")
@@ -101,9 +120,9 @@ class LoraSpec:
         for field, pattern in self._patterns():
             try:
                 _compiled(pattern)
-            except re.error as error:
+            except (regex.error, RecursionError) as error:
                 raise AdapterError(
-                    f"{field}: {pattern!r} is not a regular expression ({error})"
+                    f"{field}: {pattern!r:.80} is not a regular expression ({error})"
                 ) from error
 
     def per_layer(self, path: str, layers: int) -> PerLayer:
@@ -146,7 +165,7 @@ class LoraSpec:
             )
         for field in ("rank_pattern", "alpha_pattern"):
             for key, _ in getattr(self, field):
-                if not any(_compiled(_at_end(key)).match(name) for name in adapted):
+                if not any(_match(field, _at_end(key), name) for name in adapted):
                     raise AdapterError(f"{field}: {key!r} matches no linear that has an adapter")
         return {path: layers for path, layers in plan.items() if any(layers.ranks)}
 
@@ -154,12 +173,12 @@ class LoraSpec:
         """Whether the module of this name gets an adapter: PEFT's `check_target_module_exists`."""
         excluded = self.exclude_modules
         if isinstance(excluded, str):
-            if excluded and _compiled(excluded).fullmatch(name):
+            if excluded and _match("exclude_modules", excluded, name, whole=True):
                 return False
         elif _ends_with_any(name, excluded):
             return False
         if isinstance(self.targets, str):
-            return _compiled(self.targets).fullmatch(name) is not None
+            return _match("target_modules", self.targets, name, whole=True) is not None
         if self.layers_to_transform is None or name in self.targets:
             return _ends_with_any(name, self.targets)
         return _ends_with_any(name, self.targets) and self._layer(name) in self.layers_to_transform
@@ -167,7 +186,7 @@ class LoraSpec:
     def _layer(self, name: str) -> int | None:
         before = [_before_layer(pattern) for pattern in self.layers_pattern]
         for pattern in before or [_ANY_LAYER]:
-            match = _compiled(pattern).match(name)
+            match = _match("layers_pattern", pattern, name)
             if match:
                 return int(match["index"])
         return None
@@ -251,16 +270,17 @@ def _per_layer(spec: LoraSpec, path: str, layers: int) -> PerLayer:
             ranks.append(0)
             scalings.append(0.0)
             continue
-        rank = _by_pattern(spec.rank_pattern, name, spec.rank)
-        alpha = _by_pattern(spec.alpha_pattern, name, spec.alpha)
+        rank = _by_pattern(spec, "rank_pattern", name, spec.rank)
+        alpha = _by_pattern(spec, "alpha_pattern", name, spec.alpha)
         ranks.append(rank)
         scalings.append(alpha / (math.sqrt(rank) if spec.rslora else rank))
     return PerLayer(tuple(ranks), tuple(scalings))
 
 
-def _by_pattern(pattern: tuple[tuple[str, Any], ...], name: str, otherwise: Any) -> Any:
+def _by_pattern(spec: LoraSpec, field: str, name: str, otherwise: Any) -> Any:
     """The value of the first key that matches (PEFT's `get_pattern_key`)."""
-    matching = (value for key, value in pattern if _compiled(_at_end(key)).match(name))
+    pattern: tuple[tuple[str, Any], ...] = getattr(spec, field)
+    matching = (value for key, value in pattern if _match(field, _at_end(key), name))
     return next(matching, otherwise)
 
 
@@ -279,6 +299,19 @@ def _at_end(key: str) -> str:
     return rf"(.*\.)?({key})$"
 
 
-@lru_cache(maxsize=4096)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)
+def _match(field: str, pattern: str, name: str, whole: bool = False) -> Any:
+    """The match of a field's pattern at the beginning of a name, or of the whole; None without one.
+
+    `regex` reads what PEFT's `re` does, and stops a pattern that backtracks without end, for which
+    AdapterError is raised.
+    """
+    compiled = _compiled(pattern)
+    try:
+        return (compiled.fullmatch if whole else compiled.match)(name, timeout=_MATCH_SECONDS)
+    except TimeoutError:
+        raise AdapterError(f"{field}: {pattern!r:.80} takes too long to match {name}") from None
+
+
+@lru_cache(maxsize=2 * _MOST)
+def _compiled(pattern: str) -> Any:
+    return regex.compile(pattern)

@@ -7,6 +7,7 @@ complete copy beside its base.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -29,14 +30,15 @@ from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.linear import Kernel
 from befm_jax.llama.stream import Parameter, Read
 from befm_jax.llama.weights import INDEX, SINGLE, CheckpointError, Tensor, some
+from befm_jax.models import QUANTIZE
 
-QUANTIZED = ("no", "int8")
 # From a config to the sharding of every parameter by its path (`distributed.mesh.over`).
 Shardings = Callable[[LlamaConfig], Mapping[tuple[str, ...], Sharding]]
 # Files that a save replaces, single or sharded: stale ones would be read in place of the new.
 _WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|" + re.escape(INDEX))
 # Buffers that older exports contain.
-_IGNORED = re.compile(r"^model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$")
+_IGNORED = re.compile(r"rotary_emb\.inv_freq$")
+_EMBEDDINGS, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ class StoredModel:
 def open_model(directory: str | Path) -> StoredModel:
     """Opens a local Hugging Face directory: config and headers, no weights.
 
+    What transformers reads is read: names may lack their `model.`; the one matrix of tied
+    embeddings may be stored as either; and where a head that should be tied is stored beside the
+    embeddings, both are compared, and the model counts as untied if they differ.
+
     Raises:
         FileNotFoundError: no such directory, no `config.json`, no weights, or a shard is missing.
         UnsupportedModelError: the config has an option that this port lacks.
@@ -66,7 +72,22 @@ def open_model(directory: str | Path) -> StoredModel:
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such model directory")
     config = llama_config.read(directory)
-    stored = weights.open_directory(directory)
+    stored = {
+        name: tensor
+        for name, tensor in weights.open_directory(directory).items()
+        if not _IGNORED.search(name)
+    }
+    if not any(name.startswith("model.") for name in stored):
+        # The inner model was saved, without the head.
+        stored = {name if name == _HEAD else f"model.{name}": stored[name] for name in stored}
+    if config.tie_word_embeddings and _HEAD in stored:
+        head = stored[_HEAD]
+        embeddings = stored.setdefault(_EMBEDDINGS, head)
+        _check([head, embeddings], (config.vocab_size, config.hidden_size))
+        if weights.same(head, embeddings):
+            del stored[_HEAD]
+        else:
+            config = dataclasses.replace(config, tie_word_embeddings=False)
     shapes = {
         path: leaf.shape
         for path, leaf in flax.traverse_util.flatten_dict(model.shapes(config)).items()
@@ -76,8 +97,7 @@ def open_model(directory: str | Path) -> StoredModel:
     missing = sorted(expected - set(stored))
     if missing:
         raise CheckpointError(f"{directory}: lacks {some(missing)}, which its config.json implies")
-    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    unknown = sorted(name for name in set(stored) - expected - tied if not _IGNORED.match(name))
+    unknown = sorted(set(stored) - expected)
     if unknown:
         raise CheckpointError(
             f"{directory}: holds {some(unknown)}, which a {config.model_type} of this config.json "
@@ -90,18 +110,14 @@ def open_model(directory: str | Path) -> StoredModel:
 
 
 def _check(tensors: list[Tensor], expected: tuple[int, ...]) -> None:
-    """Raises CheckpointError where a parameter's tensors differ from the config or each other."""
+    """Raises CheckpointError for a shape that the config does not imply, or an unread dtype."""
     for tensor in tensors:
         if tensor.shape != expected:
             raise CheckpointError(
                 f"{tensor.file}: {tensor.name} has shape {list(tensor.shape)}; config.json "
                 f"implies {list(expected)}"
             )
-        if tensor.numpy_dtype != tensors[0].numpy_dtype:
-            raise CheckpointError(
-                f"{tensor.file}: {tensor.name} is {tensor.dtype}, but {tensors[0].name} is "
-                f"{tensors[0].dtype}; all layers of a parameter must have one dtype"
-            )
+        _ = tensor.numpy_dtype
 
 
 def parameters(
@@ -116,8 +132,8 @@ def parameters(
         ShardingError: the model can't be sharded over the mesh.
         ValueError: `quantize` is unknown.
     """
-    if quantize not in (None, *QUANTIZED):
-        raise ValueError(f"quantize is {quantize!r}; it must be {' or '.join(QUANTIZED)}")
+    if quantize not in (None, *QUANTIZE):
+        raise ValueError(f"quantize is {quantize!r}; it must be {' or '.join(QUANTIZE)}")
     by_path: Mapping[tuple[str, ...], Sharding] = (
         dict.fromkeys(checkpoint.shapes, SingleDeviceSharding(jax.local_devices()[0]))
         if shardings is None
@@ -130,7 +146,7 @@ def parameters(
             checkpoint.tensors[path],
             stacked=path[0] == "layers",
             sharding=by_path[path],
-            dtype=checkpoint.tensors[path][0].numpy_dtype if dtype is None else np.dtype(dtype),
+            held_as=None if dtype is None else np.dtype(dtype),
             quantize=quantize == "int8" and int8.is_quantized(path),
         )
         for path, shape in checkpoint.shapes.items()
@@ -310,15 +326,23 @@ def _dense(leaf: Any, layer: int | None, gather: Callable[[Any], np.ndarray]) ->
     return np.ascontiguousarray(gather(dense))
 
 
-def fingerprint(directory: str | Path) -> str:
-    """A SHA-256 of every safetensors file's name, size and last megabyte, in hex."""
+def fingerprint(checkpoint: StoredModel) -> str:
+    """A SHA-256, in hex, of a model: of its constants, and of rows of every matrix.
+
+    The first, the middle and the last row of each are read, as float32: the same model saved again
+    in other files, or in a wider dtype, is the same.  A change that leaves these rows as they are
+    (of one token's embedding, say) is not seen.
+    """
     digest = hashlib.sha256()
-    for path in sorted(Path(directory).glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}:".encode())
-        with path.open("rb") as file:
-            file.seek(max(0, size - 1_000_000))
-            digest.update(file.read())
+    constants = ("rms_norm_eps", "rope_theta", "rope_scaling", "head_dim", "num_attention_heads")
+    digest.update(repr([getattr(checkpoint.config, name) for name in constants]).encode())
+    for path, tensors in sorted(checkpoint.tensors.items()):
+        for tensor in tensors:
+            digest.update(f"{path}{tensor.shape}".encode())
+            last = tensor.shape[0] - 1
+            rows = (0, last // 2, last) if len(tensor.shape) > 1 else ()
+            for part in [slice(row, row + 1) for row in rows] or [slice(None)]:
+                digest.update(weights.read(tensor, part).astype("<f4").tobytes())
     return digest.hexdigest()
 
 

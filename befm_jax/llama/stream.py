@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -54,8 +54,8 @@ class Read(NamedTuple):
 class Parameter:
     """One leaf of the parameter tree, with its sharding and dtype on the devices.
 
-    `tensors` are its stored tensors: one per layer, in order, where `stacked`.  All have one dtype.
-    `dtype` is the dtype on the devices; with `quantize` the leaf becomes an `Int8Kernel`.
+    `tensors` are its stored tensors: one per layer, in order, where `stacked`.  `held_as` is the
+    dtype on the devices (None: the stored one); with `quantize` the leaf becomes an `Int8Kernel`.
     """
 
     path: tuple[str, ...]
@@ -63,13 +63,18 @@ class Parameter:
     tensors: Sequence[Tensor]
     stacked: bool
     sharding: Sharding
-    dtype: np.dtype[Any]
+    held_as: np.dtype[Any] | None
     quantize: bool
 
-    @property
+    @cached_property
     def stored(self) -> np.dtype[Any]:
-        """The dtype on disk."""
-        return self.tensors[0].numpy_dtype
+        """The dtype on disk; where layers differ, one that holds all their numbers exactly."""
+        return np.dtype(jnp.result_type(*{tensor.numpy_dtype for tensor in self.tensors}))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype on the devices."""
+        return self.held_as or self.stored
 
     @property
     def held(self) -> Any:
@@ -100,7 +105,7 @@ class Parameter:
 
     def _read(self, tensor: Tensor, bounds: Bounds) -> Read:
         count = math.prod(stop - start for start, stop in bounds)
-        return Read(tensor, bounds, count * self.stored.itemsize)
+        return Read(tensor, bounds, count * tensor.numpy_dtype.itemsize)
 
     @property
     def made_on_host(self) -> bool:

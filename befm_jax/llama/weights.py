@@ -122,21 +122,21 @@ def open_file(path: Path) -> list[Tensor]:
 
 def _open_index(index: Path) -> dict[str, Tensor]:
     try:
-        weight_map = files.parse_json(index.read_text(encoding="utf-8"))["weight_map"]
-        file_of = {str(name): index.parent / Path(file).name for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        weight_map = files.read_object(index, CheckpointError)["weight_map"]
+        paths = {str(name): index.parent / Path(file).name for name, file in weight_map.items()}
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: not an index with a weight_map ({error!r})") from error
-    absent = sorted({str(path) for path in file_of.values() if not path.is_file()})
+    absent = sorted({str(path) for path in paths.values() if not path.is_file()})
     if absent:
         raise FileNotFoundError(f"{index} names {some(absent)}, which does not exist")
     by_file = {
         path: {tensor.name: tensor for tensor in open_file(path)}
-        for path in sorted({*file_of.values()})
+        for path in sorted({*paths.values()})
     }
-    for name, path in file_of.items():
+    for name, path in paths.items():
         if name not in by_file[path]:
             raise CheckpointError(f"{path}: lacks {name}, which {index.name} says it holds")
-    return {name: by_file[path][name] for name, path in file_of.items()}
+    return {name: by_file[path][name] for name, path in paths.items()}
 
 
 def is_contiguous(tensor: Tensor, index: Sequence[slice]) -> bool:
@@ -145,6 +145,23 @@ def is_contiguous(tensor: Tensor, index: Sequence[slice]) -> bool:
         (part.start or 0) == 0 and part.stop in (None, size)
         for part, size in zip(index[1:], tensor.shape[1:], strict=True)
     )
+
+
+def read(tensor: Tensor, rows: slice) -> np.ndarray:
+    """Some rows of a tensor in the stored dtype, all columns; raises as `read_into`."""
+    rows = slice(*rows.indices(tensor.shape[0]))
+    target = np.empty((rows.stop - rows.start, *tensor.shape[1:]), tensor.numpy_dtype)
+    read_into(target, tensor, (rows, *(slice(size) for size in tensor.shape[1:])))
+    return target
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same bytes; reads both, up to where they differ."""
+    if one == other or (one.dtype, one.shape) != (other.dtype, other.shape):
+        return one == other
+    step = max(1, _READ_AT_ONCE * one.shape[0] // one.nbytes)
+    chunks = (slice(start, start + step) for start in range(0, one.shape[0], step))
+    return all(read(one, rows).tobytes() == read(other, rows).tobytes() for rows in chunks)
 
 
 def read_into(target: np.ndarray, tensor: Tensor, index: Sequence[slice]) -> None:

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from befm_jax import models
+from befm_jax.adapters import base as bases
 from befm_jax.adapters import chat_template, lora, peft
-from befm_jax.config import DTYPES
 from befm_jax.data import games
 from befm_jax.data.games import Game
 from befm_jax.data.items import AnswerSet, FreeText, Item
@@ -30,12 +30,11 @@ from befm_jax.errors import DataError, UserError
 from befm_jax.inference import sample, score
 from befm_jax.inference.next_token import Sampling
 from befm_jax.inference.sample import Draws, Request
-from befm_jax.llama import config as llama_config
 from befm_jax.llama import generation_config, hf
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Llama, Params
 from befm_jax.llama.tokenizer import Tokenizer
-from befm_jax.models import ResolvedModel, resolve_model
+from befm_jax.models import DTYPES, ResolvedModel, resolve_model
 
 # Prompts whose texts the tokenizer encodes in one call.
 _ENCODED_TOGETHER = 256
@@ -93,8 +92,9 @@ class Engine:
         draws depend on the seed of `how` and the item's id, not on the other items.
 
         Raises:
-            DataError: free text cannot be scored.
+            DataError: free text cannot be scored; a prompt is longer than the model's positions.
             RowTooShortError: a prompt with an answer is longer than `score.LONGEST_ROW` tokens.
+            NonFiniteError: the model's numbers are NaN or infinite.
         """
         return self._exact(items) if isinstance(how, Exact) else self._sampled(items, how)
 
@@ -110,7 +110,8 @@ class Engine:
                         raise DataError(
                             f"item {item.id}: free text has no distribution; draw it instead"
                         )
-                    yield prompt, [encoded(text) for text in item.answers.written]
+                    answers = [encoded(text) for text in item.answers.written]
+                    yield self._fitting(item, prompt, max(map(len, answers))), answers
 
         distributions = score.each_answers(self.model, self.params, questions())
         for item, distribution in zip(items, distributions, strict=True):
@@ -130,9 +131,10 @@ class Engine:
             length = item.answers.max_tokens if free else how.max_tokens  # type: ignore[union-attr]
             by_length.setdefault(length, []).append(item)
         for length, batch in by_length.items():
+            prompts = self.tokenizer.prompt_batch([item.prompt for item in batch])
             requests = [
-                Request(self.tokenizer.prompt(item.prompt), how.n, _seed(how.seed, item.id))
-                for item in batch
+                Request(self._fitting(item, ids, length), how.n, _seed(how.seed, item.id))
+                for item, ids in zip(batch, prompts, strict=True)
             ]
             populations = sample.each_population(
                 self.model,
@@ -143,6 +145,20 @@ class Engine:
             )
             for number, draws in populations:
                 yield self._response(batch[number], draws)
+
+    def _fitting(self, item: Item, ids: tuple[int, ...], answer: int) -> tuple[int, ...]:
+        """The ids of an item's prompt.
+
+        Raises DataError where an answer of that many tokens is at positions beyond the model's.
+        """
+        positions = self.model.config.max_position_embeddings
+        # The last token is predicted alone.
+        if len(ids) + answer - 1 > positions:
+            raise DataError(
+                f"item {item.id}: the prompt has {len(ids)} tokens, and an answer up to {answer}; "
+                f"the model has {positions} positions (max_position_embeddings in config.json)"
+            )
+        return ids
 
     def _response(self, item: Item, draws: Draws) -> Response:
         rows = [
@@ -215,13 +231,14 @@ def load(
     force_template: bool = False,
     devices: int | Sequence[jax.Device] | None = None,
     cache: str = "full",
+    force_base: bool = False,
 ) -> Engine:
     """Loads a training run, a Hugging Face directory or a hub id, optionally with an adapter.
 
     `dtype` ("float32" or "bfloat16") is the dtype of activations and `quantize` ("no" or "int8")
     the quantisation of the base; the defaults are those of the run, and for other models the stored
     dtype without quantisation.  `force_template` accepts an adapter that was trained with another
-    chat template than the tokenizer's.
+    chat template than the tokenizer's, `force_base` one that was trained on another base model.
 
     `devices`: a number of this process's devices, or a list (of other processes too, where all load
     the same).  By default all accelerators of this process, or one CPU device.  Weights are sharded
@@ -233,6 +250,8 @@ def load(
         FileNotFoundError: a directory or a file in it is missing.
         UserError: a model, tokenizer or adapter that can't be used, or too many devices.
     """
+    if dtype not in (None, *DTYPES):
+        raise UserError(f"dtype is {dtype!r}; it must be {' or '.join(DTYPES)}")
     selected = _devices(devices)
     resolved = resolve_model(model, adapter)
     origin: dict[str, Any] = {"path": str(model)}
@@ -242,7 +261,8 @@ def load(
     if commit is not None:
         origin["commit"] = commit
     # Everything is checked before the weights are read.
-    config = llama_config.read(resolved.directory)
+    stored = hf.open_model(resolved.directory)
+    config = stored.config
     tokenizer = fitting_tokenizer(resolved.directory, config)
     origin |= text_metadata(resolved.directory, tokenizer)
     tuned_adapter = None
@@ -252,14 +272,15 @@ def load(
             resolved.adapter, tokenizer, force_template
         )
         tuned_adapter = peft.load(resolved.adapter, config)
+        origin["adapter_base"] = bases.check(resolved.adapter, stored, resolved.name, force_base)
     quantize = quantize or resolved.run.get("quantize", "no")
     mesh = meshes.answering_mesh(config, selected)
     _, params = hf.load(resolved.directory, meshes.over(mesh), quantize=quantize)
     if tuned_adapter is not None:
         params = lora.attach(params, tuned_adapter)
         params = transfer.place(params, meshes.shardings(params, mesh))
-    stored = params["embed_tokens"]["weight"].dtype.name
-    default = stored if stored in DTYPES else "float32"
+    stored_dtype = params["embed_tokens"]["weight"].dtype.name
+    default = stored_dtype if stored_dtype in DTYPES else "float32"
     compute = jnp.dtype(dtype or resolved.run.get("dtype", default))
     origin |= {"dtype": compute.name, "quantize": quantize, "mesh": meshes.in_words(mesh)}
     llama = Llama(config, dtype=compute, layout=meshes.layout_over(mesh))

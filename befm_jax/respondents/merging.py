@@ -8,7 +8,7 @@ optionally, of distances to people.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from befm_jax.adapters import export
 from befm_jax.data.games import Game
 from befm_jax.data.responses import Exact
 from befm_jax.evals.evaluate import evaluate
+from befm_jax.inference import checks
 from befm_jax.inference.score import bucket
 from befm_jax.llama import linear
 from befm_jax.llama.attention import ForestAttention
@@ -40,6 +41,7 @@ def merged(
     asked: Sequence[Game],
     people: Source | None = None,
     force_template: bool = False,
+    force_base: bool = False,
 ) -> dict[str, Any]:
     """Writes a model with its adapter merged, loads it, and returns what changed.
 
@@ -57,14 +59,15 @@ def merged(
     """
     resolved = resolve_model(name, adapter)
     export.check_out(Path(directory), resolved)
-    engine = load(name, adapter, force_template=force_template)
+    loaded = partial(load, name, adapter, force_template=force_template, force_base=force_base)
+    engine = loaded()
     logits, before = answer_logits(engine, asked), _distances(engine, people)
     first_prompt = engine.first_prompt([item_of(game) for game in asked])
     origin = engine.describe() | {"first_prompt": first_prompt}
     dtype = jnp.dtype(engine.model.dtype).name
     if engine.origin["quantize"] != "no":
         del engine
-        engine = load(name, adapter, quantize="no", force_template=force_template)
+        engine = loaded(quantize="no")
     export.model(
         directory,
         engine.model.config,
@@ -107,7 +110,8 @@ def answer_logits(
 ) -> list[Float32[np.ndarray, "T V"]]:
     """Logits that predict each game's first answer, one array per game.
 
-    With `whole`, logits from the prompt's first token on.
+    With `whole`, logits from the prompt's first token on.  Raises NonFiniteError where one is not
+    finite.
     """
     by_game = []
     for game in games:
@@ -119,7 +123,10 @@ def answer_logits(
         tokens = np.zeros((rows, bucket(len(ids))), np.int32)
         tokens[:, : len(ids)] = ids
         logits = _all_logits(simulator.model)(simulator.params, tokens, len(ids))
-        by_game.append(np.asarray(logits)[0, 0 if whole else len(prompt) - 1 : len(ids)])
+        read = np.asarray(logits)[0, 0 if whole else len(prompt) - 1 : len(ids)]
+        if not np.isfinite(read).all():
+            raise checks.non_finite(simulator.params)
+        by_game.append(read)
     return by_game
 
 

@@ -38,13 +38,14 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from befm_jax import cli
-from befm_jax.config import CACHES, DTYPES, QUANTIZE
+from befm_jax.config import CACHES
 from befm_jax.data.forest import Encoded
 from befm_jax.distributed import mesh as meshes
 from befm_jax.errors import UserError, printable
 from befm_jax.inference import sample, score
 from befm_jax.inference.sample import Request, Sampling
 from befm_jax.llama.tokenizer import library_errors
+from befm_jax.models import DTYPES, QUANTIZE
 from befm_jax.respondents import engine
 
 # A child of the harness's logger, so that LMEVAL_LOG_LEVEL applies.
@@ -95,6 +96,7 @@ class BefmLM(TemplateLM):
         dtype: "float32", "bfloat16" or "auto" (the default: the run's, or the stored one).
         quantize: "no" or "int8": the quantisation of the base (by default the run's).
         force_template: accept an adapter that was trained with another chat template.
+        force_base: accept an adapter that was trained on another base model.
         cache: "full" or "int8": the key-value cache of generation.
         batch_size: rows of log-likelihoods per batch and data-parallel device, and questions
             answered together over all devices, or "auto" (`max_batch_size`).  Memory for
@@ -126,6 +128,7 @@ class BefmLM(TemplateLM):
         dtype: str | None = None,
         quantize: str | None = None,
         force_template: bool = False,
+        force_base: bool = False,
         cache: str = "full",
         batch_size: int | str = 1,
         max_batch_size: int = MAX_BATCH_SIZE,
@@ -143,9 +146,9 @@ class BefmLM(TemplateLM):
         if unknown:
             raise UserError(
                 f"model_args: befm_jax takes no {', '.join(sorted(unknown))}; it takes pretrained, "
-                "adapter, dtype, quantize, force_template, cache, batch_size, max_batch_size, "
-                "max_length, device, devices, add_bos_token, prefix_token_id, enable_thinking, "
-                "chat_template_args, seed"
+                "adapter, dtype, quantize, force_template, force_base, cache, batch_size, "
+                "max_batch_size, max_length, device, devices, add_bos_token, prefix_token_id, "
+                "enable_thinking, chat_template_args, seed"
             )
         if pretrained is None:
             raise UserError("model_args: pretrained is missing; it must be a model")
@@ -157,10 +160,9 @@ class BefmLM(TemplateLM):
             raise UserError(
                 f"model_args: quantize is {quantize!r}; it must be one of {', '.join(QUANTIZE)}"
             )
-        if force_template not in (True, False):
-            raise UserError(
-                f"model_args: force_template is {force_template!r}; it must be True or False"
-            )
+        for name, forced in (("force_template", force_template), ("force_base", force_base)):
+            if forced not in (True, False):
+                raise UserError(f"model_args: {name} is {forced!r}; it must be True or False")
         if cache not in CACHES:
             raise UserError(
                 f"model_args: cache is {cache!r}; it must be one of {', '.join(CACHES)}"
@@ -201,7 +203,11 @@ class BefmLM(TemplateLM):
             quantize,
             force_template,
             devices,
+            force_base=force_base,
         )
+        base = self.simulator.origin.get("adapter_base", "")
+        if base.startswith("unknown"):
+            logger.warning("the base that the adapter was trained on is %s", base)
         self.tokenizer = self.simulator.tokenizer.hugging_face
         if add_bos_token and self.tokenizer.bos_token_id is None:
             raise UserError("model_args: add_bos_token, but the tokenizer has no BOS token")
@@ -211,6 +217,11 @@ class BefmLM(TemplateLM):
                 f"{self.simulator.tokenizer.vocab_size}"
             )
         config = self.simulator.model.config
+        if max_length is not None and max_length > config.max_position_embeddings:
+            raise UserError(
+                f"model_args: max_length is {max_length}; the model has "
+                f"{config.max_position_embeddings} positions (max_position_embeddings)"
+            )
         self.max_length: int = max_length or min(
             config.max_position_embeddings, score.LONGEST_CONTEXT
         )

@@ -23,20 +23,23 @@ def write_tuned(
     settings: Config,
     trained: Params | Adapter,
     base: ResolvedModel,
+    base_fingerprint: str,
     shape: LlamaConfig,
     tokenizer: Tokenizer,
     trained_on: Mapping[str, Any],
 ) -> None:
     """Writes what was trained of a base model, and `run.json`, which makes the run a model.
 
-    An adapter goes to `adapter/` in PEFT's format, every parameter to `tuned/`; `trained_on`: see
-    `models.write_run`.
+    An adapter goes to `adapter/` in PEFT's format, with the base's fingerprint, every parameter to
+    `tuned/`; `trained_on`: see `models.write_run`.
     """
     workdir = Path(settings.workdir)
     if isinstance(trained, Adapter):
         on_host = transfer.gather(trained)
         if processes.is_first():
-            peft.save(workdir / ADAPTER, on_host, base.name, tokenizer.rendered_hash())
+            peft.save(
+                workdir / ADAPTER, on_host, base.name, tokenizer.rendered_hash(), base_fingerprint
+            )
         made_here = not settings.model.path
         model, adapter = BASE if made_here else base.pinned, ADAPTER
     else:

@@ -20,6 +20,7 @@ from befm_jax.adapters import chat_template, export, lora
 from befm_jax.adapters import peft as peft_files
 from befm_jax.data import games
 from befm_jax.llama import config as llama_config
+from befm_jax.llama import hf
 from befm_jax.models import resolve_model, write_run
 from befm_jax.respondents import engine, merging
 from tests.helpers.small import game_tokenizer, small_model
@@ -154,7 +155,7 @@ def test_an_old_hash_of_a_template_does_not_stay_beside_another_adapter(tuned, t
     (tmp_path / "unknown" / chat_template.FILE).unlink()
     chat_template.save(tmp_path / "out", "0" * 64)
     resolved = resolve_model(tuned / "base", tmp_path / "unknown")
-    export.adapter(resolved, llama_config.read(resolved.directory), tmp_path / "out")
+    export.adapter(resolved, tmp_path / "out")
     assert chat_template.read(tmp_path / "out") is None
 
 
@@ -172,6 +173,39 @@ def test_an_exported_adapter_is_the_same_to_peft(tuned, tmp_path):
         theirs(tuned / "base", ids, tuned / "adapter"),
     )
     assert chat_template.read(tmp_path / "out")[0] == game_tokenizer().template_hash
+
+
+def test_an_adapter_is_exported_for_its_own_base_alone(tuned, tmp_path):
+    base, adapter = tuned / "base", tmp_path / "adapter"
+    stored = hf.open_model(base)
+    loaded = peft_files.load(tuned / "adapter", stored.config)
+    fingerprint = hf.fingerprint(stored)
+    peft_files.save(adapter, loaded, "base", base_fingerprint=fingerprint)
+    flags = "adapter", "--model", base, "--adapter", adapter, "--out", tmp_path / "out"
+    for named in ((), ("--base", base), ("--base", "lab/base-8b")):
+        printed = command(*flags, *named)
+        unknown = "fits that base is not known: lab/base-8b: no such base directory" in printed
+        assert unknown == (named[1:] == ("lab/base-8b",))
+        assert peft_files.base_of(tmp_path / "out")[0] == fingerprint
+
+    for name, seed, shape in (("wider", 0, {"intermediate_size": 64}), ("other", 1, {})):
+        other, params = small_model(seed, vocab_size=stored.config.vocab_size, **shape)
+        export.model(tmp_path / name, other.config, params, game_tokenizer())
+    shutil.rmtree(tmp_path / "out")
+    for named, reason in (
+        (("--base", tmp_path / "wider"), "does not fit"),
+        (("--base", tmp_path / "wider", "--force_base"), "does not fit"),
+        (("--base", tmp_path / "other"), "trained on another base"),
+        (("--model", tmp_path / "other"), "trained on another base"),
+    ):
+        assert reason in command(*flags, *named, fails=True)
+    assert "--force_base" in command(
+        "merged", "--model", tmp_path / "other", "--adapter", adapter, "--out", tmp_path / "out",
+        fails=True,
+    )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+    command(*flags, "--base", tmp_path / "other", "--force_base")
+    assert peft_files.base_of(tmp_path / "out") == (fingerprint, str(tmp_path / "other"))
 
 
 def test_what_can_not_be_exported_is_said(tuned, tmp_path):

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from befm_jax import files
 from befm_jax.llama import config as llama_config
-from befm_jax.llama import hf
+from befm_jax.llama import hf, weights
 from befm_jax.llama.config import UnsupportedModelError
 from tests.helpers.small import SMALL, small_model
 
@@ -140,8 +140,9 @@ class TestDamage:
         self.refused(sharded, hf.CheckpointError, cut.name)
 
     def test_an_index_that_is_none(self, sharded):
-        (sharded / hf.INDEX).write_text("[]")
-        self.refused(sharded, hf.CheckpointError, "weight_map")
+        for content, words in (("[]", "JSON object"), ('{"weight_map": [3]}', "weight_map")):
+            (sharded / hf.INDEX).write_text(content)
+            self.refused(sharded, hf.CheckpointError, hf.INDEX, words)
 
     def test_a_tensor_that_the_index_puts_in_the_wrong_file(self, sharded):
         files = sorted(path.name for path in sharded.glob("*.safetensors"))
@@ -165,6 +166,10 @@ class TestDamage:
         self.change_tensors(tmp_path, lambda tensors: tensors.pop("model.norm.weight"))
         self.refused(tmp_path, hf.CheckpointError, "lacks model.norm.weight")
 
+    def test_more_layers_than_are_stored(self, sharded):
+        edited(sharded / "config.json", lambda config: config.update(num_hidden_layers=10_000))
+        self.refused(sharded, hf.CheckpointError, "lacks model.layers.10.", "more")
+
     def test_an_unknown_tensor(self, tmp_path):
         extra = {"model.layers.0.self_attn.q_norm.weight": np.ones(3, np.float32)}
         self.change_tensors(tmp_path, lambda tensors: tensors.update(extra))
@@ -179,6 +184,100 @@ class TestDamage:
         wrong = {"model.norm.weight": np.ones(32, np.int32)}
         self.change_tensors(tmp_path, lambda tensors: tensors.update(wrong))
         self.refused(tmp_path, hf.CheckpointError, "model.norm.weight", "I32", "BF16")
+
+
+def resaved(directory, change=None, **fields):
+    """A tied small model in one file, whose tensors and config are changed; and its parameters."""
+    model, params = small_model(tie_word_embeddings=True)
+    hf.save(directory, model.config, params)
+    tensors = load_file(directory / hf.SINGLE)
+    save_file(change(tensors) if change else tensors, directory / hf.SINGLE)
+    edited(directory / "config.json", lambda config: config.update(fields))
+    return params
+
+
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+NEVER_READ = {"model.rotary_emb.inv_freq": np.ones(8, np.float32)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: {HEAD if name == EMBEDDINGS else name: t for name, t in tensors.items()},
+        lambda tensors: tensors | {HEAD: tensors[EMBEDDINGS]},
+        lambda tensors: {name.removeprefix("model."): t for name, t in tensors.items()},
+        lambda tensors: tensors | NEVER_READ,
+        lambda tensors: tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8)},
+    ],
+    ids=["head alone", "head twice", "no prefix", "inv_freq", "inv_freq of a layer"],
+)
+def test_other_layouts_of_a_tied_model_are_the_same_model(tmp_path, change):
+    params = resaved(tmp_path, change)
+    config, back = hf.load(tmp_path)
+    assert config.tie_word_embeddings
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_a_head_that_differs_from_the_embeddings_it_should_be_tied_to_is_used(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(weights, "_READ_AT_ONCE", 1000)  # several chunks, the last of which differs
+    other = np.random.default_rng(0).standard_normal((97, 32)).astype(np.float32)
+
+    def with_head(tensors):
+        other[:90] = tensors[EMBEDDINGS][:90]
+        return tensors | {HEAD: other}
+
+    params = resaved(tmp_path, with_head)
+    config, back = hf.load(tmp_path)
+    assert not config.tie_word_embeddings
+    np.testing.assert_array_equal(back["lm_head"]["weight"], other)
+    np.testing.assert_array_equal(back["embed_tokens"]["weight"], params["embed_tokens"]["weight"])
+    assert hf.abstract(tmp_path)[0] == config
+    save_file(
+        load_file(tmp_path / hf.SINGLE) | {HEAD: np.ones((3, 32), np.float32)},
+        tmp_path / hf.SINGLE,
+    )
+    with pytest.raises(hf.CheckpointError, match=r"lm_head\.weight has shape \[3, 32\]"):
+        hf.load(tmp_path)
+
+
+class TestFingerprint:
+    """The same model, however it is saved, and no other."""
+
+    def of(self, directory):
+        return hf.fingerprint(hf.open_model(directory))
+
+    def test_it_is_the_same_in_other_files_and_in_a_wider_dtype(self, tmp_path):
+        _, params = small_model()
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+        hf.save(tmp_path / "one", SMALL, params)
+        hf.save(tmp_path / "shards", SMALL, params, max_shard_bytes=8_000)
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+        hf.save(tmp_path / "wide", SMALL, wide)
+        edited(tmp_path / "wide" / "config.json", lambda config: config.update(bos_token_id=3))
+        assert len({self.of(tmp_path / name) for name in ("one", "shards", "wide")}) == 1
+
+    def test_a_change_of_any_matrix_or_constant_makes_another(self, tmp_path):
+        found = set()
+        resaved(tmp_path)
+        tensors = load_file(tmp_path / hf.SINGLE)
+        for name in tensors:
+            save_file(tensors | {name: tensors[name] * np.float32(1.001)}, tmp_path / hf.SINGLE)
+            found.add(self.of(tmp_path))
+        save_file(tensors, tmp_path / hf.SINGLE)
+        for change in (
+            {}, {"rope_theta": 20_000.0}, {"rms_norm_eps": 1e-6}, {"rope_scaling": None}
+        ):  # fmt: skip
+            edited(tmp_path / "config.json", lambda config, change=change: config.update(change))
+            found.add(self.of(tmp_path))
+        assert len(found) == len(tensors) + 4
+
+
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -212,6 +311,22 @@ class TestDamage:
         ("rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}),
         ("eos_token_id", "a"),
         ("tie_word_embeddings", "yes"),
+        ("num_hidden_layers", 10**6),
+        ("hidden_size", 10**309),
+        ("head_dim", 0),
+        ("eos_token_id", 10**30),
+        ("rms_norm_eps", 10**309),
+        ("rms_norm_eps", 1.0),
+        ("rms_norm_eps", float("nan")),
+        ("rope_theta", 10**309),
+        ("rope_theta", 1e300),
+        ("rope_theta", 1.0),
+        ("rope_scaling", {"rope_type": "linear", "factor": 10**309}),
+        ("rope_scaling", {"rope_type": "linear", "factor": 0.5}),
+        ("rope_scaling", LLAMA3 | {"high_freq_factor": 1.0}),
+        ("rope_scaling", LLAMA3 | {"low_freq_factor": 4.0, "high_freq_factor": 1.0}),
+        ("rope_scaling", LLAMA3 | {"original_max_position_embeddings": 10**309}),
+        ("rope_scaling", LLAMA3 | {"rope_theta": 0}),
     ],
 )
 def test_a_config_that_can_not_be_run_exactly_is_refused_by_field(field, value):
@@ -220,6 +335,35 @@ def test_a_config_that_can_not_be_run_exactly_is_refused_by_field(field, value):
     named = "rope|partial_rotary" if field.startswith("rope") else field
     with pytest.raises(UnsupportedModelError, match=named):
         llama_config.from_hugging_face(fields | {field: value})
+
+
+def test_what_two_fields_say_of_rotation_must_be_the_same():
+    fields = llama_config.to_hugging_face(SMALL, "float32") | {"rope_scaling": LLAMA3}
+    expected = llama_config.from_hugging_face(fields)
+    same = {name: int(value) if name == "factor" else value for name, value in LLAMA3.items()}
+    assert llama_config.from_hugging_face(fields | {"rope_parameters": same}) == expected
+    for other in (
+        {"rope_type": "default"},
+        LLAMA3 | {"rope_theta": 500_000.0},
+        LLAMA3 | {"factor": 4.0},
+    ):
+        with pytest.raises(UnsupportedModelError, match="rope_scaling and rope_parameters"):
+            llama_config.from_hugging_face(fields | {"rope_parameters": other})
+    with pytest.raises(UnsupportedModelError, match="rope_scaling: rope type is 'yarn'"):
+        llama_config.from_hugging_face(
+            fields | {"rope_scaling": {"rope_type": "yarn"}, "rope_parameters": LLAMA3}
+        )
+
+
+def test_heads_wider_than_nothing_are_needed():
+    fields = llama_config.to_hugging_face(SMALL, "float32") | {"head_dim": None}
+    with pytest.raises(UnsupportedModelError, match="head_dim is 0"):
+        llama_config.from_hugging_face(fields | {"num_attention_heads": 64})
+
+
+def test_swish_is_silu():
+    fields = llama_config.to_hugging_face(SMALL, "float32")
+    assert llama_config.from_hugging_face(fields | {"hidden_act": "swish"}) == SMALL
 
 
 # Number of parameters as their makers count them (embeddings once where they are tied).

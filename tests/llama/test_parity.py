@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from befm_jax.llama import hf, rope
 from befm_jax.llama.attention import ForestAttention
@@ -58,6 +60,31 @@ def test_float32_logits_equal_transformers(shape, tmp_path):
     reference = reference_model(**SHAPES[shape])
     tokens = random_tokens(reference.config, 2, LENGTH)
     config, params = carried_over(reference, tmp_path)
+    difference = np.abs(our_logits(config, params, tokens) - reference_logits(reference, tokens))
+    assert difference.max() <= 2e-5
+
+
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+LAYOUTS = {
+    "head alone": lambda t: {HEAD if name == EMBEDDINGS else name: t[name] for name in t},
+    "head that differs": lambda t: t | {HEAD: t[EMBEDDINGS].flip(0).contiguous()},
+    "no prefix": lambda t: {name.removeprefix("model."): t[name] for name in t},
+    "inv_freq": lambda t: t | {"model.rotary_emb.inv_freq": torch.ones(64)},
+    "a layer in bfloat16": lambda t: {
+        name: t[name].bfloat16() if name == "model.layers.1.mlp.up_proj.weight" else t[name]
+        for name in t
+    },
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_checkpoints_that_transformers_reads_are_the_same_model_here(layout, tmp_path):
+    reference_model(tie_word_embeddings=True).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file(LAYOUTS[layout](load_file(file)), file, metadata={"format": "pt"})
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    tokens = random_tokens(reference.config, 1, 128)
+    config, params = hf.load(tmp_path)
     difference = np.abs(our_logits(config, params, tokens) - reference_logits(reference, tokens))
     assert difference.max() <= 2e-5
 

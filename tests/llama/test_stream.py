@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from befm_jax.distributed import mesh as meshes
 from befm_jax.llama import hf, int8, stream, weights
@@ -106,6 +107,29 @@ def test_as_on_an_accelerator_layers_are_put_into_place_chunk_by_chunk(
             for shard in leaf.addressable_shards:
                 np.testing.assert_array_equal(shard.data, np.asarray(expected)[shard.index])
     assert {1, 6} < sizes
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_layers_of_several_dtypes_are_held_exactly(tmp_path, monkeypatch, on_host, dtype):
+    model, params = small_model(**FIELDS)
+    hf.save(tmp_path, model.config, params)
+    tensors = load_file(tmp_path / hf.SINGLE)
+    for layer, other in ((1, jnp.bfloat16), (4, np.float16)):
+        name = f"model.layers.{layer}.mlp.up_proj.weight"
+        tensors[name] = np.asarray(tensors[name]).astype(other)
+    save_file(tensors, tmp_path / hf.SINGLE)
+    if not on_host:
+        monkeypatch.setattr(stream.Parameter, "made_on_host", False)
+        monkeypatch.setattr(stream, "_CHUNK_BYTES", 20_000)
+    _, loaded = hf.load(tmp_path, meshes.over(meshes.make_mesh(tensor=8)), dtype)
+    found = loaded["layers"]["mlp"]["up_proj"]["weight"]
+    assert found.dtype == (dtype or jnp.float32)
+    for layer in range(6):
+        stored = tensors[f"model.layers.{layer}.mlp.up_proj.weight"].astype(np.float32)
+        np.testing.assert_array_equal(found[layer], stored.astype(found.dtype))
+    planned = sum(read.nbytes for read in hf.reads(hf.open_model(tmp_path)))
+    assert planned == sum(tensor.nbytes for tensor in tensors.values())
 
 
 @pytest.mark.parametrize("stored_as", ["float32", "bfloat16", "float16"])

@@ -9,11 +9,13 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
 import befm_jax
-from befm_jax.adapters import chat_template, lora, peft
+from befm_jax.adapters import chat_template, export, lora, peft
 from befm_jax.data import games
+from befm_jax.data.responses import Sampled
 from befm_jax.errors import UserError
 from befm_jax.inference import sample
 from befm_jax.llama import hf
+from befm_jax.respondents import merging
 from befm_jax.tasks.games import item_of
 from tests.helpers.small import game_tokenizer, small_model
 
@@ -127,6 +129,87 @@ def test_an_adapter_of_another_template_is_refused_unless_forced(directory, adap
     forced = befm_jax.load(directory, adapter, force_template=True)
     assert forced.origin["chat_template"]["adapter"].startswith("forced")
     assert forced.tokenizer.template_hash != tokenizer.template_hash
+
+
+def test_an_adapter_of_another_base_is_refused_unless_forced(directory, adapter):
+    assert befm_jax.load(directory, adapter).origin["adapter_base"] == (
+        "the one that the adapter names"
+    )
+    stored = hf.open_model(directory)
+    config = stored.config
+    trained = peft.load(adapter, config)
+    peft.save(adapter, trained, "model", base_fingerprint=hf.fingerprint(stored))
+    for quantize in ("no", "int8"):
+        same = befm_jax.load(directory, adapter, quantize=quantize)
+        assert same.origin["adapter_base"] == "the one that the adapter was trained on"
+    _, others = small_model(1, vocab_size=config.vocab_size)
+    hf.save(directory, config, others)
+    with pytest.raises(UserError, match="trained on another base"):
+        befm_jax.load(directory, adapter)
+    forced = befm_jax.load(directory, adapter, force_base=True)
+    assert forced.origin["adapter_base"].startswith("forced")
+    # What it makes of the other base, merged, is a base of its own.
+    export.model(directory, config, lora.merge(forced.params), forced.tokenizer)
+    with pytest.raises(UserError, match="trained on another base"):
+        befm_jax.load(directory, adapter)
+
+
+def test_weights_that_are_not_finite_are_neither_asked_nor_merged(directory, tmp_path):
+    path = directory / "model.safetensors"
+    stored = load_file(path)
+    stored["model.norm.weight"][3] = np.nan
+    save_file(stored, path)
+    for quantize in ("no", "int8"):
+        broken = befm_jax.load(directory, quantize=quantize)
+        with pytest.raises(UserError, match=r"numbers are not finite: norm/weight"):
+            broken.distribution(GAME)
+        with pytest.raises(UserError, match=r"numbers are not finite: .*norm/weight"):
+            broken.simulate(GAME, 5)
+    with pytest.raises(UserError, match="numbers are not finite"):
+        merging.merged(directory, None, tmp_path / "merged", asked=[GAME])
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_prompt_of_more_tokens_than_the_model_has_positions_is_refused(directory):
+    whole = befm_jax.load(directory)
+    prompt = len(whole.tokenizer.prompt(GAME.prompt()))
+    answer = max(len(whole.tokenizer.answer(text)) for text in GAME.answers.written)
+    path = directory / "config.json"
+    fields = json.loads(path.read_text())
+
+    def with_positions(positions):
+        path.write_text(json.dumps(fields | {"max_position_embeddings": positions}))
+        return befm_jax.load(directory)
+
+    enough = with_positions(prompt + answer - 1)
+    np.testing.assert_array_equal(enough.distribution(GAME).shares, whole.distribution(GAME).shares)
+    enough.simulate(GAME, 2, how=Sampled(max_tokens=answer))
+    with pytest.raises(UserError, match=rf"{prompt} tokens, and an answer up to {answer + 1};"):
+        enough.simulate(GAME, 2, how=Sampled(max_tokens=answer + 1))
+    with pytest.raises(UserError, match=rf"public_goods: .*{prompt} .*max_position_embeddings"):
+        with_positions(prompt + answer - 2).distribution(GAME)
+
+
+def test_a_token_without_an_embedding_is_taken_if_it_can_not_occur(directory):
+    expected = befm_jax.load(directory).distribution(GAME).shares
+    backend = AutoTokenizer.from_pretrained(directory)
+    backend.add_special_tokens({"pad_token": "[PAD]"})
+    backend.save_pretrained(directory)
+    padded = befm_jax.load(directory)
+    assert padded.tokenizer.vocab_size == padded.model.config.vocab_size + 1
+    np.testing.assert_array_equal(padded.distribution(GAME).shares, expected)
+    template = (directory / "chat_template.jinja").read_text()
+    for written in ("{{ pad_token }}", "[PAD]"):
+        (directory / "chat_template.jinja").write_text(
+            template.replace("{{ bos_token }}", "{{ bos_token }}" + written)
+        )
+        with pytest.raises(UserError, match=r"has \[PAD\], which the model has no embeddings"):
+            befm_jax.load(directory)
+    (directory / "chat_template.jinja").write_text(template)
+    backend.add_tokens(["contribute"])
+    backend.save_pretrained(directory)
+    with pytest.raises(UserError, match="has contribute, which"):
+        befm_jax.load(directory)
 
 
 def test_the_first_prompt_is_what_transformers_reads(directory):

@@ -8,6 +8,7 @@ people.simulate("dictator", n=1000)    # a thousand participants
 """
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 
 # Of transformers, only tokenizers are used: no need to be told that PyTorch is not there.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+# Where `befm_jax[tpu]` is installed and no TPU is attached (JAX looks for Google's chips on the PCI
+# bus, too), libtpu would print a block of errors before JAX takes another device.
+_VENDORS = Path("/sys/bus/pci/devices").glob("*/vendor")
+if not any(vendor.read_text().strip() == "0x1ae0" for vendor in _VENDORS):
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "4")
 
 __all__ = ["Engine", "load"]
 
@@ -26,3 +33,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(engine, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The names of the module, those that are imported on first use included."""
+    return sorted({*globals(), *__all__})

@@ -12,6 +12,14 @@ class UserError(ValueError):
     """
 
 
+class InUseError(UserError):
+    """Something that another process is writing; the message says which, and since when."""
+
+
+class NoModelError(UserError, FileNotFoundError):
+    """A name of a model or adapter where there is none."""
+
+
 class DataError(UserError):
     """Bad input by a person: a file, a field, a name, a value.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import datetime
 import fcntl
 import hashlib
 import io
@@ -11,6 +12,8 @@ import json
 import os
 import re
 import shutil
+import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +24,7 @@ import numpy as np
 from jaxtyping import Int64
 from safetensors import SafetensorError
 
-from befm_jax.errors import DataError, UserError
+from befm_jax.errors import DataError, InUseError, UserError
 
 _CHUNK = 1 << 24  # bytes read at once of a file that may be larger than memory
 _SHORT = 16  # bytes; a line of fewer may be blank
@@ -235,7 +238,7 @@ def read_object(path: Path, error: type[UserError] = UserError) -> dict[str, Any
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as reason:
+    except (ValueError, RecursionError) as reason:
         raise error(f"{path}: not valid JSON ({reason})") from reason
     if not isinstance(content, dict):
         raise error(f"{path}: holds a {type(content).__name__}; it must be a JSON object")
@@ -248,19 +251,98 @@ def write_object(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file atomically, by a rename; creates its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a file atomically, by a rename; creates its folder.
+
+    Raises:
+        NotWrittenError: the disk is full, say; an existing file is unchanged.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 class NotWrittenError(UserError):
     """Files that could not be written; the message says whether existing ones are unchanged."""
 
 
-# The prefix of a temporary folder.
-_WRITING = ".writing-"
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Names the file in errors of a block that writes it: of a full disk Python gives no name.
+
+    Raises:
+        NotWrittenError: in the place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise NotWrittenError(f"{path}: can't be written ({error.strerror or error})") from error
+
+
+@contextmanager
+def in_use(lock: Path, what: str | Path) -> Iterator[None]:
+    """Locks a file while the block runs, so that no other process writes `what` meanwhile.
+
+    The file says who has locked it: host, process, since when.  The kernel unlocks it when the
+    process ends, however it ends.  A file system without locks gets a warning.
+
+    Raises:
+        InUseError: another process has locked it; names that process.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = lock.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its holder may have removed the file since it was opened.
+            if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                break
+        except BlockingIOError:
+            file.seek(0)
+            raise InUseError(
+                f"{what} is in use by {file.read() or 'another process'}; wait for its end, or "
+                "name another place"
+            ) from None
+        except OSError as error:
+            print(f"warning: {what}: not locked ({error.strerror})", file=sys.stderr)
+            break
+        file.close()
+    now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    with writing(lock):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}")
+        file.flush()
+        os.fsync(file.fileno())  # for other hosts to read
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        file.close()
+
+
+def user_cache() -> Path | None:
+    """The package's own directory in the user's cache, closed to everybody else; or None.
+
+    That is `befm_jax` in XDG_CACHE_HOME or, unless that is an absolute path, in `~/.cache`.  None
+    where it can't be made, or belongs to somebody else: what is read from it is trusted.
+    """
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        cache = (Path(named) if os.path.isabs(named) else Path.home() / ".cache") / "befm_jax"
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        cache.chmod(0o700)  # fails for another user's
+    except (OSError, RuntimeError):  # RuntimeError: no home directory
+        return None
+    return cache if cache.stat().st_uid == os.getuid() else None
+
+
+# The prefix of a temporary folder, and in it the folder of files that are replaced.
+_WRITING, _REPLACED = ".writing-", ".replaced"
 
 
 class _StuckError(Exception):
@@ -273,11 +355,11 @@ def atomic_directory(
 ) -> Iterator[Path]:
     """A temporary folder whose files are moved to `directory` when the block ends without error.
 
-    Creates `directory`.  Files of the same names are replaced, and files for whose names `replaces`
-    is true are removed; the others stay.  If moving fails half-way, the old files are restored.
-    After a power failure `config.json` is missing (it is removed first and moved last), so that a
-    mix of old and new files does not load.  The next writer removes the temporary folder of a
-    killed one.
+    The files get the permissions of new ones (safetensors writes them for the user alone).  Creates
+    `directory`.  Files of the same names are replaced, and files for whose names `replaces` is true
+    are removed; the others stay.  If moving fails half-way, the old files are restored.  After a
+    power failure `config.json` is missing (it is removed first and moved last), so that a mix of
+    old and new files does not load.  The next writer removes the temporary folder of a killed one.
 
     Raises:
         NotWrittenError: a file can't be written (the disk is full, say).
@@ -288,11 +370,14 @@ def atomic_directory(
             _remove_if_left(left)
         folder = Path(tempfile.mkdtemp(prefix=_WRITING, dir=directory))
         lock = _locked(folder)
-        old = Path(tempfile.mkdtemp(prefix=".replaced-", dir=directory))
+        old = folder / _REPLACED
         keep = False
         try:
             yield folder
             new = {path.name for path in folder.iterdir()}
+            for name in new:
+                (folder / name).chmod(_new_file_mode())
+            old.mkdir()
             before = {
                 path.name
                 for path in directory.iterdir()
@@ -304,20 +389,26 @@ def atomic_directory(
             with suppress(OSError):  # so that the next writer leaves it
                 folder = folder.rename(folder.with_name(folder.name.replace(_WRITING, ".new-", 1)))
             raise NotWrittenError(
-                f"{directory}: half exchanged ({error}); missing old files are in {old.name}, "
-                f"missing new ones in {folder.name}"
+                f"{directory}: half exchanged ({error}); missing new files are in {folder.name}, "
+                f"missing old ones in its {_REPLACED}"
             ) from error
         finally:
             if lock is not None:
                 os.close(lock)
             if not keep:
-                for path in (folder, old):
-                    shutil.rmtree(path, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise NotWrittenError(
             f"{directory}: can't be written ({reason}); existing files are unchanged"
         ) from error
+
+
+def _new_file_mode() -> int:
+    """The permissions of a new file; the process's umask can only be read by setting it."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def _locked(folder: Path) -> int | None:

@@ -9,15 +9,19 @@ safetensors, JSON and tokenizer files are downloaded: never pickles, never code.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from befm_jax import files
-from befm_jax.errors import UserError
+from befm_jax import checksums, files
+from befm_jax.errors import NoModelError, UserError
 
-RUN_FILE = "run.json"
+RUN_FILE, CHECKPOINTS = "run.json", "checkpoints"
+DTYPES = ("float32", "bfloat16")
+QUANTIZE = ("no", "int8")
 _ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
 _ALLOWED = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
 # Subdirectories and these files have the same weights in other formats, or earlier checkpoints.
@@ -37,14 +41,14 @@ def directory_of(name: str | Path, kind: str = "model") -> Path:
     """The local directory of a model or an adapter (`kind`, for messages), downloaded if necessary.
 
     Raises:
-        FileNotFoundError: neither a directory nor a hub id.
+        NoModelError: neither a directory nor a hub id.
         HubError: no such repository or revision, no permission, or offline and not in the cache.
     """
     if str(name) and Path(name).is_dir():
         return Path(name)
     if not is_hub_id(name):
         shown = str(name) or "(an empty name)"
-        raise FileNotFoundError(
+        raise NoModelError(
             f"{shown}: no such {kind} directory, nor a hub id (owner/name or owner/name@revision)"
         )
     # Imported here: most runs never need the hub.
@@ -111,22 +115,86 @@ class ResolvedModel:
 def resolve_model(model: str | Path, adapter: str | Path | None = None) -> ResolvedModel:
     """The files of a run or a model, downloaded for a hub id.
 
+    Of a run every file that is read is checked to be as the run wrote it.
+
     Raises:
-        FileNotFoundError: neither a directory nor a hub id.
+        NoModelError: neither a directory nor a hub id, or a run that has not come to its end.
         HubError: the download failed.
         UserError: a damaged run, or both `adapter` and a run with its own adapter.
     """
-    run_file = Path(model) / RUN_FILE
-    if not run_file.is_file():
+    directory = Path(model)
+    if not (directory / RUN_FILE).is_file():
+        config = directory / "config.json"
+        if config.is_file() and "workdir" in files.read_object(config):
+            raise NoModelError(
+                f"{model}: a training run without a tuned model yet: {_progress(directory)}; give "
+                "its command again, which goes on to the end"
+            )
         return _with_adapter(str(model), adapter, {})
-    run = files.read_object(run_file)
-    missing = {"model", "made_here", "adapter", "dtype", "quantize", "trained_on"} - set(run)
-    if missing:
-        raise UserError(f"{run_file}: lacks {', '.join(sorted(missing))}; is it truncated?")
+    run = _read_run(directory)
     if adapter is not None and run["adapter"]:
         raise UserError(f"{model} is a run with its own adapter; leave --adapter out")
-    base = str(Path(model) / run["model"]) if run["made_here"] else str(run["model"])
-    return _with_adapter(base, Path(model) / run["adapter"] if run["adapter"] else adapter, run)
+    base = str(directory / run["model"]) if run["made_here"] else str(run["model"])
+    return _with_adapter(base, directory / run["adapter"] if run["adapter"] else adapter, run)
+
+
+# Of the fields of `write_run`: what each must be, and whether it is.
+_RUN_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "model": ("a text", lambda value: isinstance(value, str)),
+    "made_here": ("true or false", lambda value: isinstance(value, bool)),
+    "adapter": ("a text or null", lambda value: value is None or isinstance(value, str)),
+    "dtype": (f"one of {', '.join(DTYPES)}", lambda value: value in DTYPES),
+    "quantize": (f"one of {', '.join(QUANTIZE)}", lambda value: value in QUANTIZE),
+    "trained_on": ("an object", lambda value: isinstance(value, dict)),
+}
+
+
+def _read_run(directory: Path) -> dict[str, Any]:
+    """The fields of a run, whose files are verified; a note where they have no checksums.
+
+    Raises UserError for a file that is damaged, or a field that can't be.
+    """
+    verified = (directory / checksums.FILE).is_file()
+    if verified:
+        with damage_named(directory):
+            checksums.verify_once(directory, [RUN_FILE])
+    else:
+        print(
+            f"note: {directory}: its files can't be verified, {checksums.FILE} is missing",
+            file=sys.stderr,
+        )
+    run = files.read_object(directory / RUN_FILE)
+    for name, (requirement, holds) in _RUN_FIELDS.items():
+        if name not in run or not holds(run[name]):
+            found = repr(run[name]) if name in run else "missing"
+            raise UserError(f"{directory / RUN_FILE}: {name} is {found}; it must be {requirement}")
+    made_here = [run["model"]] if run["made_here"] else []
+    if verified:
+        with damage_named(directory):
+            checksums.verify_once(directory, [*made_here, *filter(None, [run["adapter"]])])
+    return run
+
+
+@contextmanager
+def damage_named(directory: Path) -> Iterator[None]:
+    """Turns a ChecksumError of a run's files into a UserError that says what to do."""
+    try:
+        yield
+    except checksums.ChecksumError as error:
+        raise UserError(
+            f"{directory}/{error}; restore it from a copy (or, where it was changed on purpose, "
+            f"delete {directory / checksums.FILE})"
+        ) from error
+
+
+def _progress(directory: Path) -> str:
+    """The last checkpoint of a run, in words."""
+    for phase in ("tune", "base"):
+        saved = (directory / CHECKPOINTS / phase).glob("*")
+        steps = [int(path.name) for path in saved if path.name.isdecimal()]
+        if steps:
+            return f"its last checkpoint is that of step {max(steps)} ({phase})"
+    return "it has no checkpoint"
 
 
 def _with_adapter(base: str, adapter: str | Path | None, run: Mapping[str, Any]) -> ResolvedModel:

@@ -1,12 +1,17 @@
-"""Directories that are written all or nothing; tables and what spreadsheets leave in them."""
+"""Files that are written all or nothing, locks; tables and what spreadsheets leave in them."""
 
+import errno
+import fcntl
+import os
+import resource
+import socket
 import subprocess
 import sys
 
 import pytest
 
 from befm_jax import files
-from befm_jax.errors import DataError
+from befm_jax.errors import DataError, InUseError, UserError
 
 WRITE_AND_WAIT = """
 import sys
@@ -89,3 +94,101 @@ def test_records_are_cells_by_column(tmp_path):
     assert list(files.records(path, ("a", "b"))) == [(2, {"a": "2", "b": "1", "c": "3"})]
     with pytest.raises(DataError, match=r"t\.csv:1: no column 'd', 'e'; found 'b', 'a', 'c'"):
         next(files.records(path, ("a", "d", "e")))
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from befm_jax import files
+with files.in_use(Path(sys.argv[1]), "the run"):
+    print("holds", flush=True)
+    sys.stdin.read()
+"""
+
+
+def holder(lock):
+    """A process that holds the lock until its standard input is closed, or it is killed."""
+    running = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(lock)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stdout.readline() == "holds\n"
+    return running
+
+
+def test_a_lock_says_who_has_it_and_is_let_go_by_the_kernel(tmp_path):
+    lock = tmp_path / "run" / ".lock"
+    first = holder(lock)
+    who = rf"the run is in use by process {first.pid} on {socket.gethostname()} since 20\d\d-"
+    with pytest.raises(InUseError, match=who), files.in_use(lock, "the run"):
+        pass
+    first.kill()
+    first.wait()
+    assert lock.exists()  # nobody's
+    second = holder(lock)
+    with pytest.raises(InUseError, match=f"process {second.pid} "), files.in_use(lock, "the run"):
+        pass
+    second.communicate("")
+    assert not lock.exists()
+    with files.in_use(lock, "the run"):
+        pass
+
+
+def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, capsys):
+    def unsupported(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with files.in_use(tmp_path / ".lock", "the run"):
+        assert capsys.readouterr().err == "warning: the run: not locked (No locks available)\n"
+
+
+def test_a_full_disk_is_one_line_that_names_the_file_and_the_old_one_stays(tmp_path):
+    path = tmp_path / "figures.csv"
+    path.write_text("old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(
+            files.NotWrittenError, match=r"figures\.csv: can't be written \(File too"
+        ):
+            files.write(path, b"x" * 10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_of_a_directory_have_the_permissions_of_new_files(tmp_path):
+    with files.atomic_directory(tmp_path / "model") as folder:
+        (folder / "model.safetensors").touch(mode=0o600)
+    (tmp_path / "new").touch()
+    written = tmp_path / "model" / "model.safetensors"
+    assert written.stat().st_mode == (tmp_path / "new").stat().st_mode
+    assert list((tmp_path / "model").iterdir()) == [written]
+
+
+def test_the_cache_is_the_users_own_or_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for value in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert files.user_cache() == tmp_path / "home" / ".cache" / "befm_jax"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
+    cache = files.user_cache()
+    assert cache == tmp_path / "mine" / "befm_jax"
+    cache.chmod(0o777)
+    assert files.user_cache().stat().st_mode & 0o777 == 0o700
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getuid", lambda: cache.stat().st_uid + 1)
+        assert files.user_cache() is None
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert files.user_cache() is None
+
+
+def test_json_that_is_nested_too_deeply_is_one_line(tmp_path):
+    (tmp_path / "run.json").write_text('{"a":' + "[" * 100_000)
+    with pytest.raises(UserError, match=r"run\.json: not valid JSON"):
+        files.read_object(tmp_path / "run.json")

@@ -115,9 +115,9 @@ class Log:
         self._writes = processes.is_first()
         if self._writes:
             directory.mkdir(parents=True, exist_ok=True)
-            path = directory / "metrics.jsonl"
-            _forget(path, phase, start)
-            self._file = path.open("a", encoding="utf-8")
+            self._path = directory / "metrics.jsonl"
+            _forget(self._path, phase, start)
+            self._file = self._path.open("a", encoding="utf-8")
             # Not at the top: tensorboardX imports PyTorch where it is installed, taking seconds.
             from tensorboardX import SummaryWriter
 
@@ -199,7 +199,8 @@ class Log:
         self._bar.close()
         if self._writes:
             self._board.close()
-            self._file.close()
+            with files.writing(self._path):
+                self._file.close()
 
     def _annotated(self, step: int) -> AbstractContextManager[Any]:
         if not self._profiling:
@@ -252,8 +253,9 @@ class Log:
     def _record(self, step: int, figures: Mapping[str, float]) -> None:
         if not self._writes:
             return
-        self._file.write(json.dumps({"phase": self._phase, "step": step, **figures}) + "\n")
-        self._file.flush()
+        with files.writing(self._path):
+            self._file.write(json.dumps({"phase": self._phase, "step": step, **figures}) + "\n")
+            self._file.flush()
         for name, figure in figures.items():
             self._board.add_scalar(name, figure, step)
         if self._watch.board is not None:
@@ -285,18 +287,24 @@ def _peak_memory() -> int | None:
 
 
 def _forget(path: Path, phase: str, start: int) -> None:
-    """Drops a phase's lines of steps after `start`, and a last line that is truncated."""
+    """Drops a phase's lines of steps after `start`, and with a warning those that are damaged.
+
+    The last line may have been truncated by a kill, which is no damage.
+    """
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    *lines, _ = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except ValueError:
+            keep = record["phase"] != phase or record["step"] <= start
+        except (ValueError, TypeError, KeyError, RecursionError):
+            print(f"warning: {path}:{number}: not a line of metrics; dropped", file=sys.stderr)
             continue
-        if record["phase"] != phase or record["step"] <= start:
-            kept.append(line + "\n")
-    files.write(path, "".join(kept).encode())
+        if keep:
+            kept.append(line + b"\n")
+    files.write(path, b"".join(kept))
 
 
 @contextmanager

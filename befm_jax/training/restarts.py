@@ -14,7 +14,7 @@ from befm_jax import config, files
 from befm_jax.config import Config, ConfigError
 from befm_jax.distributed import processes
 from befm_jax.errors import UserError
-from befm_jax.models import RUN_FILE
+from befm_jax.models import CHECKPOINTS, RUN_FILE
 from befm_jax.training.outputs import BASE
 
 CONFIG, RESTARTS, INPUTS = "config.json", "restarts.json", "inputs.json"
@@ -26,20 +26,19 @@ class NoProgressError(UserError):
     """A run that was restarted again and again, and never saved anything more."""
 
 
-def start_or_resume(settings: Config) -> Path:
+def start_or_resume(settings: Config) -> None:
     """Makes the working directory, or goes on in it if it holds a run of the same config.
 
     A directory in which nothing was trained yet takes any config: a typo is not for ever.  Of
     several processes the first writes, and all check that they see it.
 
     Raises:
-        ConfigError: the config is invalid, another than the run's, or not seen by all processes.
+        ConfigError: the config is another than the run's, or not seen by all processes.
         NoProgressError: see `count_restart`.
     """
-    config.validate(settings)
     workdir = Path(settings.workdir)
     saved = workdir / CONFIG
-    trained = (workdir / BASE, workdir / "checkpoints", workdir / RUN_FILE)
+    trained = (workdir / BASE, workdir / CHECKPOINTS, workdir / RUN_FILE)
     # The others look only once it exists: a shared file system may cache that it did not.
     if processes.is_first():
         if saved.is_file() and any(path.exists() for path in trained):
@@ -54,7 +53,6 @@ def start_or_resume(settings: Config) -> Path:
     # In all processes: each may have been started with a config of its own.
     config.check_same(settings, saved)
     count_restart(workdir, trained)
-    return workdir
 
 
 def count_restart(workdir: Path, saved: Iterable[Path]) -> None:
@@ -77,7 +75,11 @@ def count_restart(workdir: Path, saved: Iterable[Path]) -> None:
     }
     path = workdir / RESTARTS
     before = files.read_object(path) if path.is_file() else {}
-    times = before["times"] + 1 if before.get("progress") == progress else 1
+    if not isinstance(before.get("times", 0), int):
+        raise UserError(
+            f"{path}: times is {before['times']!r}; it must be a number; delete the file"
+        )
+    times = before.get("times", 0) + 1 if before.get("progress") == progress else 1
     if times > PATIENCE:
         raise NoProgressError(
             f"{workdir}: started {PATIENCE} times, and ended each time before anything more was "
@@ -111,7 +113,10 @@ def check_same_inputs(workdir: Path, phase: str, inputs: Mapping[str, str], go_o
         )
     path = workdir / INPUTS
     kept = files.read_object(path, ConfigError) if path.is_file() else {}
-    changed = [name for name in inputs if kept.get(phase, {}).get(name) != inputs[name]]
+    of_phase = kept.get(phase, {})
+    if not isinstance(of_phase, dict):
+        raise ConfigError(f"{path}: {phase} is {of_phase!r}; it must be an object of hashes")
+    changed = [name for name in inputs if of_phase.get(name) != inputs[name]]
     if go_on and changed:
         raise ConfigError(
             f"{workdir}: the {' and the '.join(changed)} changed since this run began ({phase}). "

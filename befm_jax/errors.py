@@ -8,8 +8,12 @@ class UserError(ValueError):
     """Something the person who started the program can put right.
 
     The message alone says where (file, line, field), what is wrong and what would be right; the
-    entry points print it without a stack trace.
+    entry points and notebooks print it without a stack trace.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython prints in the place of a stack trace."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 class InUseError(UserError):

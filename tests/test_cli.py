@@ -1,11 +1,15 @@
-"""What an entry point starts with; where compiled programs are kept, read back and not kept."""
+"""The command and what it starts with; where compiled programs are kept, and where not."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from befm_jax import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
@@ -54,7 +58,39 @@ def test_jaxs_own_variables_say_where_and_whether(tmp_path):
     assert not users.exists()
 
 
-@pytest.mark.parametrize("module", ["train", "simulate", "evaluate", "plan"])
+def befm(*arguments):
+    return subprocess.run(
+        [sys.executable, "-c", "from befm_jax import cli; cli.befm()", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_befm_lists_its_commands_and_runs_them():
+    listed = befm("--help").stdout
+    for module in cli.COMMANDS:
+        assert re.search(rf"^  {module} +[A-Z].*\w", listed, re.MULTILINE)
+    assert re.fullmatch(r"befm_jax \d+\.\d+\.\d+\n", befm("--version").stdout)
+    unknown = befm("evalute", "--out", "x")
+    assert unknown.returncode == 2
+    assert unknown.stderr.startswith("error: unknown command 'evalute': did you mean 'evaluate'?")
+    mistaken = befm("evaluate", "--ot", "x")
+    assert mistaken.returncode == 2
+    assert mistaken.stderr.startswith("befm evaluate: starting\nerror: Unknown command line flag")
+    flags = befm("evaluate", "--help")
+    assert (flags.returncode, flags.stderr) == (0, "")
+    assert "--participants: simulated participants per game\n    (default: '1000')" in flags.stdout
+    assert "--[no]overwrite: " in flags.stdout
+
+
+def test_the_package_imports_little_and_lists_its_names():
+    code = "import sys, befm_jax; print(dir(befm_jax)); sys.exit('jax' in sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert {"Engine", "load"} <= set(ast.literal_eval(ran.stdout))
+
+
+@pytest.mark.parametrize("module", cli.COMMANDS)
 def test_an_entry_point_starts_without_pytorch(module):
     """It takes three seconds to import, where it is installed, and nothing here needs it."""
     code = f"import sys, befm_jax.{module}; sys.exit('torch' in sys.modules)"

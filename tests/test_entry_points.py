@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from befm_jax import files
 from befm_jax.evals import results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,8 +35,11 @@ def get_config():
 """
 
 
-def command(module, *flags, fails=False, **variables):
-    """Runs `python -m befm_jax.MODULE`; returns what it printed."""
+def command(module, *flags, fails=0, **variables):
+    """Runs `python -m befm_jax.MODULE`; returns what it printed after its first line.
+
+    `fails`: its exit code; True: 2.
+    """
     environment = (
         os.environ
         | {
@@ -49,10 +53,11 @@ def command(module, *flags, fails=False, **variables):
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     printed = found.stdout + found.stderr
-    assert (found.returncode != 0) == fails, printed
+    assert found.returncode == (2 if fails is True else fails), printed
     if fails:
         assert "Traceback" not in printed
-    return printed
+    assert found.stderr.startswith(f"befm {module}: starting\n")
+    return printed.replace(f"befm {module}: starting\n", "")
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +283,10 @@ def test_mistakes_get_an_answer_and_no_stack_trace(run, tmp_path):
         ("simulate", ["--model", tmp_path / "no", "--out", "x"], "no such model directory"),
         ("simulate", ["--model", run, "--out", tmp_path], "a directory"),
         ("train", ["--config", config, "--workdir", config], "config.py"),
+        ("simulate", ["--model", run, "--ot", "x"], "Unknown command line flag 'ot'"),
+        ("simulate", ["--model", run, "--out", "x", "all"], "'all' is not a flag"),
+        ("simulate", ["--model", run], "Flag --out must have a value"),
+        ("simulate", ["--model", run, "--out", "x", "--participants", "few"], "'few'"),
         ("evaluate", ["--out", tmp_path], "--model or --answers"),
         ("evaluate", ["--answers", "x.csv", "--tasks", "game", "--out", "x"], "'games'"),
     ):
@@ -290,5 +299,28 @@ def test_help_says_how_to_call(run):
         [sys.executable, "-m", "befm_jax.simulate", "--help"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     ).stdout  # fmt: skip
-    assert "python -m befm_jax.simulate --model" in printed
-    assert "--participants" in printed
+    assert "befm simulate --model" in printed
+    assert "--participants: simulated participants per game\n    (default: '1000')" in printed
+
+
+def test_results_are_not_replaced_unasked_and_responses_go_on(choices, tmp_path):
+    flags = ["--answers", choices, "--out", tmp_path, "--resamples", 200]
+    command("evaluate", *flags)
+    before = (tmp_path / "results.json").read_bytes()
+    assert "results.json exists; name another --out" in command("evaluate", *flags, fails=True)
+    assert (tmp_path / "results.json").read_bytes() == before
+    command("evaluate", *flags, "--overwrite")
+    (tmp_path / "results.json").unlink()  # as where it was killed
+    command("evaluate", *flags)
+
+
+def test_two_commands_do_not_write_to_one_place(run, choices, tmp_path):
+    with files.in_use(tmp_path / ".lock", tmp_path):
+        flags = ["--answers", choices, "--out", tmp_path]
+        assert "is in use by process" in command("evaluate", *flags, fails=1)
+    with files.in_use(tmp_path / ".x.csv.lock", tmp_path / "x.csv"):
+        flags = ["--model", run, "--out", tmp_path / "x.csv"]
+        assert "x.csv is in use by process" in command("simulate", *flags, fails=1)
+    with files.in_use(tmp_path / "run" / ".lock", tmp_path):
+        flags = ["--config", run.parent / "config.py", "--workdir", tmp_path / "run"]
+        assert "is in use by process" in command("train", *flags, fails=1)

@@ -7,6 +7,7 @@ it is done, so that a run that is killed goes on from the lines that are there.
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import os
@@ -127,6 +128,29 @@ class Response:
                 f"{self.item}: {weights.sum():g} of {self.draws} draws are in the set, but "
                 f"{self.outside} is outside"
             )
+
+    @property
+    def summary(self) -> str:
+        """How it was asked, and how much is outside the answer set, in words."""
+        how = "exact" if self.exact else f"{self.draws:,} draws"
+        return f"{how}, {self.outside:.2%} outside the answer set, {self.unread:,} unreadable"
+
+    def __repr__(self) -> str:
+        return f"<Response to {self.item}: {self.summary}>"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the summary, and a bar of each answer's share."""
+        text = html.escape(repr(self))
+        if self.weights is None or self.empty:
+            return text
+        shares = self.shares
+        bars = "".join(
+            f'<rect x="{at}" width="0.9" y="{1 - share / shares.max():.4f}" '
+            f'height="{share / shares.max():.4f}"><title>answer {at}: {share:.2%}</title></rect>'
+            for at, share in enumerate(shares)
+        )
+        size = 'width="320" height="60" preserveAspectRatio="none"'
+        return f'{text}<br><svg {size} viewBox="0 0 {len(shares)} 1">{bars}</svg>'
 
     @property
     def empty(self) -> bool:

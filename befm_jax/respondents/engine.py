@@ -52,6 +52,20 @@ class Simulation:
     texts: list[str]
     response: Response
 
+    def __repr__(self) -> str:
+        return f"<Simulation of {self.game}: {self.response.summary}>"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the summary and a small picture."""
+        return self.response._repr_html_()
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of game, participant, choice (NaN: no answer) and text; needs pandas."""
+        import pandas
+
+        columns = {"participant": range(len(self.choices)), "choice": self.choices}
+        return pandas.DataFrame({"game": self.game, **columns, "text": self.texts})
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -67,6 +81,13 @@ class Engine:
     origin: dict[str, Any]
     resolved: ResolvedModel
     cache: str = "full"
+
+    def __repr__(self) -> str:
+        config = self.model.config
+        return (
+            f"<Engine of {self.name}: {config.model_type}, {config.num_hidden_layers} layers of "
+            f"width {config.hidden_size}, {self.model.dtype}, on {self.device}>"
+        )
 
     @property
     def name(self) -> str:

@@ -94,8 +94,10 @@ def run(
                 print(f"{phase}: step {step} has the least loss on validation people")
                 return trained
     finally:
-        log.close()
-        saved.close()
+        try:
+            log.close()
+        finally:
+            saved.close()
     return state.trained
 
 

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 # Of transformers, only tokenizers are used: no need to be told that PyTorch is not there.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-# Where `befm_jax[tpu]` is installed and no TPU is attached (JAX looks for Google's chips on the PCI
-# bus, too), libtpu would print a block of errors before JAX takes another device.
+# Where `befm_jax[tpu]` is installed and no TPU is attached (JAX, too, looks for Google's chips on
+# the PCI bus), libtpu looks for the hosts of a slice, and prints a block of errors before JAX takes
+# another device.  To a slice of this host alone it says nothing.
 _VENDORS = Path("/sys/bus/pci/devices").glob("*/vendor")
-if not any(vendor.read_text().strip() == "0x1ae0" for vendor in _VENDORS):
-    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "4")
+if "JAX_PLATFORMS" not in os.environ and "0x1ae0\n" not in map(Path.read_text, _VENDORS):
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_HOST_BOUNDS", "1,1,1")
 
 __all__ = ["Engine", "load"]
 

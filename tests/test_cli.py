@@ -1,6 +1,7 @@
 """The command and what it starts with; where compiled programs are kept, and where not."""
 
 import ast
+import importlib.util
 import os
 import re
 import subprocess
@@ -88,6 +89,16 @@ def test_the_package_imports_little_and_lists_its_names():
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
     )
     assert {"Engine", "load"} <= set(ast.literal_eval(ran.stdout))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs befm_jax[tpu]")
+def test_without_a_tpu_its_library_is_silent():
+    given = {name: value for name, value in os.environ.items() if name[:4] not in ("JAX_", "TPU_")}
+    ran = subprocess.run(
+        [sys.executable, "-c", "import befm_jax, jax; print(jax.default_backend())"],
+        cwd=ROOT, env=given, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (ran.stdout == "tpu\n") or (ran.stderr == "")
 
 
 @pytest.mark.parametrize("module", cli.COMMANDS)

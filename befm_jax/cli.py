@@ -59,6 +59,8 @@ def run(main: Callable[[], None], documentation: str) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.set_verbosity(logging.WARNING)
+    # Orbax raises what it logs with a stack trace; `processes.run` prints that in a line.
+    logging.get_absl_logger().addFilter(lambda record: not record.exc_info)
     if set(HELP) & set(sys.argv[1:]):
         # To absl, a command's own flags are those that its main module defines.
         for flag in flags.FLAGS.flags_by_module_dict().get(__name__, ()):

@@ -262,10 +262,14 @@ class ResponseFile:
             files.write(self.path, (json.dumps(self._head) + "\n").encode())
 
     def append(self, response: Response) -> None:
-        """Writes one response, and has it on disk before it returns."""
+        """Writes one response, and has it on disk before it returns.
+
+        Raises:
+            NotWrittenError: the disk is full, say.
+        """
         # In ASCII: a model's text may hold what ends a line elsewhere, or half a character.
         line = json.dumps(_as_dict(response)) + "\n"
-        with self.path.open("a", encoding="ascii") as file:
+        with files.writing(self.path), self.path.open("a", encoding="ascii") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())

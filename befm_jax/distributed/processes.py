@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -93,8 +94,8 @@ def start(
 
     Raises:
         UserError: the flags contradict each other.
-        RuntimeError: the host name of process 0 does not resolve in `join_within` seconds, or its
-            port is in use.
+        InUseError: the port of process 0, which this is, is in use.
+        RuntimeError: the host name of process 0 does not resolve in `join_within` seconds.
     """
     global _client, _index, _count
     _listen_for_signals()
@@ -105,6 +106,8 @@ def start(
     from jax._src import distributed  # the key-value store has no public name
 
     address, _count, _index = place
+    if is_first():
+        _check_port(address)
     # jax's own message names no address.
     _log(f"process {_index} of {_count}: joining the others at {address}, for {join_within} s")
     jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM
@@ -116,6 +119,16 @@ def start(
     for function in (_await_stop, _await_end):
         _threads.append(threading.Thread(target=function, daemon=True))
         _threads[-1].start()
+
+
+def _check_port(address: str) -> None:
+    """Raises InUseError where somebody listens on the port: jax would abort, or crash."""
+    try:
+        socket.create_server(("", int(address.rpartition(":")[2]))).close()
+    except OSError as error:
+        raise InUseError(
+            f"process 0 can't listen at {address} ({os.strerror(error.errno or 0)}); name another port"
+        ) from error
 
 
 def is_first() -> bool:

@@ -357,10 +357,9 @@ def test_a_port_that_is_taken_is_named() -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         flags = [f"--coordinator={address}", "--processes=2", "--process_id=0"]
         ((code, _, err),) = ended([started("done", *flags)])
-    # gRPC may crash (seen: SIGSEGV) before jax can say so in an error: both are run again.
-    assert code not in (0, 2), err
-    assert f"process 0 of 2: joining the others at {address}" in err
-    assert "Failed to start RPC server" in err or "Failed to add port" in err
+    assert code == processes.ERROR  # run again: it may be that of a run that is about to end
+    assert err.startswith(f"error: process 0 can't listen at {address} (Address already in use)")
+    assert "Traceback" not in err
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ class UserError(ValueError):
 
 
 class InUseError(UserError):
-    """Something that another process is writing; the message says which, and since when."""
+    """Something that another process uses, and may be free another time."""
 
 
 class NoModelError(UserError, FileNotFoundError):

@@ -126,9 +126,8 @@ def _check_port(address: str) -> None:
     try:
         socket.create_server(("", int(address.rpartition(":")[2]))).close()
     except OSError as error:
-        raise InUseError(
-            f"process 0 can't listen at {address} ({os.strerror(error.errno or 0)}); name another port"
-        ) from error
+        reason = os.strerror(error.errno or 0)
+        raise InUseError(f"process 0 can't listen at {address} ({reason}); name another") from error
 
 
 def is_first() -> bool:

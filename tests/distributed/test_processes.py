@@ -327,6 +327,7 @@ def test_a_step_outside_of_the_loop_is_an_error_of_the_program() -> None:
         ((None, 2, None), "--coordinator and --process_id missing"),
         (("a", 2, 0), "--coordinator is a; it must be HOST:PORT"),
         (("http://a:1", 2, 0), "--coordinator is http://a:1; it must be HOST:PORT"),
+        (("a:65536", 2, 0), "--coordinator is a:65536; it must be HOST:PORT"),
         (("a:1", 2, 2), "--process_id is 2; with --processes=2 it must be 0 to 1"),
     ],
 )

@@ -66,6 +66,16 @@ class Simulation:
         columns = {"participant": range(len(self.choices)), "choice": self.choices}
         return pandas.DataFrame({"game": self.game, **columns, "text": self.texts})
 
+    def plot(self) -> Any:
+        """How many participants chose what, as bars; matplotlib's axes."""
+        from matplotlib import pyplot
+
+        chosen = [choice for choice in self.choices if choice is not None]
+        axes = pyplot.figure().subplots()
+        axes.bar(*np.unique(chosen, return_counts=True))
+        axes.set(title=self.game, xlabel="choice", ylabel="participants")
+        return axes
+
 
 @dataclass(frozen=True)
 class Engine:

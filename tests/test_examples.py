@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from befm_jax.data import choices, games
+from befm_jax.data import choices, examples, games
 from befm_jax.tasks import sources
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,4 +29,5 @@ def test_the_tables_are_read_to_the_last_line():
     (source,) = sources.select(commuters, selected, "")
     assert not source.rows.left_out.counts
     cities = Counter(item.labels["city"] for item in source.items())
+    assert len(examples.read(EXAMPLES / "examples.jsonl")) == 6
     assert cities == {"Ulm": 100, "Bern": 100, "Graz": 100}

@@ -63,7 +63,8 @@ class Simulation:
         """A DataFrame of game, participant, choice (NaN: no answer) and text; needs pandas."""
         import pandas
 
-        columns = {"participant": range(len(self.choices)), "choice": self.choices}
+        choices = np.array(self.choices, np.float64)
+        columns = {"participant": range(len(choices)), "choice": choices}
         return pandas.DataFrame({"game": self.game, **columns, "text": self.texts})
 
     def plot(self) -> Any:

@@ -175,7 +175,11 @@ def keep_compiled_programs() -> None:
 
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         cache = files.user_cache()
-        if cache is not None:
+        if cache is None:
+            print(
+                "note: no compiled programs are kept: no cache directory of yours", file=sys.stderr
+            )
+        else:
             jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -289,11 +289,13 @@ def in_use(lock: Path, what: str | Path) -> Iterator[None]:
     """Locks a file while the block runs, so that no other process writes `what` meanwhile.
 
     The file says who has locked it: host, process, since when.  The kernel unlocks it when the
-    process ends, however it ends.  A file system without locks gets a warning.
+    process ends, however it ends.  A file system without locks gets a warning.  A folder that is
+    made for the lock, and stays empty, is removed.
 
     Raises:
         InUseError: another process has locked it; names that process.
     """
+    made = not lock.parent.exists()
     lock.parent.mkdir(parents=True, exist_ok=True)
     while True:
         file = lock.open("a+", encoding="utf-8")
@@ -323,6 +325,9 @@ def in_use(lock: Path, what: str | Path) -> Iterator[None]:
     finally:
         lock.unlink(missing_ok=True)
         file.close()
+        if made:
+            with suppress(OSError):  # it is not empty
+                lock.parent.rmdir()
 
 
 def user_cache() -> Path | None:
@@ -335,10 +340,12 @@ def user_cache() -> Path | None:
     try:
         cache = (Path(named) if os.path.isabs(named) else Path.home() / ".cache") / "befm_jax"
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        cache.chmod(0o700)  # fails for another user's
+        if cache.stat().st_uid != os.getuid():
+            return None
+        cache.chmod(0o700)
     except (OSError, RuntimeError):  # RuntimeError: no home directory
         return None
-    return cache if cache.stat().st_uid == os.getuid() else None
+    return cache
 
 
 # The prefix of a temporary folder, and in it the folder of files that are replaced.

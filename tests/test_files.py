@@ -134,6 +134,9 @@ def test_a_lock_says_who_has_it_and_is_let_go_by_the_kernel(tmp_path):
     assert not lock.exists()
     with files.in_use(lock, "the run"):
         pass
+    with files.in_use(tmp_path / "new" / ".lock", "another"):
+        pass
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, capsys):

@@ -238,7 +238,7 @@ def read_object(path: Path, error: type[UserError] = UserError) -> dict[str, Any
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as reason:
+    except ValueError as reason:
         raise error(f"{path}: not valid JSON ({reason})") from reason
     if not isinstance(content, dict):
         raise error(f"{path}: holds a {type(content).__name__}; it must be a JSON object")
@@ -348,8 +348,8 @@ def user_cache() -> Path | None:
     return cache
 
 
-# The prefix of a temporary folder, and in it the folder of files that are replaced.
-_WRITING, _REPLACED = ".writing-", ".replaced"
+# The prefix of a temporary folder.
+_WRITING = ".writing-"
 
 
 class _StuckError(Exception):
@@ -362,11 +362,11 @@ def atomic_directory(
 ) -> Iterator[Path]:
     """A temporary folder whose files are moved to `directory` when the block ends without error.
 
-    The files get the permissions of new ones (safetensors writes them for the user alone).  Creates
-    `directory`.  Files of the same names are replaced, and files for whose names `replaces` is true
-    are removed; the others stay.  If moving fails half-way, the old files are restored.  After a
-    power failure `config.json` is missing (it is removed first and moved last), so that a mix of
-    old and new files does not load.  The next writer removes the temporary folder of a killed one.
+    Creates `directory`.  Files of the same names are replaced, and files for whose names `replaces`
+    is true are removed; the others stay.  If moving fails half-way, the old files are restored.
+    After a power failure `config.json` is missing (it is removed first and moved last), so that a
+    mix of old and new files does not load.  The next writer removes the temporary folder of a
+    killed one.
 
     Raises:
         NotWrittenError: a file can't be written (the disk is full, say).
@@ -377,14 +377,11 @@ def atomic_directory(
             _remove_if_left(left)
         folder = Path(tempfile.mkdtemp(prefix=_WRITING, dir=directory))
         lock = _locked(folder)
-        old = folder / _REPLACED
+        old = Path(tempfile.mkdtemp(prefix=".replaced-", dir=directory))
         keep = False
         try:
             yield folder
             new = {path.name for path in folder.iterdir()}
-            for name in new:
-                (folder / name).chmod(_new_file_mode())
-            old.mkdir()
             before = {
                 path.name
                 for path in directory.iterdir()
@@ -396,26 +393,20 @@ def atomic_directory(
             with suppress(OSError):  # so that the next writer leaves it
                 folder = folder.rename(folder.with_name(folder.name.replace(_WRITING, ".new-", 1)))
             raise NotWrittenError(
-                f"{directory}: half exchanged ({error}); missing new files are in {folder.name}, "
-                f"missing old ones in its {_REPLACED}"
+                f"{directory}: half exchanged ({error}); missing old files are in {old.name}, "
+                f"missing new ones in {folder.name}"
             ) from error
         finally:
             if lock is not None:
                 os.close(lock)
             if not keep:
-                shutil.rmtree(folder, ignore_errors=True)
+                for path in (folder, old):
+                    shutil.rmtree(path, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise NotWrittenError(
             f"{directory}: can't be written ({reason}); existing files are unchanged"
         ) from error
-
-
-def _new_file_mode() -> int:
-    """The permissions of a new file; the process's umask can only be read by setting it."""
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return 0o666 & ~umask
 
 
 def _locked(folder: Path) -> int | None:

@@ -325,24 +325,18 @@ def _peak_memory() -> int | None:
 
 
 def _forget(path: Path, phase: str, start: int) -> None:
-    """Drops a phase's lines of steps after `start`, and with a warning those that are damaged.
-
-    The last line may have been truncated by a kill, which is no damage.
-    """
+    """Drops a phase's lines of steps after `start`, and a last line that is truncated."""
     if not path.is_file():
         return
     kept = []
-    *lines, _ = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, 1):
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
-            keep = record["phase"] != phase or record["step"] <= start
-        except (ValueError, TypeError, KeyError, RecursionError):
-            print(f"warning: {path}:{number}: not a line of metrics; dropped", file=sys.stderr)
+        except ValueError:
             continue
-        if keep:
-            kept.append(line + b"\n")
-    files.write(path, b"".join(kept))
+        if record["phase"] != phase or record["step"] <= start:
+            kept.append(line + "\n")
+    files.write(path, "".join(kept).encode())
 
 
 @contextmanager

@@ -75,11 +75,7 @@ def count_restart(workdir: Path, saved: Iterable[Path]) -> None:
     }
     path = workdir / RESTARTS
     before = files.read_object(path) if path.is_file() else {}
-    if not isinstance(before.get("times", 0), int):
-        raise UserError(
-            f"{path}: times is {before['times']!r}; it must be a number; delete the file"
-        )
-    times = before.get("times", 0) + 1 if before.get("progress") == progress else 1
+    times = before["times"] + 1 if before.get("progress") == progress else 1
     if times > PATIENCE:
         raise NoProgressError(
             f"{workdir}: started {PATIENCE} times, and ended each time before anything more was "
@@ -113,10 +109,7 @@ def check_same_inputs(workdir: Path, phase: str, inputs: Mapping[str, str], go_o
         )
     path = workdir / INPUTS
     kept = files.read_object(path, ConfigError) if path.is_file() else {}
-    of_phase = kept.get(phase, {})
-    if not isinstance(of_phase, dict):
-        raise ConfigError(f"{path}: {phase} is {of_phase!r}; it must be an object of hashes")
-    changed = [name for name in inputs if of_phase.get(name) != inputs[name]]
+    changed = [name for name in inputs if kept.get(phase, {}).get(name) != inputs[name]]
     if go_on and changed:
         raise ConfigError(
             f"{workdir}: the {' and the '.join(changed)} changed since this run began ({phase}). "

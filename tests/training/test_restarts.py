@@ -2,9 +2,7 @@
 
 import pytest
 
-from befm_jax.config import ConfigError
 from befm_jax.distributed import processes
-from befm_jax.errors import UserError
 from befm_jax.training import restarts
 
 
@@ -34,28 +32,3 @@ def test_restarts_are_counted_while_nothing_more_is_saved(tmp_path, monkeypatch)
     twice_and_no_more()
     restarts.end(tmp_path)
     twice_and_no_more()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "not valid JSON"),
-        ("[]", "must be a JSON object"),
-        ('{"tune": 3}', "tune is 3; it must"),
-    ],
-)
-def test_damaged_inputs_are_named(tmp_path, content, message):
-    (tmp_path / "inputs.json").write_text(content)
-    with pytest.raises(ConfigError, match=rf"inputs\.json: .*{message}"):
-        restarts.check_same_inputs(tmp_path, "tune", {"data": "a hash"}, go_on=True)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("\0", "not valid JSON"), ('{"times": "3"}', "times is '3'; it must be a number")],
-)
-def test_a_damaged_count_is_named(tmp_path, content, message):
-    (tmp_path / "config.json").write_text("one")
-    (tmp_path / "restarts.json").write_text(content)
-    with pytest.raises(UserError, match=rf"restarts\.json: .*{message}"):
-        restarts.count_restart(tmp_path, [])

@@ -94,22 +94,6 @@ def test_a_board_without_its_package_is_refused_and_one_is_closed_whatever_happe
         metrics.weights_and_biases("humans", settings).__enter__()
 
 
-def test_damaged_lines_of_metrics_are_dropped_with_a_word_and_a_truncated_last_one_without(
-    tmp_path, capsys
-):
-    path = tmp_path / "metrics.jsonl"
-    kept = [{"phase": "base", "step": 9}, {"phase": "tune", "step": 1}]
-    lines = [json.dumps(kept[0]), "{", "[1]", '{"step": 3}', "\udcff", json.dumps(kept[1])]
-    lines += ['{"phase": "tune", "step": "1"}', "[" * 100_000, '{"phase": "tune", "step": 2}']
-    path.write_text("\n".join([*lines, '{"phase": "tu']), errors="surrogateescape")
-    metrics._forget(path, "tune", 1)
-    assert [json.loads(line) for line in path.read_text().splitlines()] == kept
-    warnings = capsys.readouterr().err.splitlines()
-    assert [warning.split(": ")[1] for warning in warnings] == [
-        f"{path}:{number}" for number in (2, 3, 4, 5, 7, 8)
-    ]
-
-
 def test_tensorboard_gets_every_figure_of_every_step(tmp_path):
     event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
     lines, _, _ = ran(tmp_path, Watch())

@@ -70,7 +70,7 @@ class Data:
     games: str = "all"  # ids, "all", or .py files that declare games; separated by commas
     humans: str = ""  # CSV of people's choices; empty: the embedded reference
     tasks: str = ""  # tasks of your own, FILE.py=TABLE, separated by commas
-    examples: str = ""  # further examples: Alpaca .json or chat .jsonl, separated by commas
+    examples: str = ""  # further examples: .json, .jsonl or .csv files, separated by commas
     split_seed: int = 0  # which people are for training and which for the test
     slots: int = 4096  # computed at once on a device: the longest row of a forest
     # People or texts; choices where it is not known whose they are; 0: all of them in every step.

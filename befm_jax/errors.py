@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+_MOST_NAMED = 40
+
 
 class UserError(ValueError):
     """Something the person who started the program can put right.
@@ -43,4 +45,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> DataError:
     choices = list(known)
     near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return DataError(f"unknown {kind} {name!r}: {hint}known: {', '.join(choices) or 'none'}")
+    return DataError(f"unknown {kind} {name!r}: {hint}known: {listed(choices) or 'none'}")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message, separated by commas; of very many the first, and how many there are."""
+    known = list(names)
+    more = f", ... ({len(known):,} in all)" if len(known) > _MOST_NAMED else ""
+    return ", ".join(known[:_MOST_NAMED]) + more

@@ -20,7 +20,6 @@ if __name__ == "__main__":
 
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,9 @@ from absl import flags
 
 from befm_jax import files, tasks
 from befm_jax.data import games
-from befm_jax.data.responses import Exact, How, Respondent, Sampled
+from befm_jax.data.responses import Exact, How, Respondent, how_from_dict
 from befm_jax.data.rows import SPLITS
-from befm_jax.errors import UserError
+from befm_jax.errors import DataError, UserError
 from befm_jax.evals import report
 from befm_jax.evals.results import Results
 from befm_jax.respondents import comparing
@@ -43,20 +42,24 @@ FLAGS = flags.FLAGS
 
 
 def held_out(
-    source: Source, trained_on: Mapping[str, Any], split: str | None, seed: int | None
+    source: Source, trained_on: Mapping[str, Any] | None, split: str | None, seed: int | None
 ) -> tuple[Source, str]:
     """The people to compare a model with, and a warning if it may have been trained on them.
 
     By default the held-out people: the test split of the embedded reference, and of a table that
     shares people with one it was trained on; all of any other table.  `trained_on` is that of
-    `models.write_run`.
+    `models.write_run`; None where it is unknown who answered.
     """
-    seen = source.seen_by(trained_on)
+    seen = source.seen_by(trained_on or {})
     split = split or ("test" if seen or not source.table else "all")
     split_seed = seed if seed is not None else seen["split_seed"] if seen else 0
     people = source.part(split, split_seed)
+    if trained_on is None:
+        return people, "of unknown origin: the respondent may have been trained on these people"
     if seen is None:
-        return people, ""
+        table = source.may_be_of(trained_on)
+        warning = "counts do not say who was counted: these people may be among those of"
+        return people, f"{warning} {table}, that the model was trained on" if table else ""
     if split not in ("test", "validation"):
         reason = f"{split!r} has people that it was trained on"
     elif bool(seen["sketch"]) != bool(source.rows.sketch):
@@ -71,12 +74,18 @@ def held_out(
 
 
 def how_recorded(recorded: Recorded) -> How:
-    """How recorded answers were asked; missing settings are assumed to be the defaults."""
+    """How recorded answers were asked; missing settings are assumed to be the defaults.
+
+    Raises:
+        DataError: a setting that is no number, or is out of its range.
+    """
     if recorded.exact:
         return Exact()
-    settings = recorded.describe()["how"] or {}
-    names = [field.name for field in fields(Sampled) if field.name in settings]
-    return Sampled(**{name: settings[name] for name in names})
+    settings = dict(recorded.describe()["how"] or {}) | {"mode": "sampled"}
+    try:
+        return how_from_dict(settings)
+    except DataError as error:
+        raise DataError(f"{recorded.path}: how it was sampled: {error}") from None
 
 
 def main() -> None:
@@ -104,29 +113,27 @@ def evaluate(out: Path) -> None:
     respondent: Respondent
     if FLAGS.answers is not None:
         respondent = recorded = Recorded(FLAGS.answers)
-        origin, how = recorded.describe()["respondent"] or {}, how_recorded(recorded)
+        origin, how = recorded.describe()["respondent"], how_recorded(recorded)
         items = [item for source in all_sources for item in source.items()]
         items += [item_of(game) for game in selected]
-        for name in recorded.unasked(items):
-            print(
-                f"note: {FLAGS.answers}: {name} is in no task (--games takes .py files that "
-                "declare more)",
-                file=sys.stderr,
-            )
+        notes = [f"column {name!r}: not used as weights" for name in recorded.weights]
+        notes += [
+            f"{name} is in no task (--games takes .py files that declare more)"
+            for name in recorded.unasked(items)
+        ]
+        for note in notes:
+            print(f"note: {FLAGS.answers}: {note}", file=sys.stderr)
     else:
         from befm_jax import simulate
 
         engine = simulate.engine_from_flags()
         respondent, origin = engine, engine.origin
         how = simulate.sampled_from_flags() if FLAGS.sampled else how
+    known = sources.trained_on(origin, FLAGS.answers or FLAGS.model) if origin else None
     results = Results()
     for source in all_sources:
-        people, warning = held_out(
-            source, origin.get("trained_on", {}), FLAGS.split, FLAGS.split_seed
-        )
+        people, warning = held_out(source, known, FLAGS.split, FLAGS.split_seed)
         print(people.describe())
-        if FLAGS.answers is not None and not origin and not warning:
-            warning = "of unknown origin: the respondent may have been trained on these people"
         if warning:
             print(f"warning: {warning}", file=sys.stderr)
         # Without a training split, baselines are fitted on the compared people themselves.

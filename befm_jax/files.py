@@ -15,7 +15,8 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,21 @@ import numpy as np
 from jaxtyping import Int64
 from safetensors import SafetensorError
 
-from befm_jax.errors import DataError, InUseError, UserError
+from befm_jax.errors import DataError, InUseError, UserError, listed
 
 _CHUNK = 1 << 24  # bytes read at once of a file that may be larger than memory
 _SHORT = 16  # bytes; a line of fewer may be blank
+# A cell may hold a whole document; the module's own limit is 131,072 characters.
+csv.field_size_limit(1 << 30)
+# How files begin that are often saved under the name of a text or a table.
+_NOT_TEXT = {
+    b"PK\x03\x04": "a spreadsheet (.xlsx) or another zip archive; export it as CSV",
+    b"\xd0\xcf\x11\xe0": "an old spreadsheet (.xls); export it as CSV",
+    b"\x1f\x8b": "compressed with gzip; decompress it",
+    b"PAR1": "Parquet; give its name the suffix .parquet",
+    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
+}
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -55,6 +67,9 @@ def decode(content: bytes, path: str | Path, first_line: int = 1) -> str:
     Raises:
         DataError: the content is binary or in another encoding.
     """
+    for begins, kind in _NOT_TEXT.items():
+        if content.startswith(begins):
+            raise DataError(f"{path}: is {kind}")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -135,22 +150,34 @@ def records(path: str | Path, columns: Sequence[str]) -> Iterator[tuple[int, dic
 
     Args:
         path: the table.
-        columns: required columns; the others are included too.
+        columns: required columns, by these names whatever the case in the file; the others are
+            included too.
 
     Raises:
         DataError: as `table`; a missing column, a row with another number of cells.
     """
     header, rows = table(path)
+    header = named(header, columns)
     missing = [column for column in columns if column not in header]
     if missing:
         raise DataError(
             f"{path}:1: no column {', '.join(map(repr, missing))}; found "
-            f"{', '.join(map(repr, header))}"
+            f"{listed(map(repr, header))}"
         )
     for line, cells in rows:
         if len(cells) != len(header):
             raise DataError(f"{path}:{line}: {len(cells)} cells, but {len(header)} columns")
         yield line, dict(zip(header, (cell.strip() for cell in cells), strict=True))
+
+
+def named(header: Sequence[str], columns: Iterable[str]) -> list[str]:
+    """A header with these names for the columns that have them in another case."""
+    names = list(header)
+    for column in columns:
+        same = [at for at, name in enumerate(names) if name.casefold() == column.casefold()]
+        if column not in names and len(same) == 1:
+            names[same[0]] = column
+    return names
 
 
 def _read_parquet(
@@ -180,15 +207,15 @@ def read_table(text: str, path: str | Path) -> tuple[list[str], Iterator[tuple[i
     """The header of a CSV text, and its rows, each with the number of its first line.
 
     Blank lines are skipped; rows may have any number of cells.  Names in the header are stripped.
-    Handles what Excel writes: a first line `sep=;` with the separator, and empty columns at the
-    end.
+    Handles what spreadsheets write: semicolons or tabs in the place of commas, a first line `sep=;`
+    with the separator, and empty columns at the end.
 
     Raises:
         DataError: no header, a column named twice, or (while iterating) broken quoting.
     """
-    separator = _EXCEL_SEPARATOR.match(text)
-    rows = _rows(text, path, separator[1] if separator else ",")
-    if separator:
+    named = _EXCEL_SEPARATOR.match(text)
+    rows = _rows(text, path, named[1] if named else _separator(text))
+    if named:
         next(rows)
     line, header = next(rows, (1, []))
     header = [name.strip() for name in header]
@@ -197,9 +224,9 @@ def read_table(text: str, path: str | Path) -> tuple[list[str], Iterator[tuple[i
     empty = len(header)
     while not header[-1]:
         header.pop()
-    twice = sorted({name for name in header if header.count(name) > 1})
+    twice = sorted(name for name, times in Counter(header).items() if times > 1)
     if twice:
-        raise DataError(f"{path}:{line}: column named twice: {', '.join(map(repr, twice))}")
+        raise DataError(f"{path}:{line}: column named twice: {listed(map(repr, twice))}")
     return header, _without_empty_columns(rows, len(header), empty)
 
 
@@ -214,6 +241,13 @@ def _without_empty_columns(
 
 
 _EXCEL_SEPARATOR = re.compile(r"\ufeff?sep=([,;\t|])\r?\n?")
+_FIRST_LINE = re.compile(r"[\ufeff\r\n]*([^\r\n]*)")
+
+
+def _separator(text: str) -> str:
+    """What separates the names in the header: a comma, or where it has none what else there is."""
+    header = _FIRST_LINE.match(text)
+    return next((mark for mark in ",;\t|" if header and mark in header[1]), ",")
 
 
 def _rows(text: str, path: str | Path, separator: str) -> Iterator[tuple[int, list[str]]]:
@@ -234,12 +268,16 @@ def read_object(path: Path, error: type[UserError] = UserError) -> dict[str, Any
 
     Raises:
         FileNotFoundError: no such file.
-        UserError: of the class `error`: not valid JSON, or not an object.
+        UserError: of the class `error`: not readable, not valid JSON, or not an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as reason:
-        raise error(f"{path}: not valid JSON ({reason})") from reason
+    except FileNotFoundError:
+        raise
+    except OSError as reason:
+        raise error(f"{path}: cannot be read ({reason.strerror})") from None
+    except (ValueError, RecursionError) as reason:
+        raise error(f"{path}: not valid JSON ({reason})") from None
     if not isinstance(content, dict):
         raise error(f"{path}: holds a {type(content).__name__}; it must be a JSON object")
     return content

@@ -6,9 +6,9 @@ r"""Simulates participants who answer games, and writes a table of choices.
 
 `choices.csv` has the columns game, participant, choice: one row per simulated participant, the
 choice in the game's own unit (a named action by its index), empty where the answer was unusable.
-`distribution.csv` has game, choice, probability: the model's exact distribution, without sampling;
-what is missing to 1 is the probability of outputs outside the answer set.  Metadata are written
-beside either file, as FILE.json.
+`distribution.csv` has game, choice, probability: the model's unconditional probabilities, without
+sampling; what they lack to 1 is the probability of outputs outside the answer set.  Metadata are
+written beside either file, as FILE.json.
 """
 
 from __future__ import annotations

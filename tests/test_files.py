@@ -1,12 +1,14 @@
-"""Files that are written all or nothing, locks; tables and what spreadsheets leave in them."""
+"""Files written all or nothing, locks; tables and what spreadsheets leave in them; JSON."""
 
 import errno
 import fcntl
+import io
 import os
 import resource
 import socket
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
@@ -65,6 +67,8 @@ def read(text):
         "sep=,\na,b\n1,2\n3,4\n",
         "sep=;\r\na;b;;\r\n1;2;;\r\n3;4;;\r\n",
         "sep=\t\na\tb\n1\t2\n3\t4\n",
+        "a;b\r\n1;2\r\n3;4\r\n",
+        "\na\tb\n1\t2\n3\t4\n",
     ],
 )
 def test_what_excel_leaves_in_a_table_is_understood(text):
@@ -180,3 +184,74 @@ def test_the_cache_is_the_users_own_or_none(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert files.user_cache() is None
+
+
+def test_records_have_the_names_that_are_asked_for_whatever_the_case(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("GAME,Choice,choice\nbomb,3,4\n")
+    records = files.records(path, ("game", "choice"))
+    assert list(records) == [(2, {"game": "bomb", "Choice": "3", "choice": "4"})]
+    with pytest.raises(DataError, match="no column 'CHOICE'; found 'game', 'Choice', 'choice'"):
+        list(files.records(path, ("game", "CHOICE")))
+
+
+def test_a_very_wide_header_is_read_in_a_moment_and_named_in_short(tmp_path):
+    # With a look through the whole list for each name it would take minutes.
+    names = [f"column {number}" for number in range(100_000)]
+    header, _ = read(",".join(names))
+    assert header == names
+    with pytest.raises(DataError, match="column named twice: 'column 0'"):
+        read(",".join([*names, "column 0"]))
+    path = tmp_path / "wide.csv"
+    path.write_text(",".join(names))
+    with pytest.raises(DataError, match=r"found 'column 0', .*100,000 in all") as caught:
+        list(files.records(path, ("game",)))
+    assert len(str(caught.value)) < 1000
+
+
+def a_spreadsheet():
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("xl/workbook.xml", "<workbook/>")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "the file is empty"),
+        (b"\xef\xbb\xbf\n", "the file is empty"),
+        (a_spreadsheet(), "a spreadsheet .* export it as CSV"),
+        (bytes.fromhex("d0cf11e0a1b11ae1"), "an old spreadsheet"),
+        (b"\x1f\x8b\x08\x00", "gzip; decompress it"),
+        (b"PAR1\x15\x04", "Parquet; give its name the suffix"),
+        ("a,b\n1,2\n".encode("utf-16"), "UTF-16 text; save it as UTF-8"),
+        ("a,b\n1,2\n".encode("utf-16-le"), "t.csv:1: holds NUL bytes"),
+        ("a,b\n1,\u00e9\n".encode("latin-1"), r"t.csv:2: not UTF-8 text \(byte 0xe9\); save it as"),
+    ],
+)
+def test_what_is_no_text_is_refused_with_what_to_do(tmp_path, content, says):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        files.table(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"{", "not valid JSON"),
+        (b'{"a": "\xff"}', "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b'{"a": ' * 100_000, "not valid JSON"),
+        (b"9" * 5000, "not valid JSON"),
+        (b"[1]", "holds a list; it must be a JSON object"),
+    ],
+)
+def test_a_damaged_json_object_is_named_by_its_file(tmp_path, content, says):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"a.json: {says}"):
+        files.read_object(path, DataError)
+    with pytest.raises(DataError, match="cannot be read"):
+        files.read_object(tmp_path, DataError)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -29,14 +28,20 @@ from jaxtyping import Int64
 from befm_jax import files
 from befm_jax.data import games as library
 from befm_jax.data.games import Game
-from befm_jax.data.rows import SPLITS, LeftOut, Rows, fingerprint_of, normal_id, sketch_of
-from befm_jax.errors import DataError, unknown
+from befm_jax.data.rows import (
+    SPLITS,
+    LeftOut,
+    Rows,
+    fingerprint_of,
+    normal_id,
+    sketch_of,
+    weights_in,
+)
+from befm_jax.errors import DataError, listed, unknown
 
 REFERENCE_FILE = "moblab_first_choices.json"
 # NumPy draws without replacement from fewer than this many.
 _MOST_PEOPLE = 10**9
-# Columns that say for how many people somebody stands: "weight", "pspwght", "survey_wt".
-_WEIGHTS = re.compile(r"(.*[ _.-])?[a-z]*(weights?|wgh?t|wts?)([ _.-].*)?", re.IGNORECASE)
 # Labels that items have of their own.
 _TAKEN = ("person", "game")
 
@@ -289,11 +294,10 @@ class _Reader:
             return self._people("tidy", self._tidy())
         if {"game", "choice", "count"} <= set(self.columns):
             return self._histograms()
-        cut = any(mark in name for name in self.header for mark in ";\t")
         raise DataError(
-            f"{self.path}:1: the header has {', '.join(map(repr, self.header))}; it should have "
+            f"{self.path}:1: the header has {listed(map(repr, self.header))}; it should have "
             "'UserID' and a column for each game, or 'game', 'participant', 'choice', or 'game', "
-            f"'choice', 'count'{', separated by commas' if cut else ''}"
+            "'choice', 'count'"
         )
 
     def _people(self, layout: str, choices: Iterator[tuple[int, str, str, str]]) -> Rows[Plays]:
@@ -330,7 +334,7 @@ class _Reader:
         if len(missing) == len(referring):
             raise DataError(
                 f"{self.path}:1: no column of a game that is asked for: found "
-                f"{', '.join(map(repr, self.header))}; expected "
+                f"{listed(map(repr, self.header))}; expected "
                 f"{expected or 'none, for these games'}"
             )
         if missing:
@@ -444,13 +448,14 @@ class _Reader:
         return self._names[id, cell]
 
     def _label_columns(self, used: set[int], of_people: bool = True) -> dict[str, int]:
-        """The columns that say more of a person; sampling weights are none, and that is noted."""
+        """The columns that say more of a person; weights are none, and that is noted."""
         labels = {}
+        weights = set(weights_in(self.header))
         for place, name in enumerate(self.header):
             if place in used or not name:
                 continue
-            if _WEIGHTS.fullmatch(name):
-                reason = f"column {name!r}: sampling weights are not used"
+            if name in weights:
+                reason = f"column {name!r}: weights are not used, people count alike"
                 self.left_out.add(reason, "line 1", repr(name))
             elif of_people and name in _TAKEN:
                 reason = f"column {name!r}: no label, because items have one of this name"
@@ -472,4 +477,5 @@ class _Reader:
 def _whole(cell: str) -> int | None:
     """The whole number in a cell, also as `5.0`; None where it holds something else."""
     text = normal_id(cell)
-    return int(text) if text.isascii() and text.lstrip("-").isdigit() else None
+    short = len(text) <= len(str(_MOST_PEOPLE))
+    return int(text) if short and text.isascii() and text.lstrip("-").isdigit() else None

@@ -1,31 +1,49 @@
 """Files of examples: what a person was told, what they answered, how many did.
 
-Three layouts are read, all UTF-8, a byte-order mark and any line ends allowed:
+All are UTF-8, a byte-order mark and any line ends allowed:
 
-- Alpaca JSON: one list of objects `instruction, input, output`, optional `system`, `weight`.
-- Chat JSONL: one object a line, `user, assistant`, optional `system`, `weight`.
+- JSON (`.json`), a list of records, and JSON lines (`.jsonl`, `.json`), a record a line;
 - CSV, with a mapping from `user, answer` (and `system`, `weight`) to the file's own columns.
 
-Other fields of a JSON record are passed over. Every malformed record is an error that names its
-place.
+A JSON record has one of these layouts, each with an optional `system` and `weight`:
+
+- chat: `user, assistant`;
+- Alpaca: `instruction, input, output`, and `history`, a list of earlier questions and answers;
+- `prompt, completion`;
+- OpenAI: `messages`, a list of `role, content`; those with a `weight` of 0 are not learnt;
+- ShareGPT: `conversations`, a list of `from, value`.
+
+Of a conversation every reply of the assistant is learnt.  Other fields are passed over.  Every
+malformed record is an error that names its place.
 """
 
 import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
 
 from befm_jax import files
-from befm_jax.data.items import Example
+from befm_jax.data.items import Example, Message, Role
 from befm_jax.data.mixture import Family
 from befm_jax.errors import DataError, unknown
 
 # What a column mapping may name, and the file's columns where no mapping is given.
 _CSV_FIELDS = {"system": "system", "user": "user", "answer": "answer", "weight": "weight"}
 _CSV_REQUIRED = ("user", "answer")
+# A JSON record's fields: of the question, joined by line ends where they are not empty, and last
+# that of the answer.
+_TURNS = (("user", "assistant"), ("instruction", "input", "output"), ("prompt", "completion"))
+_LISTS = ("messages", "conversations")
+_SPEAKERS: Mapping[str, Role] = {
+    "system": "system", "user": "user", "human": "user", "assistant": "assistant",
+    "gpt": "assistant",
+}  # fmt: skip
+# Who speaks, what, and whether it is learnt.
+_Turn = tuple[Role, str, bool]
 
 
 def read(path: str | Path, columns: Mapping[str, str] | None = None) -> list[Example]:
@@ -46,11 +64,11 @@ def read(path: str | Path, columns: Mapping[str, str] | None = None) -> list[Exa
         return read_csv(path, columns)
     if suffix not in (".json", ".jsonl"):
         raise DataError(
-            f"{path}: unknown layout {suffix!r}; it may be .json (Alpaca), .jsonl (chat) or .csv"
+            f"{path}: unknown layout {suffix!r}; it may be .json, .jsonl (a record a line) or .csv"
         )
     if columns is not None:
         raise DataError(f"{path}: a column mapping is for .csv files; this is {suffix}")
-    return read_alpaca(path) if suffix == ".json" else read_chat(path)
+    return read_json(path) if suffix == ".json" else list(JsonLines(path))
 
 
 def family(path: str | Path) -> Family:
@@ -60,14 +78,16 @@ def family(path: str | Path) -> Family:
         DataError: see `read`.
     """
     if Path(path).suffix.lower() == ".jsonl":
-        rows: Sequence[Example] = ChatFile(path)
+        rows: Sequence[Example] = JsonLines(path)
     else:
         rows = read(path)
     return Family(Path(path).name, rows, lambda example, rng: (example,), files.fingerprint(path))
 
 
-class ChatFile(Sequence[Example]):
-    """The examples of a chat JSONL file, read from it when they are wanted.
+class JsonLines(Sequence[Example]):
+    """The examples of a file with a JSON record a line, read from it when they are wanted.
+
+    Blank lines are passed over.
 
     Only where the lines begin is kept in memory.  The first lines are checked at once, the others
     in a thread: a malformed one is the error of whatever is wanted next.
@@ -109,7 +129,7 @@ class ChatFile(Sequence[Example]):
         begin, end = self._begins[index]
         # Positional, so that threads need no lock.
         content = os.pread(self._file.fileno(), int(end - begin), int(begin))
-        return _chat_example(content, self._path, int(self._number[index]))
+        return _line_example(content, self._path, int(self._number[index]))
 
     def _check_others(self) -> None:
         """Takes a fifth of a core: the first steps are compiled and made meanwhile."""
@@ -131,38 +151,30 @@ class ChatFile(Sequence[Example]):
                 return
 
 
-def read_alpaca(path: str | Path) -> list[Example]:
-    """Examples of an Alpaca JSON file.
-
-    The prompt is the instruction, followed by a line end and the input where the input is not
-    empty: LLaMA-Factory's rule. Its `history` (earlier turns) has no place in an example.
+def read_json(path: str | Path) -> list[Example]:
+    """Examples of a JSON file: a list of records, one record, or a record a line.
 
     Raises:
-        DataError: with the record's number, counted from 1, and the field.
+        DataError: with the record's number, counted from 1, or the line, and the field.
     """
     text = files.decode(files.read_bytes(path), path)
     try:
-        records = _parse_json(text)
+        with _at(path):
+            records = _parse_json(text)
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # a whole record, and more after it
+            return list(JsonLines(path))
         raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+    if isinstance(records, dict):
+        records = [records]
     if not isinstance(records, list):
-        raise DataError(f"{path}: expected one JSON list of records, not {_kind(records)}")
+        raise DataError(f"{path}: expected a JSON list of records, not {_kind(records)}")
     _not_empty(records, path)
-    return [
-        _alpaca_example(record, f"{path}: record {number}")
-        for number, record in enumerate(records, 1)
-    ]
-
-
-def read_chat(path: str | Path) -> list[Example]:
-    """Examples of a chat JSONL file; blank lines are passed over.
-
-    Raises:
-        DataError: with the line and the field.
-    """
-    return list(ChatFile(path))
+    examples = []
+    for number, record in enumerate(records, 1):
+        with _at(f"{path}: record {number}"):
+            examples.append(_example(record))
+    return examples
 
 
 def write_chat(path: str | Path, examples: Iterable[Example]) -> None:
@@ -194,7 +206,7 @@ def _read_csv(
     path: str | Path, columns: Mapping[str, str], required: tuple[str, ...]
 ) -> list[Example]:
     header, table = files.read_table(files.decode(files.read_bytes(path), path), path)
-    rows = list(table)
+    rows, header = list(table), files.named(header, columns.values())
     for name in required:
         if columns[name] not in header:
             error = unknown("column", columns[name], header)
@@ -203,80 +215,120 @@ def _read_csv(
     _not_empty(rows, path)
     examples = []
     for line, cells in rows:
-        where = f"{path}:{line}"
-        if len(cells) != len(header):
-            raise DataError(f"{where}: {len(cells)} cells where the header has {len(header)}")
-        values: dict[str, Any] = {name: cells[position] for name, position in place.items()}
-        if "weight" in values:
-            values["weight"] = _number(values["weight"], where, columns["weight"])
-        examples.append(_build({"system": "", **values}, where))
+        with _at(f"{path}:{line}"):
+            if len(cells) != len(header):
+                raise DataError(f"{len(cells)} cells where the header has {len(header)}")
+            values: dict[str, Any] = {name: cells[position] for name, position in place.items()}
+            if "weight" in values:
+                values["weight"] = _number(values["weight"], columns["weight"])
+            examples.append(Example.of(**{"system": "", **values}))
     return examples
 
 
-def _chat_example(content: bytes, path: str | Path, line: int) -> Example:
-    where, text = f"{path}:{line}", files.decode(content, path, line)
+@contextmanager
+def _at(place: str | Path) -> Iterator[None]:
+    """Names the place in front of what is wrong there."""
     try:
-        record = _parse_json(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error.msg})") from None
+        yield
     except DataError as error:
-        raise DataError(f"{where}: {error}") from None
-    return _record_example(record, where, user="user", answer="assistant")
+        raise DataError(f"{place}: {error}") from None
 
 
-def _alpaca_example(record: Any, where: str) -> Example:
-    if isinstance(record, dict):
-        if record.get("history"):
-            raise DataError(f"{where}: history: earlier turns cannot be held in an example")
-        prompt_input = _text(record, "input", where, optional=True)
-        if prompt_input:
-            instruction = _text(record, "instruction", where)
-            record = {**record, "instruction": f"{instruction}\n{prompt_input}"}
-        record = {k: v for k, v in record.items() if k not in ("input", "history")}
-    return _record_example(record, where, user="instruction", answer="output")
+def _line_example(content: bytes, path: str | Path, line: int) -> Example:
+    text = files.decode(content, path, line)
+    with _at(f"{path}:{line}"):
+        try:
+            record = _parse_json(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"not JSON ({error.msg})") from None
+        return _example(record)
 
 
-def _record_example(record: Any, where: str, user: str, answer: str) -> Example:
-    """The example of a JSON record; `user` and `answer` are the layout's names for them."""
+def _example(record: Any) -> Example:
+    """The example of a JSON record, in whichever of the module's layouts it is."""
     if not isinstance(record, dict):
-        raise DataError(f"{where}: expected an object with {user}, {answer}, not {_kind(record)}")
-    weight = record.get("weight", 1.0)
-    values = {
-        "system": _text(record, "system", where, optional=True),
-        "user": _text(record, user, where),
-        "answer": _text(record, answer, where),
-        "weight": _number(weight, where, "weight"),
-    }
-    return _build(values, where)
+        raise DataError(f"expected an object with fields, not {_kind(record)}")
+    weight = _number(record.get("weight", 1.0), "weight")
+    listed = next((name for name in _LISTS if name in record), None)
+    turns = _single(record) if listed is None else _listed(record[listed], listed)
+    system = _text(record, "system", optional=True)
+    if system and turns[0][0] != "system":
+        turns.insert(0, ("system", system, False))
+    for role, text, learnt in turns:
+        if not text.strip() and (learnt or role == "user"):
+            raise DataError(f"{role}: blank; a question and an answer are needed")
+    replies = [at for at, (_, _, learnt) in enumerate(turns) if learnt]
+    # Without spans the last message is learnt.
+    alone = replies == [len(turns) - 1]
+    spans = () if alone else tuple((at, 0, len(turns[at][1])) for at in replies)
+    return Example(tuple(Message(role, text) for role, text, _ in turns), spans, weight)
 
 
-def _build(values: dict[str, Any], where: str) -> Example:
-    try:
-        return Example.of(**values)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
+def _single(record: dict[str, Any]) -> list[_Turn]:
+    """The turns of a record with one question and its answer, after those of its history."""
+    names = next((names for names in _TURNS if names[0] in record or names[-1] in record), None)
+    if names is None:
+        known = "; ".join(", ".join(names) for names in (*_TURNS, *((name,) for name in _LISTS)))
+        raise DataError(f"has {', '.join(record) or 'no fields'}; a record may have {known}")
+    first, *others, answer = names
+    asked = [_text(record, first), *(_text(record, name, optional=True) for name in others)]
+    turns = _history(record.get("history") or []) if first == "instruction" else []
+    turns.append(("user", "\n".join(filter(None, asked)), False))
+    turns.append(("assistant", _text(record, answer), True))
+    return turns
 
 
-def _text(record: dict[str, Any], name: str, where: str, optional: bool = False) -> str:
+def _history(pairs: Any) -> list[_Turn]:
+    turns: list[_Turn] = []
+    for pair in pairs if isinstance(pairs, list) else [pairs]:
+        if not (isinstance(pair, list) and [type(text) for text in pair] == [str, str]):
+            raise DataError(f"history: {_shown(pair)} is not a pair of texts")
+        turns += [("user", pair[0], False), ("assistant", pair[1], True)]
+    return turns
+
+
+def _listed(messages: Any, name: str) -> list[_Turn]:
+    """The turns of a list of messages, OpenAI's or ShareGPT's."""
+    if not isinstance(messages, list):
+        raise DataError(f"{name}: expected a list, not {_kind(messages)}")
+    turns: list[_Turn] = []
+    for number, message in enumerate(messages, 1):
+        with _at(f"{name}: message {number}"):
+            if not isinstance(message, dict):
+                raise DataError(f"expected an object, not {_kind(message)}")
+            speaker, said = ("from", "value") if "from" in message else ("role", "content")
+            who, weight = _text(message, speaker), message.get("weight", 1)
+            if who not in _SPEAKERS:
+                raise DataError(
+                    f"{speaker} is {_shown(who)}; it must be one of {', '.join(_SPEAKERS)}"
+                )
+            if weight not in (0, 1):
+                raise DataError(f"weight is {_shown(weight)}; it must be 0 or 1")
+            role = _SPEAKERS[who]
+            turns.append((role, _text(message, said), role == "assistant" and weight == 1))
+    if not any(learnt for _, _, learnt in turns):
+        raise DataError(f"{name}: no assistant's reply in it that is learnt")
+    return turns
+
+
+def _text(record: dict[str, Any], name: str, optional: bool = False) -> str:
     value = record.get(name)
     if value is None and optional:
         return ""
     if name not in record:
-        raise DataError(
-            f"{where}: {name}: missing; the record has {', '.join(record) or 'nothing'}"
-        )
+        raise DataError(f"{name}: missing; the record has {', '.join(record) or 'nothing'}")
     if not isinstance(value, str):
-        raise DataError(f"{where}: {name}: expected text, not {_kind(value)}")
+        raise DataError(f"{name}: expected text, not {_kind(value)}")
     return value
 
 
-def _number(value: Any, where: str, name: str) -> float:
+def _number(value: Any, name: str) -> float:
     if not isinstance(value, bool) and isinstance(value, int | float | str):
         try:
             return float(value)
         except (ValueError, OverflowError):
             pass
-    raise DataError(f"{where}: {name}: {_shown(value)} is not a number")
+    raise DataError(f"{name}: {_shown(value)} is not a number")
 
 
 def _parse_json(text: str) -> Any:

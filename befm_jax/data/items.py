@@ -28,10 +28,12 @@ MOST_LETTERS_TOGETHER = 8
 
 _NUMBER = r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?"
 # "[33]", "[$33]", "[ 33 dollars ]"; a percentage is of something else, so "[50%]" is not one.
-_BRACKETED_NUMBER = re.compile(rf"\[\s*\$?\s*({_NUMBER})\s*[A-Za-z]*\s*\]")
+# No two parts can take the same space: a long row of them would be tried in every division.
+_BRACKETED_NUMBER = re.compile(rf"\[\s*(?:\$\s*)?({_NUMBER})(?:\s*[A-Za-z]+)?\s*\]")
 # Not inside a word or after a point: the 4 of "GPT4" and the 5 of "v1.5" are no answers. A sign
 # counts only where no word stands before it: "20-30" starts with 20.
 _BARE_NUMBER = re.compile(rf"(?<![\w.]){_NUMBER}")
+_COMMA = ": it has a comma; write 1000 or 0.5"
 _BRACKETED_TEXT = re.compile(r"\[([^\[\]]+)\]")
 
 
@@ -187,8 +189,8 @@ class AnswerSet:
 
         Unlike `parse`, which looks for an answer in a respondent's text, this takes the whole cell
         or nothing.  Upper and lower case are the same.  The reasons are "no answer" (an empty
-        cell), "not a number", "not finite", "not a whole number" and "outside ", followed by the
-        set in words.
+        cell), "not a number" (with a hint where a comma makes it none), "not finite", "not a whole
+        number" and "outside ", followed by the set in words.
         """
         text = cell.strip()
         if text.startswith("[") and text.endswith("]"):
@@ -202,7 +204,9 @@ class AnswerSet:
             return Parsed(position)
         if self.kind == "numbers":
             if number is None:
-                return Parsed(None, "not a number")
+                # A decimal comma, or one of thousands: nothing says which.
+                comma = _number_in(text.replace(",", ".", 1)) is not None
+                return Parsed(None, f"not a number{_COMMA if comma else ''}")
             if not math.isfinite(number):
                 return Parsed(None, "not finite")
             if not number.is_integer() and all(map(float.is_integer, self._position_of_value)):
@@ -338,8 +342,8 @@ class Example:
         if not self.spans:
             if len(self.messages) < 2 or self.messages[-1].role != "assistant":
                 raise DataError("messages: the last one is learnt; it must be an assistant's reply")
-            if not self.messages[-1].text:
-                raise DataError("assistant: empty; there would be nothing to learn")
+            if not self.messages[-1].text.strip():
+                raise DataError("assistant: blank; there would be nothing to learn")
         before = (0, 0)
         for place, start, stop in self.spans:
             inside = 0 <= place < len(self.messages)
@@ -358,7 +362,7 @@ class Example:
         """One question and its answer; an empty `system` leaves that message out.
 
         Raises:
-            DataError: a blank question, an empty answer, or as the class does.
+            DataError: a blank question, or as the class does.
         """
         if not user.strip():
             raise DataError("user: blank; a prompt is needed")

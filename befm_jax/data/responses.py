@@ -11,8 +11,9 @@ import html
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,6 +70,23 @@ How = Exact | Sampled
 def how_as_dict(how: How) -> dict[str, Any]:
     """How a respondent was asked, as it stands in every output file."""
     return {"mode": "exact" if isinstance(how, Exact) else "sampled", **asdict(how)}
+
+
+def how_from_dict(settings: Mapping[str, Any]) -> How:
+    """The inverse of `how_as_dict`; settings that are missing have their defaults.
+
+    Raises:
+        DataError: a setting that is no number, or is out of its range.
+    """
+    if settings.get("mode") == "exact":
+        return Exact()
+    given = {one.name: settings[one.name] for one in fields(Sampled) if one.name in settings}
+    for name, value in given.items():
+        whole = isinstance(getattr(Sampled, name), int)
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            number = "a whole number" if whole else "a number"
+            raise DataError(f"{name} is {value!r:.40}; it must be {number}")
+    return Sampled(**given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,7 +303,7 @@ class ResponseFile:
         """
         ids = [item.id for item in items]
         if len(set(ids)) < len(ids):
-            twice = next(id for id in ids if ids.count(id) > 1)
+            twice = next(id for id, times in Counter(ids).items() if times > 1)
             raise DataError(f"two items have the id {twice!r}; ids are unique in a task")
         yield from (self.responses[id] for id in ids if id in self.responses)
         missing = [item for item in items if item.id not in self.responses]
@@ -298,34 +316,52 @@ class ResponseFile:
 def read_responses(path: str | Path) -> tuple[dict[str, Any], dict[str, Response]]:
     """The first line of a `responses.jsonl`, and its responses by item.
 
+    A last line that was cut off is passed over.
+
     Raises:
         DataError: no such file, or a damaged one, with the line.
     """
     files.read_bytes(path)
-    head, responses, _ = _read(Path(path))
+    head, responses, _ = _read(Path(path), with_last=True)
     return head, responses
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Response], int]:
-    """The head, the responses, and how many bytes are whole lines."""
+def _read(path: Path, with_last: bool = False) -> tuple[dict[str, Any], dict[str, Response], int]:
+    """The head, the responses, and how many bytes are whole lines.
+
+    `with_last`: a last line without its end is read, too, if it is not cut off.
+    """
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     lines = files.decode(content[:whole], path).split("\n")[:-1]
+    if with_last and _is_json(content[whole:]):
+        lines.append(files.decode(content[whole:], path, len(lines) + 1))
     head: dict[str, Any] = {}
     responses: dict[str, Response] = {}
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            if number == 1:
-                head = dict(record)
+            if number == 1 and isinstance(record, dict):
+                head = record
             else:
                 response = _from_dict(record)
                 responses[response.item] = response
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise DataError(f"{path}:{number}: not a response ({error})") from None
     if head.get("schema") != SCHEMA:
         raise DataError(f"{path}:1: schema is {head.get('schema')!r}; it must be {SCHEMA!r}")
+    for name in ("respondent", "how"):
+        if not isinstance(head.get(name), dict):
+            raise DataError(f"{path}:1: {name} is {head.get(name)!r:.40}; it must be a JSON object")
     return head, responses, whole
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _as_dict(response: Response) -> dict[str, Any]:
@@ -342,8 +378,14 @@ def _as_dict(response: Response) -> dict[str, Any]:
     }
 
 
+_KINDS = {"exact": bool, "draws": int, "unread": int, "texts": list}
+
+
 def _from_dict(record: Mapping[str, Any]) -> Response:
     weights = record["weights"]
+    for name, kind in _KINDS.items():
+        if not isinstance(record[name], kind):
+            raise TypeError(f"{name} is {record[name]!r:.40}; it must be a {kind.__name__}")
     return Response(
         item=str(record["item"]),
         weights=None if weights is None else np.asarray(weights, np.float64),

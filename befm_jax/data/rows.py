@@ -25,7 +25,14 @@ _PERMUTATIONS = 64
 # Two tables with ids from 1 to n share a tenth of who chose what by chance. Too many recognised
 # costs people to compare with; too few, and a model is compared with those it learnt from.
 _SAME_PEOPLE = 0.2
-_WHOLE_NUMBER = re.compile(r"([+-]?)0*(\d+)(?:\.0*)?")
+# Zeros in one place alone: in two, a long row of them would be tried in every division.
+_WHOLE_NUMBER = re.compile(r"([+-]?)0*([1-9]\d*|0)(?:\.0*)?")
+
+
+# Columns that say for how many people a row stands: with a word such as "weight", "pspwght" or
+# "WTSSPS" in their name, or called one of these.
+_WEIGHT = re.compile(r"[a-z]*(weights?|wgh?t|wts?)|wtss[a-z]*")
+_COUNTS = ("count", "freq", "frequency")
 
 
 @dataclass
@@ -201,6 +208,16 @@ def normal_id(person: str) -> str:
     text = person.strip()
     found = _WHOLE_NUMBER.fullmatch(text)
     return f"{found[1].replace('+', '')}{found[2]}" if found else text
+
+
+def weights_in(header: Iterable[str]) -> list[str]:
+    """The columns that say for how many people a row stands, by their names: sampling weights."""
+    return [
+        name
+        for name in header
+        if name.casefold() in _COUNTS
+        or any(map(_WEIGHT.fullmatch, re.split(r"[ _.-]", name.casefold())))
+    ]
 
 
 def split_of(person: str, seed: int = 0) -> str:

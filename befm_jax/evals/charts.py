@@ -27,53 +27,51 @@ _LONGEST_NAME = 14
 
 @dataclass(frozen=True, eq=False)
 class Bins:
-    """`n` bins, each centred on a round value, over `A` values; `edges` `[n+1]`, `index` `[A]`.
+    """`n` bins of equal width over `A` values: `edges` `[n+1]`, `shares` `[n, A]`.
 
-    The width is a power of five times the smallest gap: odd, so that no value is on an edge, and
-    such that 0, 50 and 100, frequent answers, are in the middle of a bin.  The first and the last
-    bin end half a gap beyond the values: they may have fewer values and be narrower.
+    `shares` are those of each value in each bin: where bins are wider than the gap between values,
+    a value is as wide as the gap, and one that is on an edge belongs to both bins in part.  So all
+    bins hold equally much of the scale, also the first and the last, and evenly spread answers are
+    a flat line.
     """
 
     edges: NDArray[np.float64]
-    index: NDArray[np.int64]
+    shares: NDArray[np.float64]
 
     @classmethod
     def of(cls, values: ArrayLike) -> Bins:
-        """The finest bins, no more than 31, over the `[A]` ascending values."""
+        """A bin a value, or no more than 31, over the `[A]` ascending values.
+
+        Their width is then about a power of five times the smallest gap, which leaves multiples of
+        five, frequent answers, inside the bins of 0 to 100.
+        """
         numbers = np.asarray(values, np.float64)
         gap = width = float(np.diff(numbers).min())
-        while math.floor((numbers[-1] - numbers[0]) / width + 0.5) + 1 > _MOST_BINS:
+        low, high = numbers[0] - gap / 2.0, numbers[-1] + gap / 2.0
+        while (number := math.floor((numbers[-1] - numbers[0]) / width + 0.5) + 1) > _MOST_BINS:
             width *= 5.0
-        index = np.floor((numbers - numbers[0]) / width + 0.5).astype(np.int64)
-        edges = numbers[0] + (np.arange(index[-1] + 2) - 0.5) * width
-        edges[0], edges[-1] = numbers[0] - gap / 2.0, numbers[-1] + gap / 2.0
-        return cls(edges, index)
+        if width == gap:
+            index = np.floor((numbers - numbers[0]) / gap + 0.5)
+            own = (np.arange(number)[:, None] == index).astype(np.float64)
+            return cls(low + gap * np.arange(number + 1), own)
+        edges = np.linspace(low, high, number + 1)
+        ends = np.minimum(edges[1:, None], numbers + gap / 2.0)
+        begins = np.maximum(edges[:-1, None], numbers - gap / 2.0)
+        return cls(edges, np.maximum(ends - begins, 0.0) / gap)
 
     def percent(self, weights: ArrayLike) -> NDArray[np.float64]:
-        """`[n]` per cent of the weights per value of a bin, so that areas are shares.
-
-        With evenly spread weights, a last bin of three values is as high as its neighbour of five.
-        """
+        """`[n]` per cent of the `[A]` weights in each bin."""
         array = np.asarray(weights, np.float64)
-        length = len(self.edges) - 1
-        values = np.maximum(np.bincount(self.index, minlength=length), 1)
-        return np.bincount(self.index, weights=array, minlength=length) * (
-            100.0 / array.sum() / values
-        )
+        return self.shares @ array * (100.0 / array.sum())
 
     def label(self, position: int, answers: Sequence[str]) -> str:
-        """The answers in a bin, as text."""
+        """The answers in a bin, as text: those of which it holds most."""
         inside = [
-            name for name, index in zip(answers, self.index, strict=True) if index == position
+            name for name, share in zip(answers, self.shares[position], strict=True) if share >= 0.5
         ]
         if not inside:
             return "none"
-        return inside[0] if len(inside) == 1 else f"{inside[0]}–{inside[-1]}"
-
-    @property
-    def several(self) -> bool:
-        """Whether any bin has several values."""
-        return len(self.edges) - 1 < len(self.index)
+        return inside[0] if len(inside) == 1 else f"about {inside[0]}–{inside[-1]}"
 
 
 def places(distribution: Distribution) -> list[float]:
@@ -132,10 +130,9 @@ def panel(distribution: Distribution, outlines: Mapping[str, Sequence[float]]) -
     x_scale = (width - left - 8.0) / (bins.edges[-1] - bins.edges[0])
     y_scale = (baseline - top) / (highest * 1.08)
     x = [left + (edge - bins.edges[0]) * x_scale for edge in bins.edges]
-    each = " per answer" if bins.several else ""
     bars = []
     for position, share in enumerate(people):
-        shares = [f"people {share:.1f} %{each}"]
+        shares = [f"people {share:.1f} %"]
         shares += [f"{name} {own[position]:.1f} %" for name, own in heights.items()]
         label = f"{bins.label(position, distribution.answers)} {distribution.unit}".rstrip()
         bars.append(
@@ -174,7 +171,10 @@ def _outline(x: list[float], y: list[float], baseline: float) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """One panel of the slide: people and the main respondent, another's shares, a caption."""
+    """One panel of the slide: people and the main respondent, another's shares, a caption.
+
+    The caption has a line or two.
+    """
 
     distribution: Distribution
     base: Sequence[float] | None
@@ -217,11 +217,12 @@ def _draw(axes: Axes, cell: Cell) -> None:
     axes.stairs(bins.percent(distribution.model), bins.edges, color=MODEL_COLOUR, linewidth=2.4)
     # Titles and units are user text: no TeX in them.
     axes.set_title(
-        distribution.title, loc="left", fontsize=15, weight="bold", pad=26, parse_math=False
-    )
+        distribution.title, loc="left", fontsize=15, weight="bold", parse_math=False,
+        pad=26 + 16 * cell.caption.count("\n"),
+    )  # fmt: skip
     axes.text(
         0.0, 1.03, cell.caption, transform=axes.transAxes, fontsize=12, color="#334155",
-        parse_math=False,
+        parse_math=False, in_layout=False,  # a long one would push the panels into slivers
     )  # fmt: skip
     axes.set_xlabel(distribution.unit, fontsize=12, parse_math=False)
     marks = ticks(distribution)
@@ -250,7 +251,7 @@ def _draw_legend(axes: Axes, main: str, base: str, lines: Sequence[str]) -> None
     axes.text(
         0.02,
         0.02,
-        "\n".join([*lines, "height: per cent per answer"]),
+        "\n".join([*lines, "height: per cent of answers in a bar"]),
         transform=axes.transAxes,
         fontsize=11,
         linespacing=1.4,

@@ -32,7 +32,13 @@ from befm_jax.errors import DataError
 from befm_jax.evals import measures, resampling, text_measures
 from befm_jax.evals.measures import Answered, Floats, Measure, Sums
 from befm_jax.evals.resampling import ClusterSums, Resampled
-from befm_jax.evals.results import Distribution, Evaluation, Figure
+from befm_jax.evals.results import (
+    WARN_OUTSIDE,
+    WITHHOLD_OUTSIDE,
+    Distribution,
+    Evaluation,
+    Figure,
+)
 from befm_jax.tasks import Task
 
 UNIFORM = "uniform"
@@ -482,6 +488,13 @@ class _Run:
         if answered > len(compared):
             remarks.append(
                 f"{answered - len(compared)} of {answered} items are not in it: {_NOTHING_INSIDE}"
+            )
+        outside = counted["outside"]
+        if outside >= WARN_OUTSIDE:
+            withheld = ": withheld from headlines" if outside >= WITHHOLD_OUTSIDE else ""
+            remarks.append(
+                f"{100 * outside:.1f} % of the answers are outside the answer sets, and the figure "
+                f"is of the rest{withheld}"
             )
         figures = []
         for place, measure in enumerate(self.measures):

@@ -19,12 +19,14 @@ import jinja2
 from befm_jax import files
 from befm_jax.evals import charts
 from befm_jax.evals.evaluate import UNIFORM
-from befm_jax.evals.results import Distribution, Figure, Results
+from befm_jax.evals.results import (
+    WARN_OUTSIDE,
+    WITHHOLD_OUTSIDE,
+    Distribution,
+    Figure,
+    Results,
+)
 
-# Shares of a respondent's answers outside the answer sets from which its figure has a warning, and
-# from which it is left out of headlines and ladders.
-WARN_OUTSIDE = 0.05
-WITHHOLD_OUTSIDE = 0.5
 _MOST_PICTURES = 24
 _MOST_ON_SLIDE = 13
 _MOST_ROWS_IN_TERMINAL = 24
@@ -32,6 +34,9 @@ _LONGEST_LIST = 8
 _DIGITS = {"points": 2, "nats": 2}
 
 DEFINITIONS: Mapping[str, str] = {
+    "points": "What lies along a scale is in points: the range of an answer set is 100 of them, so "
+    "that figures with different units can be averaged. On a scale of 0 to 20 dollars one point is "
+    "0.2 dollars.",
     "interval": "95 % bootstrap interval. Where persons are known, they are resampled with all "
     "their answers; a histogram's people are resampled within it, and so are a sampled "
     "respondent's answers. Percentiles are shifted by the bootstrap's own bias, since resamples "
@@ -86,7 +91,9 @@ class Section:
         values: the first measure of each value that is averaged over.
         groups: the first measure of each group, by label.
         details: every measure of each value, by the value's title.
-        ladder: all respondents and references, best first.
+        in_sample: baselines that are fitted on the compared people themselves.
+        ladder: all respondents and references that can be compared, best first.
+        withheld: why respondents are not in it, a sentence each.
         pictures: one per value.
         hidden_pictures: the number of values without a picture.
     """
@@ -99,7 +106,9 @@ class Section:
     values: list[Row]
     groups: Mapping[str, list[Row]]
     details: Mapping[str, list[Row]]
+    in_sample: Sequence[str]
     ladder: list[dict[str, Any]]
+    withheld: list[str]
     pictures: list[Picture]
     hidden_pictures: int
 
@@ -132,6 +141,7 @@ def html(results: Results) -> str:
     )
     environment.filters |= {
         "number": number, "span": span, "percent": percent, "digits": digits, "own": own_unit,
+        "unit": unit,
     }  # fmt: skip
     source = resources.files("befm_jax.evals").joinpath("report_template.html")
     by_task = sections(results)
@@ -195,6 +205,7 @@ def _section(results: Results, name: str) -> Section:
     pictured = [where for where in values or [()] if (main, *where) in drawn]
     base = _base(results, answered, main)
     headline = row("mean" if values else name, known[0], ())
+    in_sample = results.people.get(name, {}).get("in_sample", [])
     return Section(
         name=name,
         task=task,
@@ -206,7 +217,9 @@ def _section(results: Results, name: str) -> Section:
         details={
             title(where): [row(measure, measure, where) for measure in known] for where in values
         },
-        ladder=_ladder(headline, task["measures"][known[0]]["better"], main),
+        in_sample=in_sample,
+        ladder=_ladder(headline, task["measures"][known[0]]["better"], main, in_sample),
+        withheld=_withheld(headline),
         pictures=[
             Picture(
                 drawn[(main, *where)],
@@ -232,7 +245,7 @@ def _base(results: Results, answered: Mapping[str, Any], main: str) -> str:
     return next((name for name in results.respondents if name in answered and name != main), "")
 
 
-def _ladder(row: Row, better: str, main: str) -> list[dict[str, Any]]:
+def _ladder(row: Row, better: str, main: str, in_sample: Sequence[str]) -> list[dict[str, Any]]:
     """Respondents and references with comparable figures, best first; bar widths in per cent."""
     if better not in ("low", "high"):
         return []
@@ -244,7 +257,7 @@ def _ladder(row: Row, better: str, main: str) -> list[dict[str, Any]]:
     steps += [
         {"label": name, "value": value, "kind": "reference"}
         for name, value in figure.beside.items()
-        if name not in row.by_respondent
+        if name not in row.by_respondent and name not in in_sample
     ]
     steps += [
         {
@@ -262,6 +275,16 @@ def _ladder(row: Row, better: str, main: str) -> list[dict[str, Any]]:
     return [
         {"ci95": None, **step, "width": round(100 * max(_value(step), 0.0) / longest, 2)}
         for step in known
+    ]
+
+
+def _withheld(row: Row) -> list[str]:
+    """A sentence for each respondent whose figure is withheld."""
+    return [
+        f"{name} is withheld: {percent(own.outside)} of its answers are outside the answer sets, "
+        "and its figure is of the rest"
+        for name, own in row.by_respondent.items()
+        if withheld(own)
     ]
 
 
@@ -283,10 +306,12 @@ def slide(results: Results) -> charts.Figure | None:
                 == (section.name, base, picture.distribution.where)
             ]  # fmt: skip
             figure = picture.row.main
-            caption = f"{_named(figure.measure)} {number(figure.value, 1)}"
+            value = "withheld" if withheld(figure) else number(figure.value, 1)
+            caption = f"{_named(figure.measure)} {value}"
             if figure.ceiling is not None:
                 caption += f", other people {number(figure.ceiling, 1)}"
-            caption = f"{caption}; {percent(figure.outside)} outside" if warned(figure) else caption
+            if warned(figure):
+                caption += f"\n{percent(figure.outside)} outside the answer set"
             cells.append(charts.Cell(picture.distribution, theirs[0] if theirs else None, caption))
         lines = [
             f"{section.name}: {_named(section.headline.main.measure)}, {section.headline.label}"
@@ -296,6 +321,11 @@ def slide(results: Results) -> charts.Figure | None:
                 continue
             ends = f" ({span(step['ci95'], 1)})" if step["ci95"] else ""
             lines.append(f"{step['label']}: {number(step['value'], 1)}{ends}")
+        lines += [
+            f"{name}: withheld, {percent(own.outside)} outside"
+            for name, own in section.headline.by_respondent.items()
+            if withheld(own)
+        ]
         return charts.slide(cells, section.main, base, lines)
     return None
 
@@ -308,46 +338,33 @@ def summary(results: Results) -> str:
 def _table(results: Results, section: Section) -> str:
     headline = section.headline.main
     others = [name for name in section.headline.by_respondent if name != section.main]
-    heads = [
-        section.task["average"] or "", "people", *others, section.main, "95 % interval",
-        "other people", "outside",
-    ]  # fmt: skip
-    table = [heads]
+    shown = [*others, section.main]
+    heads = [section.task["average"] or "", "people"]
+    heads += [head for name in shown for head in (name, "outside")]
+    table = [[*heads, "95 % interval", "other people"]]
     for row in [*section.values[:_MOST_ROWS_IN_TERMINAL], section.headline]:
-        figure = row.main
-        cells = [
-            "–" if name not in row.by_respondent else number(row.by_respondent[name].value)
-            for name in others
-        ]
-        outside = percent(figure.outside) + ("  !" if warned(figure) else "")
-        table.append(
-            [
-                row.label,
-                f"{figure.people:g}",
-                *cells,
-                number(figure.value),
-                span(figure.ci95),
-                number(figure.ceiling),
-                outside,
-            ]
-        )
-    widths = [max(len(cells[column]) for cells in table) for column in range(len(heads))]
+        cells = [row.label, f"{row.main.people:g}"]
+        for name in shown:
+            own = row.by_respondent.get(name)
+            value = "–" if own is None else "withheld" if withheld(own) else number(own.value)
+            cells += [value, "–" if own is None else percent(own.outside) + " !" * warned(own)]
+        interval = "–" if withheld(row.main) else span(row.main.ci95)
+        table.append([*cells, interval, number(row.main.ceiling)])
+    widths = [max(len(cells[column]) for cells in table) for column in range(len(table[0]))]
     better = {"low": "smaller is better", "high": "larger is better"}.get(
         section.task["measures"][headline.measure]["better"], ""
     )
-    lines = [f"{section.name}: {_named(headline.measure)} in {headline.unit} ({better})"]
+    lines = [f"{section.name}: {_named(headline.measure)} in {unit(headline)}; {better}"]
     for cells in table:
-        shown = [cells[0].ljust(widths[0])]
-        shown += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-        lines.append("  ".join(shown).rstrip())
-    hidden = len(section.values) - _MOST_ROWS_IN_TERMINAL
-    if hidden > 0:
-        lines.append(f"{hidden} more are in figures.csv")
-    if withheld(headline):
-        lines.append(
-            f"! {percent(headline.outside)} of {section.main}'s answers are outside the answer "
-            "sets: these figures are of the rest, and mean little"
-        )
+        line = [cells[0].ljust(widths[0])]
+        line += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        lines.append("  ".join(line).rstrip())
+    more = len(section.values) - _MOST_ROWS_IN_TERMINAL
+    if more > 0:
+        lines.append(f"{more} more are in figures.csv")
+    if any(warned(own) for own in section.headline.by_respondent.values()):
+        lines.append("! figures are of the answers inside the answer sets alone")
+    lines += section.withheld
     for who, reasons in section.task["skipped"].items():
         lines += [
             f"{who}: {entry['items']} items left out, {reason} ({', '.join(entry['first'])})"
@@ -383,7 +400,7 @@ def percent(share: float | None) -> str:
     if share is None:
         return "–"
     share = share if share > 1e-9 else 0.0  # rounding errors
-    return f"{100 * share:.2g} %" if 0 < share < 0.1 else f"{100 * share:.1f} %"
+    return f"{100 * share:.2g} %" if 0 < share < 0.0995 else f"{100 * share:.1f} %"
 
 
 def digits(figure: Figure) -> int:
@@ -392,10 +409,19 @@ def digits(figure: Figure) -> int:
 
 
 def own_unit(figure: Figure) -> str:
-    """A figure in points, converted to the items' own unit; "" where they have none in common."""
+    """A figure in points, converted to the items' own unit where they have one in common."""
     if figure.value is None or figure.per_point is None:
-        return ""
+        return f"{number(figure.value)} {figure.unit}"
     return f"{number(figure.value * figure.per_point)} {figure.own_unit or 'on the scale'}"
+
+
+def unit(figure: Figure) -> str:
+    """A figure's unit; of points also what one is."""
+    if figure.unit != "points":
+        return figure.unit
+    if figure.per_point is None:
+        return "points (100: the whole scale)"
+    return f"points (1: {figure.per_point:g} {figure.own_unit or 'on the scale'})"
 
 
 def _named(measure: str) -> str:

@@ -27,6 +27,10 @@ from befm_jax.tasks import Task
 SCHEMA = "befm_jax.results/2"
 _PACKAGES = ("befm_jax", "jax", "flax", "numpy", "scipy", "transformers")
 _IDS_NAMED = 5
+# Shares of a respondent's answers outside the answer sets from which its figure has a warning, and
+# from which it is left out of headlines and ladders.
+WARN_OUTSIDE = 0.05
+WITHHOLD_OUTSIDE = 0.5
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ class Results:
     """The content of `results.json`.
 
     Attributes:
-        people: by task, the people compared with: source, split, fingerprint, left_out.
+        people: by task, the people compared with: source, split, fingerprint, left_out, in_sample.
         main: the respondent that the report is about; "" for the first one added.
         beside: descriptions of the other respondents in `Figure.beside`, by name.
         extra: further metadata of the run; listed at the end of the report.
@@ -283,7 +287,7 @@ def read(path: str | Path) -> Results:
             head={name: content[name] for name in ("created", "command", "versions")},
         )
         results._check()
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: not results of this schema ({error})") from None
     return results
 

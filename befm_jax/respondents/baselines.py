@@ -34,6 +34,8 @@ DEFINITIONS: Mapping[str, str] = {
     "another_person": "Another training person, drawn for each item, in the place of the one who "
     "is predicted: their answer to the same question.",
 }
+# Baselines that know the compared people where those are the training people.
+FITTED = ("median", "mode", "pooled", "training_people")
 
 
 @dataclass(frozen=True)

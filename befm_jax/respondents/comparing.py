@@ -90,8 +90,10 @@ def compare(
     items = held_out.items()
     others = beside(items, learnt.items(), held_out.task.average)
     results.beside.update({name: baselines.DEFINITIONS[name] for name in others})
+    known = held_out.rows.split in ("all", learnt.rows.split)
     results.people[held_out.task.name] = held_out.record() | {
-        "left_out": dict(held_out.rows.left_out.counts)
+        "left_out": dict(held_out.rows.left_out.counts),
+        "in_sample": [name for name in others if known and name in baselines.FITTED],
     }
     for name, respondent, how in asked:
         path = None if folder is None else folder / f"{_file_name(name)}.responses.jsonl"

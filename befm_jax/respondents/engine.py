@@ -196,9 +196,11 @@ class Engine:
         )
 
     def distribution(self, game: str | Game) -> Response:
-        """The model's exact distribution over a game's answers, and the mass outside them.
+        """The model's exact distribution within a game's answer set, and the mass outside it.
 
-        Not a sample: every answer is scored.  Raises DataError for an unknown game.
+        Not a sample: every answer is scored.  `weights` and `shares` sum to 1; the unconditional
+        probabilities, those of a `distribution.csv`, are `shares * (1 - outside)`.  Raises
+        DataError for an unknown game.
         """
         return next(self.respond([_item(game)], Exact()))
 

@@ -10,7 +10,7 @@ Four formats, tables as CSV or Parquet, recognised by the file's suffix and head
   by the item's answer set; a null `text` is a missing answer.
 
 An item's answers are recorded under its id or, where that is not in the file, under its label
-"game".  A choice is its value or its name, case-insensitive.
+"game".  Columns, games and choices (the value or the name) are case-insensitive.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,11 +31,13 @@ import numpy as np
 
 from befm_jax import files
 from befm_jax.data.items import AnswerSet, FreeText, Item
-from befm_jax.data.responses import SCHEMA, How, Response, read_responses
-from befm_jax.errors import DataError, unknown
+from befm_jax.data.responses import How, Response, read_responses
+from befm_jax.data.rows import weights_in
+from befm_jax.errors import DataError, listed, unknown
 
 _TOLERANCE = 1e-6
-# Reasons of `AnswerSet.parse` and `parse_cell` for an unreadable answer; others are not allowed.
+# How reasons of `AnswerSet.parse` and `parse_cell` begin for an unreadable answer; others are not
+# allowed.
 _UNREAD = ("no answer", "not a number", "not finite")
 
 Format = Literal["choices", "distribution", "responses", "texts"]
@@ -55,6 +58,7 @@ class Recorded:
         path: the file.
         name: its name in reports; by default the file's name without its suffix.
         layout: which of the module's formats the file has.
+        weights: columns of sampling weights, which are not used.
     """
 
     def __init__(self, path: str | Path, name: str = "") -> None:
@@ -66,6 +70,7 @@ class Recorded:
         """
         self.path = Path(path)
         self.name = name or self.path.stem
+        self.weights: list[str] = []
         self._lines: dict[str, list[_Line]] = {}
         self._responses: dict[str, Response] = {}
         self._origin: dict[str, Any] = {"respondent": None, "how": None}
@@ -76,7 +81,10 @@ class Recorded:
         beside = self.path.with_name(f"{self.path.name}.json")
         if self.layout != "responses" and beside.is_file():
             metadata = files.read_object(beside, DataError)
-            self._origin = {"respondent": metadata.get("model"), "how": metadata.get("answers")}
+            self._origin = {
+                "respondent": _object(metadata, "model", beside),
+                "how": _object(metadata, "answers", beside),
+            }
         if not self._lines and not self._responses:
             raise DataError(f"{path}: has no answers")
 
@@ -132,18 +140,28 @@ class Recorded:
     def _key(self, item: Item) -> str | None:
         """The key of an item's answers in the file; None where there are none."""
         known = self._responses if self.layout == "responses" else self._lines
-        return next((key for key in (item.id, item.labels.get("game")) if key in known), None)
+        own = [key for key in (item.id, item.labels.get("game")) if key]
+        folded = [self._folded.get(key.casefold(), "") for key in own]
+        return next((key for key in (*own, *folded) if key in known), None)
+
+    @cached_property
+    def _folded(self) -> dict[str, str]:
+        """The keys in the file by their casefolded forms."""
+        return {key.casefold(): key for key in (*self._lines, *self._responses)}
 
     def _read_table(self) -> Format:
         header, _ = files.table(self.path)
-        layout: Format = "distribution" if "probability" in header else "choices"
-        if layout == "choices" and "participant" not in header:
+        columns = {name.casefold() for name in header}
+        layout: Format = "distribution" if "probability" in columns else "choices"
+        if layout == "choices" and "participant" not in columns:
             raise DataError(
                 f"{self.path}:1: neither a column 'participant' (choices: game,participant,choice) "
                 "nor 'probability' (distribution: game,choice,probability); found "
-                f"{', '.join(header)}"
+                f"{listed(header)}"
             )
-        for line, cells in files.records(self.path, ("game", "choice")):
+        self.weights = weights_in(header)
+        third = "probability" if layout == "distribution" else "participant"
+        for line, cells in files.records(self.path, ("game", "choice", third)):
             probability = 0.0
             if layout == "distribution":
                 probability = self._probability(line, cells["probability"])
@@ -157,7 +175,8 @@ class Recorded:
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise DataError(f"{self.path}:{line}: probability {cell!r} is not a number")
+            hint = "; write 0.5, not 0,5" if "," in cell else ""
+            raise DataError(f"{self.path}:{line}: probability {cell!r} is not a number{hint}")
         if number < 0.0:
             raise DataError(f"{self.path}:{line}: probability is {cell}; it must be 0 to 1")
         return number
@@ -170,7 +189,7 @@ class Recorded:
             if not line.strip():
                 continue
             record = self._record(number, line)
-            if record.get("schema") == SCHEMA and not self._lines:
+            if "schema" in record and not self._lines:
                 head, self._responses = read_responses(self.path)
                 self._origin = {name: head.get(name) for name in self._origin}
                 return "responses"
@@ -218,7 +237,7 @@ class Recorded:
         for line in lines:
             position, reason = parse(line.answer or "")
             if position is None:
-                reasons[reason in _UNREAD] += 1
+                reasons[reason.startswith(_UNREAD)] += 1
                 unusable.append(line.answer or "")
             else:
                 counts[position] += 1
@@ -238,7 +257,7 @@ class Recorded:
         for line in self._lines[key]:
             answer = line.answer or ""
             position, reason = item.answers.parse_cell(answer)
-            if reason in _UNREAD:
+            if reason.startswith(_UNREAD):
                 raise DataError(f"{self.path}:{line.number}: choice {answer!r} is {reason}")
             choice = answer.casefold() if position is None else position
             if choice in seen:
@@ -247,6 +266,14 @@ class Recorded:
             if position is not None:
                 mass[position] = line.probability
         return Response.from_mass(item.id, mass)
+
+
+def _object(content: Mapping[str, Any], name: str, path: Path) -> dict[str, Any] | None:
+    """A field that is a JSON object, or None where it is absent or null."""
+    value = content.get(name)
+    if not isinstance(value, dict | None):
+        raise DataError(f"{path}: {name} is {value!r:.40}; it must be a JSON object")
+    return value
 
 
 def write_choices(path: str | Path, items: Iterable[Item], responses: Iterable[Response]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +21,11 @@ from befm_jax.errors import DataError
 from befm_jax.tasks import Task
 from befm_jax.tasks.games import GAMES, PERSON
 from befm_jax.tasks.wording import DEFAULT, Wording
+
+# Fields of `Source.record` that decide which people are held out.
+_RECORDED = {
+    "fingerprint": (str, ".+"), "sketch": (str, "([0-9a-f]{2})*"), "split_seed": (int, "[0-9]+"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,20 @@ class Source:
                 return dict(entry)
         return None
 
+    def may_be_of(self, trained_on: Mapping[str, Any]) -> str:
+        """The table of a model's `trained_on` whose people may be these without a sign of it.
+
+        Counts do not say who was counted, so that a table of counts that shares people with
+        another table is not recognised.  "" where both say who chose what, or there is no table.
+        """
+        kind = self.task.name.split("/")[0]
+        for entry in trained_on.get("sources", ()):
+            both_known = entry["sketch"] and self.rows.sketch
+            same_kind = str(entry.get("task", "")).split("/")[0] == kind
+            if self.table and entry.get("table") and same_kind and not both_known:
+                return str(entry["table"])
+        return ""
+
     def record(self) -> dict[str, Any]:
         """The entry of a run's `trained_on`: see `models.write_run`."""
         return {
@@ -97,6 +117,27 @@ class Source:
         split = "" if self.rows.split == "all" else f" ({self.rows.split} split)"
         head = f"{self.task.name}: {len(self.rows.rows):,} rows{split} from {self.rows.source}"
         return "\n".join([head, *self.rows.left_out.lines()])
+
+
+def trained_on(origin: Mapping[str, Any], path: object) -> Mapping[str, Any]:
+    """What a respondent was trained on (see `models.write_run`), by its origin; {} if unknown.
+
+    Raises:
+        DataError: not what a run writes; names the field, and `path`, where it is from.
+    """
+    found = origin.get("trained_on", {})
+    entries = found.get("sources", []) if isinstance(found, dict) else None
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: trained_on is {found!r:.40}; it must have a list of sources")
+    for number, entry in enumerate(entries):
+        for name, (kind, form) in _RECORDED.items():
+            value = entry.get(name) if isinstance(entry, dict) else None
+            if type(value) is not kind or not re.fullmatch(form, str(value)):
+                raise DataError(
+                    f"{path}: trained_on.sources[{number}].{name} is {value!r:.40}; it must be the "
+                    f"{kind.__name__} that a run writes"
+                )
+    return dict(found)
 
 
 def select(spec: str, games: Sequence[Game], humans: str = "") -> list[Source]:

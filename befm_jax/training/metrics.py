@@ -325,18 +325,24 @@ def _peak_memory() -> int | None:
 
 
 def _forget(path: Path, phase: str, start: int) -> None:
-    """Drops a phase's lines of steps after `start`, and a last line that is truncated."""
+    """Drops a phase's lines of steps after `start`, and damaged ones.
+
+    A killed process leaves a last line that is truncated; others are noted on standard error.
+    """
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    kept, lines = [], path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except ValueError:
-            continue
-        if record["phase"] != phase or record["step"] <= start:
-            kept.append(line + "\n")
-    files.write(path, "".join(kept).encode())
+            keep = record["phase"] != phase or record["step"] <= start
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            keep = False
+            if number < len(lines):
+                print(f"note: {path}:{number}: damaged ({error}); dropped", file=sys.stderr)
+        if keep:
+            kept.append(line.rstrip(b"\n") + b"\n")
+    files.write(path, b"".join(kept))
 
 
 @contextmanager

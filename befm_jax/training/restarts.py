@@ -75,7 +75,10 @@ def count_restart(workdir: Path, saved: Iterable[Path]) -> None:
     }
     path = workdir / RESTARTS
     before = files.read_object(path) if path.is_file() else {}
-    times = before["times"] + 1 if before.get("progress") == progress else 1
+    counted = before.get("times", 0) if before.get("progress") == progress else 0
+    if not isinstance(counted, int):
+        raise UserError(f"{path}: times is {counted!r:.40}; it must be a whole number")
+    times = counted + 1
     if times > PATIENCE:
         raise NoProgressError(
             f"{workdir}: started {PATIENCE} times, and ended each time before anything more was "
@@ -109,7 +112,10 @@ def check_same_inputs(workdir: Path, phase: str, inputs: Mapping[str, str], go_o
         )
     path = workdir / INPUTS
     kept = files.read_object(path, ConfigError) if path.is_file() else {}
-    changed = [name for name in inputs if kept.get(phase, {}).get(name) != inputs[name]]
+    before = kept.get(phase, {})
+    if not isinstance(before, dict):
+        raise ConfigError(f"{path}: {phase} is {before!r:.40}; it must be a JSON object")
+    changed = [name for name in inputs if before.get(name) != inputs[name]]
     if go_on and changed:
         raise ConfigError(
             f"{workdir}: the {' and the '.join(changed)} changed since this run began ({phase}). "

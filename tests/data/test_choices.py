@@ -262,7 +262,17 @@ class TestPersons:
         assert read.rows == [Plays("1", {"bomb": 5}, {"country": "Chile"})]
 
     @pytest.mark.parametrize(
-        "column", ["weight", "Weight", "pspwght", "survey_wt", "sampling weight", "W_WEIGHT_1"]
+        "column",
+        [
+            "weight",
+            "Weight",
+            "pspwght",
+            "survey_wt",
+            "sampling weight",
+            "W_WEIGHT_1",
+            "WTSSPS",
+            "Count",
+        ],
     )
     @pytest.mark.parametrize(
         ("header", "row"),
@@ -270,7 +280,7 @@ class TestPersons:
     )
     def test_weights_are_not_ignored_in_silence(self, tmp_path, column, header, row):
         read = choices.read(table(tmp_path, f"{header},{column}\n{row},9.8\n"), [BOMB])
-        reason = f"column {column!r}: sampling weights are not used"
+        reason = f"column {column!r}: weights are not used, people count alike"
         assert read.left_out.counts == {reason: 1}
         assert read.rows[0].labels == {}
         assert reason in choices.describe(read)
@@ -278,7 +288,7 @@ class TestPersons:
     def test_weights_of_a_histogram_are_noted_and_other_columns_are_no_weights(self, tmp_path):
         path = table(tmp_path, "game,choice,count,weight\nbomb,1,5,2\n")
         (reason,) = choices.read(path, [BOMB]).left_out.counts
-        assert reason == "column 'weight': sampling weights are not used"
+        assert reason == "column 'weight': weights are not used, people count alike"
         path = table(tmp_path, "UserID,bomb,height,wealth,waiting\n1,5,180,3,4\n")
         read = choices.read(path, [BOMB])
         assert read.rows[0].labels == {"height": "180", "wealth": "3", "waiting": "4"}
@@ -419,13 +429,13 @@ class TestLayouts:
         path = table(
             tmp_path,
             "game,choice,count\nbomb,1,5\nbomb,1,6\nbomb,2,-1\nbomb,3,few\nbomb,4,1.5\n"
-            "bomb,500,1\nbmob,1,1\nbomb,5\n",
+            f"bomb,7,{'9' * 5000}\nbomb,500,1\nbmob,1,1\nbomb,5\n",
         )
         read = choices.read(path, [BOMB])
         assert chosen(read, BOMB) == {1: 5}
         assert read.left_out.counts == {
             "bomb: choice listed before": 1,
-            "bomb: count is not a whole number of people": 3,
+            "bomb: count is not a whole number of people": 4,
             "bomb: outside 0 to 100 boxes": 1,
             "row: unknown game": 1,
             "row: wrong number of cells": 1,
@@ -521,13 +531,13 @@ class TestErrors:
             ("UserID,dictator\n1,5\n", "missing column 'bomb'; expected 'dictator' (dictator)"),
             ("UserID,dictater\n1,5\n", "found 'UserID', 'dictater'; expected 'dictator' (dicta"),
             ("dictator,bomb\n1,5\n", "the header has 'dictator', 'bomb'; it should have 'UserID'"),
-            ("UserID;dictator;bomb\n1;5;5\n", "separated by commas"),
+            ("UserID dictator bomb\n1 5 5\n", "the header has 'UserID dictator bomb'; it should"),
             ("game,participant,chioce\n", "'game', 'participant', 'choice'"),
             ("UserID,bomb,bomb,dictator\n1,5,5,5\n", "column named twice: 'bomb'"),
             ("UserID,bomb,Bomb,dictator\n1,5,5,5\n", "column named twice: 'bomb', 'Bomb'"),
             ('UserID,dictator,bomb\n1,"5,5\n', "check its quotes"),
-            (b"PK\x03\x04\x00\x00", "NUL bytes"),
-            ("UserID,dictator\n1,5\n".encode("utf-16"), "not UTF-8 text"),
+            (b"PK\x03\x04\x00\x00", "export it as CSV"),
+            ("UserID,dictator\n1,5\n".encode("utf-16"), "save it as UTF-8"),
         ],
     )
     def test_a_table_that_cannot_be_used_says_why(self, tmp_path, content, says):
@@ -553,6 +563,16 @@ class TestErrors:
 def test_choices_are_read_without_a_model_and_without_jax():
     code = "import sys, befm_jax.data.choices; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_other_separators_are_read_and_decimal_commas_are_not_guessed(tmp_path, mark):
+    content = f"UserID{mark}dictator{mark}bomb\n1{mark}20{mark}50\n2{mark}1,5{mark}3\n"
+    read = choices.read(table(tmp_path, content), [DICTATOR, BOMB])
+    assert (chosen(read, DICTATOR), chosen(read, BOMB)) == ({20: 1}, {50: 1, 3: 1})
+    assert read.left_out.examples == {
+        "dictator: not a number: it has a comma; write 1000 or 0.5": ["line 3: '1,5'"]
+    }
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])

@@ -197,6 +197,12 @@ class TestParse:
             parsed = answers.parse(text)
             assert (parsed.position is None) == (parsed.reason != "")
 
+    @pytest.mark.parametrize("begin", ["[", "[$", "[3", "[3 dollars", "A", "3"])
+    @pytest.mark.parametrize("space", [" ", "0", "a", ", ", " and "])
+    def test_a_very_long_text_is_read_in_a_moment(self, begin, space):
+        for answers in ALL:
+            answers.parse(begin + space * 100_000 + "!")
+
 
 class TestCells:
     @given(st.sampled_from([*ALL, *(games.get(id).answers for id in games.ids())]), st.data())
@@ -258,7 +264,7 @@ class TestExample:
             (lambda talk: Example(()), "none"),
             (lambda talk: Example(talk[:1]), "the last one is learnt"),
             (lambda talk: Example(talk[::-1]), "the last one is learnt"),
-            (lambda talk: Example((talk[0], Message("assistant", ""))), "empty"),
+            (lambda talk: Example((talk[0], Message("assistant", " \n"))), "blank"),
             (lambda talk: Example((Message("robot", "?"), talk[1])), "role: 'robot'"),
             (lambda talk: Example((Message("user", "\ud800"), talk[1])), "not valid Unicode"),
             (lambda talk: Example((Message("user", "a\0b"), talk[1])), "NUL"),

@@ -20,6 +20,7 @@ from befm_jax.data.responses import (
     ResponseFile,
     Sampled,
     how_as_dict,
+    how_from_dict,
     read_responses,
 )
 from befm_jax.errors import DataError
@@ -142,10 +143,36 @@ class TestHow:
         with pytest.raises(DataError, match=says):
             Sampled(**fields)
 
+    @pytest.mark.parametrize("how", [Exact(), Sampled(7, seed=3, temperature=1, top_p=0.5)])
+    def test_it_comes_back_from_a_file(self, how):
+        assert how_from_dict(json.loads(json.dumps(how_as_dict(how)))) == how
+
+    @pytest.mark.parametrize(
+        ("settings", "says"),
+        [
+            ({"n": "many"}, "n is 'many'; it must be a whole number"),
+            ({"n": 7.5}, "n is 7.5; it must be a whole number"),
+            ({"temperature": [1]}, r"temperature is \[1\]; it must be a number"),
+            ({"seed": True}, "seed is True"),
+            ({"top_p": 2}, "top_p is 2; it must be above 0"),
+        ],
+    )
+    def test_settings_of_other_types_are_refused(self, settings, says):
+        assert how_from_dict({"unknown": 1}) == Sampled()
+        with pytest.raises(DataError, match=says):
+            how_from_dict(settings)
+
     def test_the_default_draws_from_the_models_own_distribution(self):
         assert how_as_dict(Exact()) == {"mode": "exact"}
         found = how_as_dict(Sampled())
         assert (found["temperature"], found["top_k"], found["top_p"]) == (1.0, 0, 1.0)
+
+
+HEAD = '{"schema": "befm_jax.responses/1", "respondent": %s, "how": {}}'
+LINE = (
+    '{"item": "x", "weights": null, "exact": %s, "outside": 0, "draws": %s, "unread": 0, '
+    '"texts": [], "ends_after_answer": null}'
+)
 
 
 class TestFile:
@@ -188,6 +215,15 @@ class TestFile:
             kept = sum(end <= cut for end in ends) - 1
             assert respondent.asked == [one.id for one in ITEMS[kept:]]
             assert path.read_bytes() == whole
+
+    def test_a_last_line_without_its_end_is_read_where_it_is_whole(self, tmp_path):
+        path = tmp_path / "responses.jsonl"
+        complete(path, Counting())
+        content = path.read_bytes().rstrip(b"\n")
+        _, whole = read_responses(path)
+        for cut in (0, 1, 5):
+            path.write_bytes(content[: len(content) - cut])
+            assert list(read_responses(path)[1]) == list(whole)[: len(whole) - (cut > 0)]
 
     def test_killed_while_it_answers_it_goes_on(self, tmp_path):
         path = tmp_path / "responses.jsonl"
@@ -269,6 +305,12 @@ class TestFile:
             (lambda lines: [*lines, '{"item": "x"}'], r"jsonl:8: not a response \('weights'\)"),
             (lambda lines: lines[1:], r"jsonl:1: schema is None"),
             (lambda lines: ['{"schema": "other/1"}'], "schema is 'other/1'"),
+            (lambda lines: ['[["schema", "befm_jax.responses/1"]]'], "jsonl:1: not a response"),
+            (lambda lines: [lines[0].replace('"how"', '"hw"')], "jsonl:1: how is None; it must be"),
+            (lambda lines: [HEAD % '"me"'], "jsonl:1: respondent is 'me'; it must be a JSON obj"),
+            (lambda lines: [*lines, "[" * 100_000], "jsonl:8: not a response"),
+            (lambda lines: [*lines, LINE % ('"false"', 0)], "jsonl:8: .*exact is 'false'"),
+            (lambda lines: [*lines, LINE % ("false", "1e999")], "jsonl:8: .*draws is inf"),
         ],
     )
     def test_a_damaged_file_is_an_error_with_the_line(self, tmp_path, damage, says):

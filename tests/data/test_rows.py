@@ -41,6 +41,10 @@ class TestIds:
         assert normal_id(written) == normal
         assert split_of(written) == split_of(normal)
 
+    def test_a_very_long_id_is_read_in_a_moment(self):
+        assert normal_id("0" * 200_000 + "x") == "0" * 200_000 + "x"
+        assert normal_id("0" * 200_000 + "7") == "7"
+
     @given(st.text())
     def test_writing_it_again_changes_nothing(self, text):
         assert normal_id(normal_id(text)) == normal_id(text)

@@ -16,28 +16,37 @@ def distribution(length: int, people=None, named: bool = False) -> Distribution:
 
 
 @pytest.mark.parametrize(
-    ("values", "count", "width"),
-    [(range(101), 21, 5), (range(151), 31, 5), (range(21), 21, 1), (range(2), 2, 1)],
+    ("values", "count"), [(range(101), 21), (range(151), 31), (range(21), 21), (range(2), 2)]
 )
-def test_bins_are_few_and_round_values_are_inside_them(values, count, width):
+def test_bins_are_few_and_equal_and_hold_multiples_of_five_whole(values, count):
     bins = charts.Bins.of(list(values))
-    assert len(bins.edges) == count + 1
-    np.testing.assert_array_equal(np.digitize(list(values), bins.edges) - 1, bins.index)
-    np.testing.assert_array_equal(bins.index[::width], np.arange(count))
-    assert (bins.edges[0], bins.edges[-1]) == (-0.5, values[-1] + 0.5)
+    assert bins.shares.shape == (count, len(values))
+    widths = np.diff(bins.edges)
+    np.testing.assert_allclose(widths, len(values) / count)
+    assert (bins.edges[0], bins.edges[-1]) == pytest.approx((-0.5, values[-1] + 0.5))
+    np.testing.assert_allclose(bins.shares.sum(0), 1)  # every value is somewhere, once
+    np.testing.assert_allclose(bins.shares.sum(1), widths)  # and every bin holds equally many
+    step = 5 if count < len(values) else 1
+    np.testing.assert_allclose(bins.shares[:, ::step], np.eye(count))
 
 
 @pytest.mark.parametrize("length", [101, 151, 21, 2, 38])
 def test_evenly_spread_people_are_a_flat_line_also_at_the_ends(length):
-    """The first bin of 0 to 100 holds three answers, its neighbour five."""
     bins = charts.Bins.of(range(length))
-    np.testing.assert_allclose(bins.percent(np.ones(length)), 100 / length)
+    np.testing.assert_allclose(bins.percent(np.ones(length)), 100 / len(bins.shares))
 
 
-def test_areas_are_shares():
-    weights = np.random.default_rng(0).random(101)
+def test_a_share_of_people_at_an_end_is_as_high_as_in_the_middle():
     bins = charts.Bins.of(range(101))
-    assert bins.percent(weights) @ np.diff(bins.edges) == pytest.approx(100)
+    heights = [bins.percent(np.eye(101)[at]).max() for at in (0, 50, 100)]
+    assert heights == pytest.approx([100, 100, 100])
+
+
+def test_bars_add_up_to_everybody():
+    weights = np.random.default_rng(0).random(101)
+    assert charts.Bins.of(range(101)).percent(weights).sum() == pytest.approx(100)
+    uneven = charts.Bins.of([0, 0.1, 0.25])
+    assert uneven.percent([1, 2, 1]).tolist() == pytest.approx([25, 50, 0, 25])
 
 
 @pytest.mark.parametrize(
@@ -59,9 +68,9 @@ def test_few_answers_and_those_without_an_order_are_named():
 
 def test_a_panel_says_what_a_bar_holds():
     panel = charts.panel(distribution(101), {"me": np.full(101, 1 / 101)})
-    assert panel.bars[0]["title"].startswith("0–2 dollars: people 1.0 % per answer, me 1.0 %")
-    assert panel.bars[1]["title"].startswith("3–7 dollars")
-    assert panel.bars[0]["width"] < panel.bars[1]["width"]
+    assert panel.bars[0]["title"] == "about 0–4 dollars: people 4.8 %, me 4.8 %"
+    assert panel.bars[1]["title"].startswith("about 5–9 dollars")
+    assert panel.bars[0]["width"] == pytest.approx(panel.bars[1]["width"], abs=0.02)
 
 
 @pytest.mark.parametrize("count", [1, 2, 8, 9])

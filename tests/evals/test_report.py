@@ -121,6 +121,8 @@ def test_the_page_says_what_was_compared_left_out_and_how(found, page):
     for setting in ("train.steps", "tuned.how.mode", "people.games.fingerprint", "command"):
         assert setting in page
     assert "50 values, in results.json" in page
+    assert "games: people of a table, &lt;script&gt;" in page
+    assert "(split: test), 60 bootstrap resamples, seed 0." in page
     assert html.escape("may have seen these people <script>") in page.replace("&#39;", "'")
     assert "62.5 %" in page  # how often the sampled one ends after its answer
     for term in report.DEFINITIONS:
@@ -149,9 +151,44 @@ def test_much_outside_is_warned_of_and_most_outside_withheld(found):
     assert 'class="big"' not in bare
     assert "50.0 % of what tuned answers is outside the answer sets." in bare
     assert "tuned" not in [step["label"] for step in report.sections(withheld)[0].ladder]
-    assert " !" not in report.summary(changed(fine, outside=0.0)).split("survey")[0]
-    assert "5.0 %  !" in report.summary(warned) or "5 %  !" in report.summary(warned)
-    assert "mean little" in report.summary(withheld)
+    assert "tuned is withheld: 50.0 % of its answers are outside the answer sets" in bare
+
+
+def test_the_printed_table_has_everybodys_share_outside(found):
+    for share, mark in ((0.049, "4.9 %"), (0.05, "5 % !"), (0.5, "50.0 % !")):
+        games = report.summary(changed(found, outside=share)).split("\n\n")[0]
+        (mean,) = [line for line in games.splitlines() if line.startswith("mean")]
+        _, _, base, outside, _, _, tuned, own, *_ = re.split(r"  +", mean)
+        # 60 % of the base's mass is outside.
+        assert (base, outside) == ("withheld", "60.0 % !")
+        assert own == mark
+        assert (tuned == "withheld") == (share == 0.5)
+        assert ("tuned is withheld: 50.0 %" in games) == (share == 0.5)
+        assert "base is withheld: 60.0 %" in games
+
+
+def test_a_figure_notes_what_is_outside(found):
+    assert "outside" not in found.figure("games", "wasserstein", "tuned").note
+    note = found.figure("games", "wasserstein", "base").note
+    assert "60.0 % of the answers are outside the answer sets" in note
+    assert note.endswith("withheld from headlines")
+    sampled = found.figure("games", "wasserstein", "tuned, sampled")
+    assert "10.0 % of the answers are outside" in sampled.note
+    assert "withheld" not in sampled.note
+
+
+def test_baselines_that_know_the_compared_people_are_in_no_ladder(found):
+    figures = [
+        dataclasses.replace(one, beside={**one.beside, "pooled": 0.5}) for one in found.figures
+    ]
+    fitted = dataclasses.replace(found, figures=figures)
+    assert "pooled" in [step["label"] for step in report.sections(fitted)[0].ladder]
+    people = {"games": {**found.people["games"], "in_sample": ["pooled"]}}
+    known = dataclasses.replace(fitted, people=people)
+    assert "pooled" not in [step["label"] for step in report.sections(known)[0].ladder]
+    assert "Not in it: pooled, which are fitted on the compared" in report.html(known)
+    assert "Not in it" not in report.html(fitted)
+    assert 'pooled<small class="warn">in sample</small>' in report.html(known)
 
 
 def test_the_ladder_goes_from_good_to_bad(found):
@@ -209,4 +246,8 @@ def test_shares_are_written_in_per_cent(share, text):
 def test_points_are_shown_in_the_items_own_unit(found):
     own = found.figure("games", "mean_difference", "tuned", {"game": "goods"})
     assert report.own_unit(own) == f"{own.value * 0.2:.2f} {EVIL}"
-    assert report.own_unit(found.figure("games", "mean_difference", "tuned")) == ""
+    assert report.unit(own) == f"points (1: 0.2 {EVIL})"
+    mean = found.figure("games", "mean_difference", "tuned")
+    assert report.own_unit(mean) == f"{mean.value:.2f} points"
+    assert report.unit(mean) == "points (100: the whole scale)"
+    assert report.unit(found.figure("games", "log_score", "tuned")) == "nats"

@@ -121,6 +121,18 @@ class TestChoices:
         assert response.outside == pytest.approx(6 / 7)
         assert response.texts == rows[1:]
 
+    def test_columns_and_games_in_capitals_and_semicolons_are_read(self, tmp_path):
+        content = "Game;PARTICIPANT;Choice\r\nPush_Pull;0;Push\r\nPUSH_PULL;1;Pull\r\n"
+        recorded = Recorded(written(tmp_path, content.replace("PUSH_PULL", "Push_Pull")))
+        assert recorded.unasked([PUSH]) == []
+        ((response),) = recorded.respond([PUSH], Exact())
+        assert response.weights.tolist() == [1, 1]
+
+    def test_columns_of_weights_are_named(self, tmp_path):
+        path = written(tmp_path, "game,participant,choice,w,pspwght\npush_pull,0,1,2,3\n")
+        assert Recorded(path).weights == ["pspwght"]
+        assert Recorded(written(tmp_path, CHOICES + "push_pull,0,1\n")).weights == []
+
     def test_names_are_read_like_values(self, tmp_path):
         content = CHOICES + "".join(
             f"push_pull,{n},{cell}\n" for n, cell in enumerate(["Push", "pull", "[Pull]", "0", "1"])
@@ -265,6 +277,11 @@ class TestResponses:
         assert described["how"]["n"] == 7
         assert not Recorded(path).exact
 
+    def test_another_schema_is_named(self, tmp_path):
+        head = {"schema": "befm_jax.responses/9", "respondent": {}, "how": {}}
+        with pytest.raises(DataError, match=r"schema is 'befm_jax\.responses/9'; it must be"):
+            Recorded(written(tmp_path, json.dumps(head) + "\n", "responses.jsonl"))
+
     def test_another_kind_of_item_is_an_error(self, tmp_path):
         path = self.file(tmp_path, Response.from_counts("dictator", [3, 1]))
         with pytest.raises(DataError, match="2 weights; the item has 101 answers"):
@@ -354,9 +371,15 @@ class TestWhoIsAsked:
         described = Recorded(path).describe()
         assert described["respondent"] == made["model"]
         assert described["how"] == made["answers"]
-        written(tmp_path, "[]", "answers.csv.json")
-        with pytest.raises(DataError, match=r"csv\.json: holds a list"):
-            Recorded(path)
+        for damaged, says in (
+            ("[]", "holds a list"),
+            ("[" * 100_000, "not valid JSON"),
+            ('{"model": "tuned"}', "model is 'tuned'; it must be a JSON object"),
+            ('{"answers": [1]}', r"answers is \[1\]; it must be a JSON object"),
+        ):
+            written(tmp_path, damaged, "answers.csv.json")
+            with pytest.raises(DataError, match=rf"csv\.json: {says}"):
+                Recorded(path)
 
 
 def test_another_models_answers_have_the_distance_that_raw_numbers_give(moblab_csv, tmp_path):
@@ -407,6 +430,7 @@ def test_another_models_answers_have_the_distance_that_raw_numbers_give(moblab_c
         (SHARES + "dictator,200,0.5\ndictator,200,0.1\n", r"csv:3: dictator has the choice 200 tw"),
         (SHARES + "dictator,,0.5\n", r"csv:2: choice '' is no answer"),
         (SHARES + "dictator,half,0.5\n", r"csv:2: choice 'half' is not a number"),
+        (SHARES.replace(",", ";") + "dictator;0;0,5\n", r"csv:2: .* not a number; write 0\.5"),
         (SHARES + "dictator,0,lots\n", r"csv:2: probability 'lots' is not a number"),
         (SHARES + "dictator,0,nan\n", r"csv:2: probability 'nan' is not a number"),
         (SHARES + "dictator,0,\n", r"csv:2: probability '' is not a number"),

@@ -30,11 +30,11 @@ def write(folder: Path, metadata: Mapping[str, Any]) -> None:
 
     `metadata` is stored beside the checksums, as JSON.
     """
-    _write(folder, metadata, _sums(folder, ["."]))
+    _write(folder, metadata, _sums(folder, folder.rglob("*")))
 
 
 def add(folder: Path, within: Iterable[str]) -> None:
-    """Writes anew the checksums of some files, and of all files in some subfolders, of a folder.
+    """Writes anew the checksums of some files, and of all files right in some subfolders.
 
     Raises:
         ChecksumError: `SUMS.json` is there, and damaged.
@@ -44,7 +44,10 @@ def add(folder: Path, within: Iterable[str]) -> None:
     if (folder / FILE).is_file():
         kept = _read(folder)
     others = {name: entry for name, entry in kept["files"].items() if not _is_within(name, paths)}
-    _write(folder, kept["metadata"], others | _sums(folder, paths))
+    parts = [folder / path for path in paths]
+    # Folders within are what is left of a writer that was killed.
+    found = [file for part in parts for file in (part.iterdir() if part.is_dir() else [part])]
+    _write(folder, kept["metadata"], others | _sums(folder, found))
 
 
 def has(folder: Path, path: str) -> bool:
@@ -123,15 +126,9 @@ def _is_within(name: str, paths: Iterable[str]) -> bool:
     return any(name == path or name.startswith(f"{path}/") for path in paths)
 
 
-def _sums(folder: Path, paths: Iterable[str]) -> dict[str, Any]:
-    """The size and SHA-256 of files, and of all files in subfolders, after they are synced."""
-    found = (
-        file
-        for path in paths
-        for file in ([folder / path] if (folder / path).is_file() else (folder / path).rglob("*"))
-        if file.is_file()
-    )
-    names = sorted(file.relative_to(folder).as_posix() for file in found)
+def _sums(folder: Path, paths: Iterable[Path]) -> dict[str, Any]:
+    """The size and SHA-256 of those paths that are files, by name, after they are synced."""
+    names = sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
 
     def sum_of(name: str) -> list[Any]:
         with (folder / name).open("rb") as file:
@@ -149,12 +146,12 @@ def _read(folder: Path) -> dict[str, Any]:
         ChecksumError: it is missing, or not as it was written.
     """
     try:
-        sums = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        sums = files.parse_json((folder / FILE).read_text(encoding="utf-8"))
         content = {"metadata": sums["metadata"], "files": sums["files"]}
         intact = sums["sum"] == _sum(content)
     except FileNotFoundError:
         raise ChecksumError(f"{FILE} is missing") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         intact = False
     if not intact:
         raise ChecksumError(f"{FILE} is not as it was written")

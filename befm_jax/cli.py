@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from befm_jax import files
 from befm_jax.config import CACHES, DTYPES, QUANTIZE, check_arguments
 from befm_jax.distributed import processes
-from befm_jax.errors import UserError, unknown
+from befm_jax.errors import UserError, printable, unknown
 
 COMMANDS = ("train", "simulate", "evaluate", "plan", "export")
 HELP = ("-h", "--help", "-help")
@@ -84,7 +84,7 @@ def _parsed(arguments: list[str]) -> list[str]:
 
 
 def _mistake(error: Exception) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {printable(str(error))}", file=sys.stderr)
     sys.exit(processes.MISTAKE)
 
 
@@ -159,7 +159,7 @@ def note_ignored_settings(origin: Mapping[str, Any]) -> None:
         settings = ", ".join(f"{name} {value}" for name, value in ignored.items())
         print(
             "note: of the model's generation_config.json only the stop tokens are used; ignored: "
-            f"{settings}",
+            f"{printable(settings)}",
             file=sys.stderr,
         )
 
@@ -167,8 +167,9 @@ def note_ignored_settings(origin: Mapping[str, Any]) -> None:
 def keep_compiled_programs() -> None:
     """Enables JAX's persistent compilation cache in the user's own cache, for all programs.
 
-    Without such a directory (`files.user_cache`) no programs are kept.  JAX's own variables
-    override it: `JAX_COMPILATION_CACHE_DIR`, `JAX_ENABLE_COMPILATION_CACHE=0` and
+    Compiled programs are run as they are read, so the directory is the user's alone, or there is
+    none, with a note on standard error.  JAX's own variables override it:
+    `JAX_COMPILATION_CACHE_DIR`, `JAX_ENABLE_COMPILATION_CACHE=0` and
     `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`.
     """
     import jax
@@ -177,7 +178,9 @@ def keep_compiled_programs() -> None:
         cache = files.user_cache()
         if cache is None:
             print(
-                "note: no compiled programs are kept: no cache directory of yours", file=sys.stderr
+                "note: compiled programs are not kept: neither XDG_CACHE_HOME nor HOME leads to a "
+                "directory of this user's own",
+                file=sys.stderr,
             )
         else:
             jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))

@@ -4,14 +4,33 @@ import difflib
 from collections.abc import Iterable
 
 _MOST_NAMED = 40
+_LONGEST = 2000  # characters of a message
+
+
+def printable(text: str) -> str:
+    """A text as one line for a terminal: what is not printable is escaped, the middle left out.
+
+    Files, templates and models' answers may hold sequences that a terminal obeys.
+    """
+    line = "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+    if len(line) <= _LONGEST:
+        return line
+    half = (_LONGEST - 5) // 2
+    return f"{line[:half]} ... {line[-half:]}"
 
 
 class UserError(ValueError):
     """Something the person who started the program can put right.
 
     The message alone says where (file, line, field), what is wrong and what would be right; the
-    entry points and notebooks print it without a stack trace.
+    entry points and notebooks print it without a stack trace.  It is one line, `printable`.
     """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(printable(str(message)))
 
     def _render_traceback_(self) -> list[str]:
         """What IPython prints in the place of a stack trace."""

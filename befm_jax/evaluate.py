@@ -29,7 +29,7 @@ from befm_jax import files, tasks
 from befm_jax.data import games
 from befm_jax.data.responses import Exact, How, Respondent, how_from_dict
 from befm_jax.data.rows import SPLITS
-from befm_jax.errors import DataError, UserError
+from befm_jax.errors import DataError, UserError, printable
 from befm_jax.evals import report
 from befm_jax.evals.results import Results
 from befm_jax.respondents import comparing
@@ -122,7 +122,7 @@ def evaluate(out: Path) -> None:
             for name in recorded.unasked(items)
         ]
         for note in notes:
-            print(f"note: {FLAGS.answers}: {note}", file=sys.stderr)
+            print(f"note: {FLAGS.answers}: {printable(note)}", file=sys.stderr)
     else:
         from befm_jax import simulate
 
@@ -135,7 +135,7 @@ def evaluate(out: Path) -> None:
         people, warning = held_out(source, known, FLAGS.split, FLAGS.split_seed)
         print(people.describe())
         if warning:
-            print(f"warning: {warning}", file=sys.stderr)
+            print(f"warning: {printable(warning)}", file=sys.stderr)
         # Without a training split, baselines are fitted on the compared people themselves.
         no_split = people.rows.split == "all"
         learnt = people if no_split else source.part("train", people.rows.split_seed)

@@ -263,6 +263,14 @@ def _rows(text: str, path: str | Path, separator: str) -> Iterator[tuple[int, li
         raise DataError(f"{path}:{line}: not a CSV row ({error}); check its quotes") from None
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; raises ValueError for another text, or one nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_object(path: Path, error: type[UserError] = UserError) -> dict[str, Any]:
     """The JSON object in a file.
 
@@ -271,12 +279,12 @@ def read_object(path: Path, error: type[UserError] = UserError) -> dict[str, Any
         UserError: of the class `error`: not readable, not valid JSON, or not an object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
     except OSError as reason:
         raise error(f"{path}: cannot be read ({reason.strerror})") from None
-    except (ValueError, RecursionError) as reason:
+    except ValueError as reason:
         raise error(f"{path}: not valid JSON ({reason})") from None
     if not isinstance(content, dict):
         raise error(f"{path}: holds a {type(content).__name__}; it must be a JSON object")
@@ -369,25 +377,29 @@ def in_use(lock: Path, what: str | Path) -> Iterator[None]:
 
 
 def user_cache() -> Path | None:
-    """The package's own directory in the user's cache, closed to everybody else; or None.
+    """The package's directory in the user's cache, which they alone can open; None without one.
 
-    That is `befm_jax` in XDG_CACHE_HOME or, unless that is an absolute path, in `~/.cache`.  None
-    where it can't be made, or belongs to somebody else: what is read from it is trusted.
+    That is `befm_jax` in XDG_CACHE_HOME or `~/.cache`, the first that is an absolute path, as the
+    XDG specification has it.  None where it can't be made, or belongs to somebody else.
     """
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        cache = (Path(named) if os.path.isabs(named) else Path.home() / ".cache") / "befm_jax"
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if cache.stat().st_uid != os.getuid():
-            return None
-        cache.chmod(0o700)
-    except (OSError, RuntimeError):  # RuntimeError: no home directory
+    named = Path(os.environ.get("XDG_CACHE_HOME", "")), Path(os.environ.get("HOME", "")) / ".cache"
+    parent = next((path for path in named if path.is_absolute()), None)
+    if parent is None:
         return None
-    return cache
+    own = parent / "befm_jax"
+    try:
+        own.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # A link and what it leads to, both.
+        if {own.lstat().st_uid, own.stat().st_uid} != {os.geteuid()}:
+            return None
+        own.chmod(0o700)
+    except OSError:
+        return None
+    return own
 
 
-# The prefix of a temporary folder.
-_WRITING = ".writing-"
+# Prefixes of temporary folders: of new files, and of old ones while they are exchanged.
+_WRITING, _REPLACED = ".writing-", ".replaced-"
 
 
 class _StuckError(Exception):
@@ -403,8 +415,8 @@ def atomic_directory(
     Creates `directory`.  Files of the same names are replaced, and files for whose names `replaces`
     is true are removed; the others stay.  If moving fails half-way, the old files are restored.
     After a power failure `config.json` is missing (it is removed first and moved last), so that a
-    mix of old and new files does not load.  The next writer removes the temporary folder of a
-    killed one.
+    mix of old and new files does not load.  The next writer removes the temporary folders of a
+    killed one, but for old files that it had moved.  Files get the permissions of the umask.
 
     Raises:
         NotWrittenError: a file can't be written (the disk is full, say).
@@ -413,13 +425,19 @@ def atomic_directory(
         directory.mkdir(parents=True, exist_ok=True)
         for left in directory.glob(f"{_WRITING}*"):
             _remove_if_left(left)
+        for left in directory.glob(f"{_REPLACED}*"):
+            if not _renamed(left, _WRITING).exists():
+                with suppress(OSError):  # it holds old files
+                    left.rmdir()
         folder = Path(tempfile.mkdtemp(prefix=_WRITING, dir=directory))
         lock = _locked(folder)
-        old = Path(tempfile.mkdtemp(prefix=".replaced-", dir=directory))
+        old = _renamed(folder, _REPLACED)
+        old.mkdir()
         keep = False
         try:
             yield folder
             new = {path.name for path in folder.iterdir()}
+            _apply_umask(folder)
             before = {
                 path.name
                 for path in directory.iterdir()
@@ -429,7 +447,7 @@ def atomic_directory(
         except _StuckError as error:
             keep = True
             with suppress(OSError):  # so that the next writer leaves it
-                folder = folder.rename(folder.with_name(folder.name.replace(_WRITING, ".new-", 1)))
+                folder = folder.rename(_renamed(folder, ".new-"))
             raise NotWrittenError(
                 f"{directory}: half exchanged ({error}); missing old files are in {old.name}, "
                 f"missing new ones in {folder.name}"
@@ -445,6 +463,22 @@ def atomic_directory(
         raise NotWrittenError(
             f"{directory}: can't be written ({reason}); existing files are unchanged"
         ) from error
+
+
+def _renamed(folder: Path, prefix: str) -> Path:
+    """The sibling of a temporary folder with another prefix."""
+    return folder.with_name(prefix + folder.name.partition("-")[2])
+
+
+def _apply_umask(folder: Path) -> None:
+    """Gives files the mode of a newly created one: safetensors writes 0600 whatever the umask."""
+    example = folder / ".mode"
+    example.touch()
+    mode = example.stat().st_mode
+    example.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _locked(folder: Path) -> int | None:

@@ -1,8 +1,31 @@
-"""Errors for people: one line in a notebook, the kinds that callers may expect."""
+"""What a stranger's text looks like in a message; a message in a notebook."""
 
 import pytest
 
-from befm_jax.errors import NoModelError, UserError
+from befm_jax.errors import DataError, NoModelError, UserError, printable
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain \u00e9\u4f60 \\n", "plain \u00e9\u4f60 \\n"),
+        ("\x1b[2J\x1b]0;title\x07gone", "\\x1b[2J\\x1b]0;title\\x07gone"),
+        ("one\ntwo\r\u2028three", "one\\ntwo\\r\\u2028three"),
+        ("\u202edrawkcab \ud800 \x9b31m", "\\u202edrawkcab \\ud800 \\x9b31m"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_escaped_once(text, shown):
+    assert printable(text) == printable(printable(text)) == shown
+    for kind in (UserError, DataError, NoModelError):
+        assert str(kind(text)) == str(kind(kind(text))) == shown
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end():
+    shown = printable("who " + "\x1b" * 10**6 + " what to do")
+    assert len(shown) <= 2000
+    assert shown.startswith("who \\x1b")
+    assert shown.endswith("\\x1b what to do")
+    assert printable(shown) == shown
 
 
 def test_a_wrong_path_is_one_line_in_a_notebook_and_a_missing_file_to_callers():

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import zipfile
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from befm_jax import files
-from befm_jax.errors import DataError, InUseError
+from befm_jax.errors import DataError, InUseError, UserError
 
 WRITE_AND_WAIT = """
 import sys
@@ -47,10 +49,40 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_and_a_living_ones_work
     assert folders(tmp_path) == [its_own]
     with files.atomic_directory(tmp_path) as folder:
         (folder / "config.json").write_text("{}")
-    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".re")) == [
-        "config.json",
-        "notes.txt",
-    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "notes.txt"]
+
+
+def test_old_files_that_a_killed_writer_had_moved_are_kept(tmp_path):
+    (tmp_path / ".replaced-a").mkdir()
+    (tmp_path / ".replaced-b").mkdir()
+    (tmp_path / ".replaced-b" / "config.json").write_text("{}")
+    with files.atomic_directory(tmp_path) as folder:
+        (folder / "notes.txt").write_text("new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".replaced-b", "notes.txt"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_every_file_of_a_directory_follows_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with files.atomic_directory(tmp_path) as folder:
+            save_file({"x": np.zeros(3)}, folder / "model.safetensors")  # 0600 by itself
+            (folder / "more").mkdir()
+            (folder / "more" / "template").write_text("x")
+    finally:
+        os.umask(before)
+    for name in ("model.safetensors", "more/template"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~umask
+    assert list((tmp_path / "more").iterdir()) == [tmp_path / "more" / "template"]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "{", "[1,]"])
+def test_a_json_text_that_can_not_be_read_is_an_error_of_its_file(tmp_path, text):
+    with pytest.raises(ValueError, match=r"line 1|nested too deeply"):
+        files.parse_json(text)
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match=r"x\.json: not valid JSON"):
+        files.read_object(tmp_path / "x.json")
 
 
 def read(text):
@@ -168,21 +200,41 @@ def test_a_full_disk_is_one_line_that_names_the_file_and_the_old_one_stays(tmp_p
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_cache_is_the_users_own_or_none(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for value in ("", "relative"):
-        monkeypatch.setenv("XDG_CACHE_HOME", value)
-        assert files.user_cache() == tmp_path / "home" / ".cache" / "befm_jax"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
-    cache = files.user_cache()
-    assert cache == tmp_path / "mine" / "befm_jax"
-    cache.chmod(0o777)
+@pytest.mark.parametrize(
+    "variables",
+    [{"XDG_CACHE_HOME": ""}, {"XDG_CACHE_HOME": "cache"}, {}],
+    ids=["empty", "relative", "absent"],
+)
+def test_the_cache_is_in_the_home_where_none_is_named(variables, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for name, value in (variables | {"HOME": str(tmp_path / "home")}).items():
+        monkeypatch.setenv(name, value)
+    directory = files.user_cache()
+    assert directory == tmp_path / "home" / ".cache" / "befm_jax"
+    assert directory.stat().st_mode & 0o777 == 0o700
+    # An older version's, which others may read.
+    directory.chmod(0o755)
     assert files.user_cache().stat().st_mode & 0o777 == 0o700
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "getuid", lambda: cache.stat().st_uid + 1)
-        assert files.user_cache() is None
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("home", ["", "relative", None])
+def test_without_a_home_there_is_no_cache_and_nothing_comes_into_the_working_directory(
+    home, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.delenv("HOME")
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    assert files.user_cache() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_of_another_user_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "befm_jax").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     assert files.user_cache() is None
 
 

@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from befm_jax.errors import UserError
+from befm_jax.errors import UserError, printable
 from befm_jax.llama import weights
 from befm_jax.llama.weights import Tensor
 from befm_jax.models import resolve_model
@@ -48,7 +48,7 @@ def main() -> None:
         if (directory / "config.json").is_file():
             print(as_model(directory, arguments.fsdp, arguments.tensor))
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -74,7 +74,7 @@ def contents(stored: list[Tensor], each: bool) -> str:
     lines += ["", *(f"{file.name}: {size:,} bytes" for file, size in sorted(sizes.items()))]
     numbers = sum(math.prod(tensor.shape) for tensor in stored)
     lines.append(f"in all {len(stored):,} tensors, {numbers:,} numbers, {sizes.total():,} bytes")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def as_model(directory: Path, fsdp: int, tensor: int) -> str:

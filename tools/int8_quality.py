@@ -34,7 +34,7 @@ from befm_jax.data import games
 from befm_jax.data.games import Game
 from befm_jax.data.items import AnswerSet, Item
 from befm_jax.data.responses import Exact, Response
-from befm_jax.errors import UserError
+from befm_jax.errors import UserError, printable
 from befm_jax.evals import measures, resampling
 from befm_jax.evals.resampling import Resampled
 from befm_jax.evals.results import Results
@@ -65,7 +65,7 @@ def main() -> None:
             arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             print(f"figures: {arguments.json}")
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -249,9 +249,9 @@ def _other_answers(game: str, answers: int, source: str) -> DataError:
 
 def _somebody(choices: Choices, games: Sequence[Game]) -> Choices:
     if not any(isinstance(row, Plays) or row.counts.any() for row in choices.rows):
-        raise DataError(
-            f"no choice of {', '.join(game.id for game in games)} can be used: {describe(choices)}"
-        )
+        found = describe(choices).replace("\n", "; ")
+        names = ", ".join(game.id for game in games)
+        raise DataError(f"no choice of {names} can be used: {found}")
     return choices
 
 

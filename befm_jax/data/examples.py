@@ -333,10 +333,10 @@ def _number(value: Any, name: str) -> float:
 
 def _parse_json(text: str) -> Any:
     try:
-        return json.loads(text)
+        return files.parse_json(text)
     except json.JSONDecodeError:
         raise
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"not JSON that can be read ({error})") from None
 
 

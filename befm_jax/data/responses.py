@@ -340,13 +340,13 @@ def _read(path: Path, with_last: bool = False) -> tuple[dict[str, Any], dict[str
     responses: dict[str, Response] = {}
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = files.parse_json(line)
             if number == 1 and isinstance(record, dict):
                 head = record
             else:
                 response = _from_dict(record)
                 responses[response.item] = response
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise DataError(f"{path}:{number}: not a response ({error})") from None
     if head.get("schema") != SCHEMA:
         raise DataError(f"{path}:1: schema is {head.get('schema')!r}; it must be {SCHEMA!r}")

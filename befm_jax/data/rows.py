@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from befm_jax import files
-from befm_jax.errors import DataError, unknown
+from befm_jax.errors import DataError, printable, unknown
 
 Row = TypeVar("Row")
 SPLITS = ("all", "train", "validation", "test")
@@ -53,7 +53,7 @@ class LeftOut:
         """One line a reason, for a reader."""
         shown = {reason: f" ({'; '.join(places)})" for reason, places in self.examples.items()}
         return [
-            f"left out, {reason}: {number:,}{shown.get(reason, '')}"
+            printable(f"left out, {reason}: {number:,}{shown.get(reason, '')}")
             for reason, number in self.counts.items()
         ]
 

@@ -27,7 +27,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TypeVar
 
 from befm_jax.distributed import rendezvous
-from befm_jax.errors import InUseError, UserError
+from befm_jax.errors import InUseError, UserError, printable
 
 # Exit codes, as documented in launch/README.md: the launchers act on these.
 ERROR, MISTAKE, RESUME, INTERRUPTED = 1, 2, 75, 130
@@ -222,7 +222,7 @@ def run(main: Callable[[], None]) -> None:
         if isinstance(error, InUseError):
             _fail(ERROR, f"error: {error}")
         if isinstance(error, (UserError, OSError)):
-            _fail(MISTAKE, f"error: {error}", error.__cause__ or error.__context__)
+            _fail(MISTAKE, f"error: {printable(str(error))}", error.__cause__ or error.__context__)
         if _client is None:
             raise
         _fail(ERROR, traceback.format_exc().rstrip())

@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 
 from befm_jax import files
+from befm_jax.errors import printable
 from befm_jax.evals import charts
 from befm_jax.evals.evaluate import UNIFORM
 from befm_jax.evals.results import (
@@ -370,7 +371,7 @@ def _table(results: Results, section: Section) -> str:
             f"{who}: {entry['items']} items left out, {reason} ({', '.join(entry['first'])})"
             for reason, entry in reasons.items()
         ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def warned(figure: Figure) -> bool:

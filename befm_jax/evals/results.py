@@ -268,8 +268,8 @@ def read(path: str | Path) -> Results:
         DataError: no such file, not JSON, another schema, or a field that is missing or unknown.
     """
     try:
-        content = json.loads(files.decode(files.read_bytes(path), path))
-    except (ValueError, RecursionError) as error:
+        content = files.parse_json(files.decode(files.read_bytes(path), path))
+    except ValueError as error:
         if isinstance(error, UserError):
             raise
         raise DataError(f"{path}: not valid JSON ({error})") from None

@@ -9,8 +9,10 @@ parses texts (Qwen3's looks for `</think>` in answers) does not see it.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,9 +21,11 @@ from typing import Any, NamedTuple
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from befm_jax import files
 from befm_jax.data.items import ROLES, Message
 from befm_jax.data.pipeline import Conversation, Ids
 from befm_jax.errors import UserError
+from befm_jax.llama import rendering
 
 # Llama 3's chat template, for checkpoints without one (base models and our own tiny ones).
 LLAMA3_TEMPLATE = (
@@ -33,9 +37,6 @@ LLAMA3_TEMPLATE = (
 LLAMA3_SPECIAL = (
     "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
 )  # fmt: skip
-# Some templates print the date, which must not change a prompt.  This is the fallback date of Llama
-# 3.1's own template, in place of transformers' clock.
-_NO_CLOCK = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro %}{{ '' }}"
 # Placeholders for the messages while a template is rendered: private-use characters.  Two of them
 # encode the message's index in base 4,096.
 _FIRST, _BASE = 0xE100, 4096
@@ -48,10 +49,37 @@ _PROBES = {
     "user": "Don't you <want> 10 {coins}?",
     "assistant": "[Yes], 7",
 }
+# Conversations by which templates are compared, as their roles.
+_CONVERSATIONS = (
+    ("user",),
+    ("system", "user"),
+    ("user", "assistant"),
+    ("system", "user", "assistant", "user"),
+    ("system", "user", "assistant", "user", "assistant"),
+)
+
+
+# Ids are below this; the largest vocabularies have some hundred thousand.  What tokenizers needs to
+# copy a vocabulary is proportional to its largest id.
+_IDS = 1 << 24
 
 
 class TemplateError(UserError):
     """A chat template or text whose parts do not have the token ids of the whole conversation."""
+
+
+@contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """Raises TemplateError, which begins with `what`, for an error of transformers or tokenizers.
+
+    They have no types of their own; a panic in Rust is not even an Exception.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise TemplateError(f"{what} ({error!r})") from error
 
 
 class _Text(NamedTuple):
@@ -120,7 +148,9 @@ class Tokenizer:
     """A Hugging Face fast tokenizer and its chat template.
 
     `end_of_turn` is the id that the template writes after an answer; `stop_ids` are all ids that
-    end one; `template_hash` identifies the template.
+    end one; `template_hash` identifies the template.  `refuses_system` is empty, or says why the
+    template can't render a system message (Gemma's has none): then that is put before the user's
+    text, with a blank line between.
 
     For every text without special tokens, `prompt(...) + answer(...)` equals transformers'
     `apply_chat_template` of the whole conversation (with `enable_thinking=False` and a fixed date),
@@ -142,7 +172,6 @@ class Tokenizer:
         except ValueError as error:
             raise TemplateError(f"the tokenizer has no default chat template: {error}") from error
         self._special = _control_tokens(backend, self._template)
-        self._rendered = (_NO_CLOCK if "strftime_now" in self._template else "") + self._template
         # The longest first, as the tokenizer itself matches them.
         names = sorted(self._special, key=len, reverse=True)
         self._split = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
@@ -153,6 +182,16 @@ class Tokenizer:
         self._layout = lru_cache(maxsize=64)(self._checked_layout)
         self._conversation = lru_cache(maxsize=64)(self._checked_conversation)
         self._usual = self._layout((_EMPTY, _EMPTY_ANSWER))
+        self.refuses_system, with_system = "", ""
+        texts = (_EMPTY._replace(role="system"), _EMPTY, _EMPTY_ANSWER)
+        try:
+            with_system = self._checked_whole(
+                [text.around(_mark(at)) for at, text in enumerate(texts)]
+            )
+        except TemplateError as error:
+            self.refuses_system = str(error)
+        written = self._usual.prompt + self._usual.end + with_system
+        self._written = {*self._split.split(written), *([backend.bos_token] * self._puts_bos)}
         self.end_of_turn = self._special[self._usual.end]
         eos = [] if backend.eos_token_id is None else [backend.eos_token_id]
         self.stop_ids = tuple(sorted({self.end_of_turn, *eos, *more_stop_ids}))
@@ -165,19 +204,20 @@ class Tokenizer:
             FileNotFoundError: the directory has no tokenizer.
             TemplateError: a damaged tokenizer, or no usable chat template.
         """
-        if not (Path(directory) / "tokenizer.json").is_file():
+        file = Path(directory) / "tokenizer.json"
+        if not file.is_file():
             raise FileNotFoundError(f"{directory}: no tokenizer.json")
+        rendering.start()
+        _check_vocabulary(file)
         # Not at the top: AutoTokenizer imports PyTorch where it is installed, which takes seconds.
         from transformers import AutoTokenizer
 
         try:
-            backend: Any = AutoTokenizer.from_pretrained(
-                str(directory), local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:  # the library raises many types for damaged files
-            raise TemplateError(f"{directory}: the tokenizer can't be read ({error!r})") from error
-        try:
-            return cls(backend, more_stop_ids)
+            with library_errors("the tokenizer can't be read"):
+                backend: Any = AutoTokenizer.from_pretrained(
+                    str(directory), local_files_only=True, trust_remote_code=False
+                )
+                return cls(backend, more_stop_ids)
         except TemplateError as error:
             raise TemplateError(f"{directory}: {error}") from error
 
@@ -191,6 +231,19 @@ class Tokenizer:
         return len(self._backend)
 
     @property
+    def largest_id(self) -> int:
+        """The largest id that a conversation can have.
+
+        A special token that the template does not write, such as one for padding, has no part in
+        it: its id may be beyond a model's embeddings.
+        """
+        return max(
+            index
+            for token, index in self._backend.get_vocab().items()
+            if token in self._written or token not in self._special
+        )
+
+    @property
     def bos_id(self) -> int | None:
         """The tokenizer's BOS, if it has one."""
         bos: int | None = self._backend.bos_token_id
@@ -201,6 +254,27 @@ class Tokenizer:
         """The `hash_of` of the chat template in use."""
         return hash_of(self._template)
 
+    def rendered_hash(self, template: str = "") -> str:
+        """SHA-256 in hex of what a template (by default the one in use) writes for conversations.
+
+        Templates that write the same, and refuse the same, have the same, whatever their text.
+
+        Raises TemplateError where it refuses a question alone.
+        """
+        written: list[str | None] = []
+        for space in ("", " \n"):
+            for roles in _CONVERSATIONS:
+                probes = [
+                    {"role": role, "content": space + _PROBES[role] + space} for role in roles
+                ]
+                try:
+                    written.append(self._render(probes, roles[-1] == "user", template))
+                except TemplateError:
+                    if roles == ("user",):
+                        raise
+                    written.append(None)
+        return hashlib.sha256(json.dumps(written).encode()).hexdigest()
+
     @property
     def hugging_face(self) -> PreTrainedTokenizerFast:
         """The wrapped Hugging Face tokenizer, for programs with conventions of their own."""
@@ -209,16 +283,15 @@ class Tokenizer:
     def render(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
         """The chat template's text of a conversation, with special tokens by name.
 
-        `options` are those of transformers' `apply_chat_template`; the date is fixed.  Raises what
-        the template raises for an unsupported conversation (usually jinja2.TemplateError).
+        `options` are those of transformers' `apply_chat_template`; the date is fixed.  Raises
+        TemplateError where the template refuses the conversation.
         """
-        rendered: Any = self._backend.apply_chat_template(
-            [dict(message) for message in messages],
-            chat_template=self._rendered,
-            tokenize=False,
-            **options,
-        )
-        return str(rendered)
+        if self.refuses_system:
+            given = [Message(message["role"], message["content"]) for message in messages]
+            messages = [
+                {"role": role, "content": text} for role, text in _without_system(given, ())[0]
+            ]
+        return self._text(messages, self._template, options)
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of a conversation up to where the answer begins, with one BOS if the model has one.
@@ -325,15 +398,26 @@ class Tokenizer:
                 raise TemplateError(f"the chat template writes {bos} more than once, or not first")
         return whole
 
-    def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
-        """The template's text of a conversation."""
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        add_generation_prompt: bool,
+        template: str = "",
+    ) -> str:
+        """A template's (by default the own one's) text of a conversation."""
+        options = {
+            "add_generation_prompt": add_generation_prompt,
+            "enable_thinking": False,  # Qwen3 would reason before it answers
+        }
+        return self._text(messages, template or self._template, options)
+
+    def _text(
+        self, messages: Sequence[Mapping[str, str]], template: str, options: Mapping[str, Any]
+    ) -> str:
         try:
-            return self.render(
-                messages,
-                add_generation_prompt=add_generation_prompt,
-                enable_thinking=False,  # Qwen3 would reason before it answers
-            )
-        except Exception as error:  # a template is a program, and may raise anything
+            variables = self._backend.special_tokens_map | dict(options)
+            return rendering.render(template, messages, variables)
+        except rendering.RenderError as error:
             roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
             raise TemplateError(f"the chat template refuses {roles}: {error}") from error
 
@@ -365,6 +449,8 @@ class Tokenizer:
                 *self._prompt_pieces(messages[:-1]),
                 *self._answer_pieces(messages[-1].text),
             ]
+        if self.refuses_system:
+            messages, spans = _without_system(messages, spans)
         texts = _texts(messages)
         whole = self._conversation(tuple(text.space for text in texts))
         # Only a blank system message, the first, is left out.
@@ -407,6 +493,8 @@ class Tokenizer:
         return self._opened(pieces)
 
     def _prompt_pieces(self, messages: Sequence[Message]) -> list[_Piece]:
+        if self.refuses_system:
+            messages, _ = _without_system(messages, ())
         texts = _texts(messages)
         layout = self._layout((*(text.space for text in texts), _EMPTY_ANSWER))
         usual = self._usual
@@ -468,7 +556,10 @@ class Tokenizer:
         }
         for at_start, encoder in ((False, self._inside), (True, self._at_start)):
             texts = [text for text, starts in ids if starts == at_start]
-            encoded = encoder.encode_batch_fast(texts, add_special_tokens=False) if texts else []
+            if not texts:
+                continue
+            with library_errors("a text can't be encoded"):
+                encoded = encoder.encode_batch_fast(texts, add_special_tokens=False)
             for text, one in zip(texts, encoded, strict=True):
                 ids[text, at_start] = one.ids
         return [_joined(pieces, ids) for pieces in conversations]
@@ -487,6 +578,24 @@ def _texts(messages: Sequence[Message]) -> list[_Text]:
     """Messages in parts, without a blank system message at the beginning."""
     texts = [_Text.of(message.role, message.text) for message in messages]
     return texts[1:] if texts and texts[0].role == "system" and not texts[0].core else texts
+
+
+def _without_system(
+    messages: Sequence[Message], spans: Sequence[tuple[int, int, int]]
+) -> tuple[Sequence[Message], Sequence[tuple[int, int, int]]]:
+    """A conversation, and spans of it, with its system message before the user's first text."""
+    if not messages or messages[0].role != "system" or not messages[0].text.strip():
+        return messages, spans
+    (_, system), *rest = messages
+    if not rest or rest[0].role != "user":
+        return [Message("user", system), *rest], spans
+    before = system + "\n\n"
+    moved = [
+        (max(0, message - 1), start + shift, stop + shift)
+        for message, start, stop in spans
+        for shift in [len(before) if message == 1 else 0]
+    ]
+    return [Message("user", before + rest[0].text), *rest[1:]], moved
 
 
 def _mark(number: int) -> str:
@@ -562,6 +671,18 @@ def _joined(pieces: Sequence[_Piece], ids_of: Mapping[tuple[str, bool], list[int
 def hash_of(template: str) -> str:
     """A chat template's SHA-256 in hex, in UTF-8 with Unix line ends."""
     return hashlib.sha256(re.sub("\r\n?", "\n", template).encode()).hexdigest()
+
+
+def _check_vocabulary(file: Path) -> None:
+    """Raises TemplateError for a `tokenizer.json` with ids that would take all memory."""
+    model = files.read_object(file, TemplateError).get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict):  # a list has no ids
+        for token, index in vocabulary.items():
+            if isinstance(index, int) and index >= _IDS:
+                raise TemplateError(
+                    f"{file}: the id of {token!r} is {index}; it must be below {_IDS:,}"
+                )
 
 
 def _control_tokens(backend: PreTrainedTokenizerFast, template: str) -> dict[str, int]:

@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from befm_jax import files
 from befm_jax.errors import UserError
 
 INDEX = "model.safetensors.index.json"
@@ -121,21 +122,21 @@ def open_file(path: Path) -> list[Tensor]:
 
 def _open_index(index: Path) -> dict[str, Tensor]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = {str(name): index.parent / Path(file).name for name, file in weight_map.items()}
+        weight_map = files.parse_json(index.read_text(encoding="utf-8"))["weight_map"]
+        file_of = {str(name): index.parent / Path(file).name for name, file in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: not an index with a weight_map ({error!r})") from error
-    absent = sorted({str(path) for path in files.values() if not path.is_file()})
+    absent = sorted({str(path) for path in file_of.values() if not path.is_file()})
     if absent:
         raise FileNotFoundError(f"{index} names {some(absent)}, which does not exist")
     by_file = {
         path: {tensor.name: tensor for tensor in open_file(path)}
-        for path in sorted({*files.values()})
+        for path in sorted({*file_of.values()})
     }
-    for name, path in files.items():
+    for name, path in file_of.items():
         if name not in by_file[path]:
             raise CheckpointError(f"{path}: lacks {name}, which {index.name} says it holds")
-    return {name: by_file[path][name] for name, path in files.items()}
+    return {name: by_file[path][name] for name, path in file_of.items()}
 
 
 def is_contiguous(tensor: Tensor, index: Sequence[slice]) -> bool:

@@ -272,7 +272,7 @@ def load(
     if resolved.adapter is not None:
         origin["adapter"] = str(resolved.adapter if adapter is None else adapter)
         origin["chat_template"]["adapter"] = chat_template.check(
-            resolved.adapter, tokenizer.template_hash, force_template
+            resolved.adapter, tokenizer, force_template
         )
         tuned_adapter = peft.load(resolved.adapter, config)
     quantize = quantize or resolved.run.get("quantize", "no")
@@ -310,14 +310,15 @@ def _devices(devices: int | Sequence[jax.Device] | None) -> list[jax.Device]:
 def fitting_tokenizer(directory: Path, config: LlamaConfig) -> Tokenizer:
     """The tokenizer of a model's directory, with the stop ids of its configs.
 
-    Raises UserError where it has more tokens than the model has embeddings.
+    Raises UserError where a conversation can have ids for which the model has no embedding.
     """
     stop_ids = (*config.eos_token_id, *generation_config.read(directory).stop_ids)
-    tokenizer = Tokenizer.load(directory, stop_ids)
-    if tokenizer.vocab_size > config.vocab_size:
+    # What the model has no logit for is never drawn.
+    tokenizer = Tokenizer.load(directory, [i for i in stop_ids if i < config.vocab_size])
+    if tokenizer.largest_id >= config.vocab_size:
         raise UserError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens; the model has "
-            f"{config.vocab_size} (vocab_size in config.json)"
+            f"{directory}: the tokenizer has ids up to {tokenizer.largest_id}; the model has "
+            f"embeddings of {config.vocab_size} (vocab_size in config.json)"
         )
     return tokenizer
 
@@ -325,7 +326,10 @@ def fitting_tokenizer(directory: Path, config: LlamaConfig) -> Tokenizer:
 def text_metadata(directory: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     """The metadata in `origin` of a model's chat template, and of its ignored sampling settings."""
     ignored = generation_config.read(directory).ignored
-    return {"chat_template": {"sha256": tokenizer.template_hash}} | (
+    template = {"sha256": tokenizer.template_hash}
+    if tokenizer.refuses_system:
+        template["system"] = f"before the user's first text, since {tokenizer.refuses_system}"
+    return {"chat_template": template} | (
         {"ignored_generation_config": dict(ignored)} if ignored else {}
     )
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -205,8 +204,8 @@ class Recorded:
 
     def _record(self, number: int, line: str) -> Mapping[str, Any]:
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = files.parse_json(line)
+        except ValueError as error:
             raise DataError(f"{self.path}:{number}: not JSON ({error})") from None
         if not isinstance(record, dict):
             kind = type(record).__name__

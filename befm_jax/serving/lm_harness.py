@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jinja2
 from tqdm import tqdm
 
 try:
@@ -42,9 +41,10 @@ from befm_jax import cli
 from befm_jax.config import CACHES, DTYPES, QUANTIZE
 from befm_jax.data.forest import Encoded
 from befm_jax.distributed import mesh as meshes
-from befm_jax.errors import UserError
+from befm_jax.errors import UserError, printable
 from befm_jax.inference import sample, score
 from befm_jax.inference.sample import Request, Sampling
+from befm_jax.llama.tokenizer import library_errors
 from befm_jax.respondents import engine
 
 # A child of the harness's logger, so that LMEVAL_LOG_LEVEL applies.
@@ -75,7 +75,8 @@ class BefmLM(TemplateLM):
     encoded as text.  Differences from `hf`:
 
     - Templates that print the date get a fixed one.  A tokenizer without a chat template has that
-      of Llama 3.
+      of Llama 3.  Where a template refuses system messages, they are put before the user's text, as
+      everywhere in befm_jax; `hf` leaves them out.
     - Any stop id ends a generation: the end of turn of the chat template, the tokenizer's end of
       text, and those of the model's configuration.
     - Draws come from the model's own distribution, at the task's temperature, truncated by the
@@ -107,6 +108,10 @@ class BefmLM(TemplateLM):
             device).  Results are the same on any number, but for rounding.
         add_bos_token: whether texts begin with BOS; by default as the tokenizer does.
         prefix_token_id: the token before an empty context; by default BOS.
+        enable_thinking: passed to the chat template.  False is what befm_jax trains, scores and
+            samples with; by default the template decides, as with `hf`, and Qwen3's asks for
+            thoughts.
+        chat_template_args: further variables of the chat template, by name.
         seed: of the draws, where a task samples.
 
     Raises:
@@ -129,6 +134,8 @@ class BefmLM(TemplateLM):
         devices: int | str | None = None,
         add_bos_token: bool | None = None,
         prefix_token_id: int | None = None,
+        enable_thinking: bool | None = None,
+        chat_template_args: Mapping[str, Any] | None = None,
         seed: int = 0,
         **unknown: Any,
     ) -> None:
@@ -137,7 +144,8 @@ class BefmLM(TemplateLM):
             raise UserError(
                 f"model_args: befm_jax takes no {', '.join(sorted(unknown))}; it takes pretrained, "
                 "adapter, dtype, quantize, force_template, cache, batch_size, max_batch_size, "
-                "max_length, device, devices, add_bos_token, prefix_token_id, seed"
+                "max_length, device, devices, add_bos_token, prefix_token_id, enable_thinking, "
+                "chat_template_args, seed"
             )
         if pretrained is None:
             raise UserError("model_args: pretrained is missing; it must be a model")
@@ -175,6 +183,17 @@ class BefmLM(TemplateLM):
             raise UserError(
                 f"model_args: add_bos_token is {add_bos_token!r}; it must be True or False"
             )
+        if enable_thinking not in (None, True, False):
+            raise UserError(
+                f"model_args: enable_thinking is {enable_thinking!r}; it must be True or False"
+            )
+        if not isinstance(chat_template_args, Mapping | None):
+            raise UserError(
+                f"model_args: chat_template_args is {chat_template_args!r}; it must be a dictionary"
+            )
+        self._template_args = dict(chat_template_args or {})
+        if enable_thinking is not None:
+            self._template_args["enable_thinking"] = enable_thinking
         self.simulator = engine.load(
             pretrained,
             adapter,
@@ -230,7 +249,7 @@ class BefmLM(TemplateLM):
         A text that begins with BOS's name gets no second one.
         """
         if add_special_tokens is not None:
-            return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+            return self._ids(string, add_special_tokens)
         return self._encode(string, has_bos=string.startswith(self._name(self.prefix_token_id)))
 
     def apply_chat_template(
@@ -238,26 +257,13 @@ class BefmLM(TemplateLM):
     ) -> str:
         """The text of a conversation; without a generation prompt the last turn stays open.
 
-        If the template rejects the conversation, renders it without system messages, as the `hf`
-        class does, with a warning.  Raises UserError if the template rejects that too.
+        Raises UserError if the template refuses it.
         """
         options = {
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": not add_generation_prompt,
         }
-        try:
-            return self.simulator.tokenizer.render(chat_history, **options)
-        except jinja2.TemplateError as refusal:
-            self._warn_once(
-                f"chat template without system messages: it refuses them ({str(refusal)!r})"
-            )
-        try:
-            others = [message for message in chat_history if message["role"] != "system"]
-            return self.simulator.tokenizer.render(others, **options)
-        except jinja2.TemplateError as refusal:
-            raise UserError(
-                f"the chat template refuses a conversation ({str(refusal)!r})"
-            ) from refusal
+        return self.simulator.tokenizer.render(chat_history, **(self._template_args | options))
 
     def get_model_info(self) -> dict[str, Any]:
         """The model's metadata, for lm-eval's results file."""
@@ -266,6 +272,7 @@ class BefmLM(TemplateLM):
             "model_device": self.simulator.device,
             "model_max_length": self.max_length,
             "model_cache": self._cache,
+            "chat_template_args": self._template_args,
             "contexts_cut": self._truncated,
             "first_prompt": self._first_prompt,
         }
@@ -519,10 +526,22 @@ class BefmLM(TemplateLM):
     def _encode(self, text: str, has_bos: bool) -> list[int]:
         """Ids of a text; `has_bos`: it begins with the name of BOS, which is parsed."""
         if has_bos or self._add_bos_token is False:
-            return list(self.tokenizer.encode(text, add_special_tokens=False))
-        ids = list(self.tokenizer.encode(text))
+            return self._ids(text, add_special_tokens=False)
+        ids = self._ids(text, add_special_tokens=True)
         if self._add_bos_token and ids[:1] != [self.tokenizer.bos_token_id]:
             ids.insert(0, self.tokenizer.bos_token_id)
+        return ids
+
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        with library_errors(f"{_short(text)} can't be encoded"):
+            ids = list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        # A special token that no prompt of ours has may be beyond the embeddings.
+        embeddings = self.simulator.model.config.vocab_size
+        if max(ids, default=0) >= embeddings:
+            raise UserError(
+                f"{_short(text)} holds {self._name(max(ids))!r}, of id {max(ids)}; the model has "
+                f"embeddings of {embeddings}"
+            )
         return ids
 
     def _count(self, kind: str, requests: int, tokens_cut: int) -> None:
@@ -545,7 +564,7 @@ class BefmLM(TemplateLM):
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
-            logger.warning(message)
+            logger.warning(printable(message))
 
 
 def _whole(name: str, value: Any, more: str = "") -> int:
@@ -608,5 +627,5 @@ def main() -> None:
         if not _is_user_error(error):
             raise
         logger.debug("traceback", exc_info=True)
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)

@@ -27,7 +27,7 @@ from jax.experimental import multihost_utils
 
 from befm_jax import checksums
 from befm_jax.distributed import processes
-from befm_jax.errors import UserError
+from befm_jax.errors import UserError, printable
 from befm_jax.training.step import State
 
 # Arrays are stored in pieces of this size, of which a process reads those that it needs.
@@ -273,7 +273,7 @@ def _delete(folder: Path) -> None:
 
 
 def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
+    print(f"warning: {printable(text)}", file=sys.stderr)
 
 
 def _failed(folder: Path, action: str, error: Exception) -> CheckpointError:

@@ -334,9 +334,9 @@ def _forget(path: Path, phase: str, start: int) -> None:
     kept, lines = [], path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = files.parse_json(line)
             keep = record["phase"] != phase or record["step"] <= start
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             keep = False
             if number < len(lines):
                 print(f"note: {path}:{number}: damaged ({error}); dropped", file=sys.stderr)

@@ -39,7 +39,7 @@ def write_tuned(
     if isinstance(trained, Adapter):
         on_host = transfer.gather(trained)
         if processes.is_first():
-            peft.save(workdir / ADAPTER, on_host, base.name, tokenizer.template_hash)
+            peft.save(workdir / ADAPTER, on_host, base.name, tokenizer.rendered_hash())
         made_here = not settings.model.path
         model, adapter = BASE if made_here else base.pinned, ADAPTER
     else:

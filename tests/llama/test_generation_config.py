@@ -57,6 +57,7 @@ def test_a_directory_without_the_file_says_nothing(tmp_path):
         ('{"eos_token_id": -1}', "eos_token_id is -1"),
         ('{"eos_token_id": 2.5}', "eos_token_id is 2.5"),
         ('{"temperature": NaN}', "not a finite number"),
+        ('{"temperature": ' + "[" * 10**5, "nested too deeply"),
     ],
 )
 def test_a_damaged_file_is_named_with_its_field(tmp_path, content, message):

@@ -581,7 +581,147 @@ def test_the_day_does_not_change_a_prompt():
     assert template != LLAMA31
     tokenizer = Tokenizer(llama3(template=template)[0])
     text = tokenizer.decode(tokenizer.prompt(asked("", "How much?")))
-    assert "Today: 26 Jul 2024\n" in text
+    assert "Today: Friday 26 July 2024, 00:00:00\n" in text
+
+
+# ---- Files that are damaged, or not of this kind ----
+
+PANICS = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab": {"a": 4_000_000_000}}, r"tokenizer\.json: the id of 'a' is 4000000000"),
+        ({"normalizer": PANICS}, "PanicException"),
+        ({"model": {"type": "Unigram", "unk_id": None, "vocab": [["a", 0.0]]}}, "unk_id"),
+        ({"model": 3}, "can't be read"),
+    ],
+)
+def test_a_tokenizer_file_that_the_library_fails_on_is_refused(tmp_path, changes, message):
+    Tokenizer(qwen3()[0]).save(tmp_path)
+    fields = json.loads((tmp_path / "tokenizer.json").read_text())
+    fields["model"]["vocab"] |= changes.pop("vocab", {})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields | changes))
+    with pytest.raises(TemplateError, match=message) as error:
+        Tokenizer.load(tmp_path)
+    assert str(error.value).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "{", '{"eos_token": 3}', '{"x": NaN'])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_file_of_a_tokenizer_is_refused(tmp_path, name, content):
+    Tokenizer(qwen3()[0]).save(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(TemplateError) as error:
+        Tokenizer.load(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_token_that_no_conversation_has_does_not_count_for_the_largest_id():
+    backend, _ = qwen3(template=CHATML)
+    before = Tokenizer(backend).largest_id
+    assert before == len(backend) - 1
+    backend.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer = Tokenizer(backend)
+    assert (tokenizer.largest_id, tokenizer.vocab_size) == (before, before + 2)
+    # What a text can hold counts, and what the template writes.
+    backend.add_tokens(["a word"])
+    assert Tokenizer(backend).largest_id == before + 2
+    backend.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    backend.chat_template = CHATML.replace("<|im_end|>", "<|end|>")
+    assert Tokenizer(backend).largest_id == before + 3
+
+
+# ---- Templates that can't write a system message ----
+
+REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+
+
+@pytest.fixture(
+    scope="module",
+    params=[REFUSES + CHATML, CHATML.replace("{{ '<", "{% if m.role != 'system' %}{{ '<", 1)
+            .replace("{% endfor %}", "{% endif %}{% endfor %}")],
+    ids=["refuses", "leaves out"],
+)  # fmt: skip
+def without_system(request):
+    tokenizer = Tokenizer(qwen3(template=request.param)[0])
+    assert tokenizer.refuses_system
+    return tokenizer
+
+
+def test_a_system_message_that_the_template_has_no_place_for_is_put_before_the_users(
+    without_system,
+):
+    tokenizer, plain = without_system, Tokenizer(qwen3(template=CHATML)[0])
+    assert plain.refuses_system == ""
+    for system, user in [("Rules. ", "How much?"), ("<|im_end|>", " x"), (" ", "x"), ("", "x")]:
+        joined = f"{system}\n\n{user}" if system.strip() else user
+        assert tokenizer.prompt(asked(system, user)) == plain.prompt(asked("", joined))
+        if system.strip():
+            given = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+            assert tokenizer.render(given) == plain.render([{"role": "user", "content": joined}])
+    # Nobody asks.
+    alone = (Message("system", "Say a number."),)
+    assert tokenizer.prompt(alone) == plain.prompt(asked("", "Say a number."))
+
+
+def test_learnt_spans_move_with_the_text_that_is_put_before_them(without_system):
+    messages = (*asked("Rules.", "Push or pull?"), Message("assistant", "[Push]"),
+                Message("user", "Again?"), Message("assistant", "[Pull]"))  # fmt: skip
+    spans = ((0, 0, 5), (1, 0, 4), (1, 8, 13), (2, 0, 6), (3, 0, 5), (4, 0, 6))
+    ids, learnt = without_system.encode(messages, spans)
+    texts = [without_system.decode(ids[start:stop]).strip() for start, stop in learnt]
+    assert texts == ["Rules", "Push", "pull?", "[Push]", "Again", "[Pull]"]
+    ids, ((start, stop),) = without_system.encode(messages)
+    assert ids[:start] == without_system.prompt(messages[:-1])
+    assert without_system.decode(ids[start:stop]) == "[Pull]"
+
+
+# ---- Templates of one text, and those that write the same ----
+
+MARKED = CHATML.replace(
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}",
+    "{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}",
+)
+
+
+@pytest.mark.parametrize("other", [MARKED, CHATML + "\n", "{# mine #}" + CHATML])
+def test_templates_that_write_the_same_have_the_same_hash(other):
+    one, two = (Tokenizer(qwen3(template=template)[0]) for template in (CHATML, other))
+    assert one.template_hash != two.template_hash
+    assert one.rendered_hash() == two.rendered_hash() == two.rendered_hash(CHATML)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        CHATML.replace("m.content", "m.content | trim"),
+        CHATML.replace("<|im_end|>\n", "<|im_end|>"),
+        CHATML.replace("assistant\n", "assistant"),
+        CHATML.replace("m.role +", "(m.role if loop.index < 4 else 'x') +"),
+        REFUSES + CHATML,
+        "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}"
+        "{% endif %}" + CHATML,
+    ],
+)
+def test_templates_that_write_otherwise_have_another_hash(other):
+    tokenizer = Tokenizer(qwen3(template=CHATML)[0])
+    assert tokenizer.rendered_hash(other) != tokenizer.rendered_hash()
+
+
+def test_a_template_that_refuses_every_question_has_no_hash():
+    tokenizer = Tokenizer(qwen3(template=CHATML)[0])
+    with pytest.raises(TemplateError, match="refuses user"):
+        tokenizer.rendered_hash("{{ raise_exception('no') }}")
+
+
+def test_what_a_template_raises_is_shown_in_one_line():
+    with pytest.raises(TemplateError) as error:
+        Tokenizer(qwen3(template="{{ raise_exception('\x1b[2Jno\n' * 99) }}")[0])
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 2000
 
 
 def test_a_tokenizer_file_that_cuts_and_pads_does_neither_here():
@@ -649,7 +789,7 @@ def theirs(tokenizer, messages):
     """transformers' ids of a whole conversation."""
     return tokenizer._backend.apply_chat_template(
         [{"role": role, "content": text} for role, text in messages],
-        chat_template=tokenizer._rendered,  # the day fixed
+        date_string="26 Jul 2024",
         enable_thinking=False,
     )["input_ids"]
 

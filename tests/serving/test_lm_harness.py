@@ -502,6 +502,8 @@ def test_draws_that_nobody_asked_for_are_said(ours, said):
         ({"pretrained": None}, "pretrained is missing"),
         ({"quantize": "int4"}, "quantize is 'int4'; it must be one of no, int8"),
         ({"force_template": "yes"}, "force_template is 'yes'; it must be True or False"),
+        ({"enable_thinking": "yes"}, "enable_thinking is 'yes'; it must be True or False"),
+        ({"chat_template_args": "x"}, "chat_template_args is 'x'; it must be a dictionary"),
         ({"add_bos_token": "yes"}, "add_bos_token is 'yes'; it must be True or False"),
         ({"prefix_token_id": 10**6}, "prefix_token_id is 1000000; it must be a token id below"),
     ],
@@ -578,15 +580,49 @@ def test_a_template_that_prints_the_day_prints_the_same_one_every_day(checkpoint
     assert model.apply_chat_template(CONVERSATION[1:2]).startswith(f"{BOS}26 Jul 2024Hello")
 
 
-def test_a_template_without_system_messages_does_without_and_says_so(checkpoint, tmp_path, said):
+def test_a_template_without_system_messages_has_them_before_the_users_as_in_training(
+    checkpoint, tmp_path
+):
     template = (
         "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}"
         "{{ raise_exception('no system role') }}{% endif %}"
         "{{ message['content'] }}<|eot_id|>{% endfor %}"
     )
     model = with_template(checkpoint, tmp_path, template)
-    assert model.apply_chat_template(CONVERSATION[:2]) == f"{BOS}Hello {END_OF_TEXT}<|eot_id|>"
-    assert "no system role" in said.text
+    asked = f"{BOS}Be brief.\n\nHello {END_OF_TEXT}<|eot_id|>"
+    assert model.apply_chat_template(CONVERSATION[:2]) == asked
+    assert "no system role" in model.get_model_info()["model_origin"]["chat_template"]["system"]
+
+
+def test_thinking_and_other_variables_of_a_template_are_those_of_hf(checkpoint, tmp_path):
+    template = (
+        "{{ bos_token }}{% for m in messages %}{{ m.content }}<|eot_id|>{% endfor %}"
+        "{% if add_generation_prompt and enable_thinking is defined and not enable_thinking %}"
+        "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ tone or '' }}"
+    )
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "chat_template.jinja").unlink()
+    # What the answer of the whole conversation begins with.
+    (tmp_path / "chat_template.jinja").write_text(
+        template.replace("{{ m.content }}", "{{ ('<think>\n\n</think>\n\n' if loop.last and "
+                         "m.role == 'assistant' else '') + m.content }}")
+    )  # fmt: skip
+    for options in (
+        {},
+        {"enable_thinking": False},
+        {"enable_thinking": True},
+        {"chat_template_args": {"tone": "calm"}},
+        {"chat_template_args": {"enable_thinking": True}, "enable_thinking": False},
+    ):
+        ours = BefmLM(str(tmp_path), **options)
+        thinks = {"think_end_token": "</think>"} if options.get("enable_thinking") else {}
+        theirs = HFLM(str(tmp_path), device="cpu", **options, **thinks)
+        assert ours.apply_chat_template(CONVERSATION[1:2]) == (
+            theirs.apply_chat_template(CONVERSATION[1:2])
+        )
+    prompt = BefmLM(str(tmp_path), enable_thinking=False).apply_chat_template(CONVERSATION[1:2])
+    assert prompt.endswith("<think>\n\n</think>\n\n")
 
 
 def command(*arguments):

@@ -151,8 +151,8 @@ class Config:
 
 # field -> (what it must be, in words; the test)
 _AT_LEAST_ONE = ("at least 1", lambda value: value >= 1)
-_POSITIVE = ("above 0", lambda value: value > 0 and math.isfinite(value))
-_NOT_NEGATIVE = ("0 or more", lambda value: value >= 0 and math.isfinite(value))
+_POSITIVE = ("above 0", lambda value: 0 < value < math.inf)
+_NOT_NEGATIVE = ("0 or more", lambda value: 0 <= value < math.inf)
 _RULES: dict[str, tuple[str, Any]] = {
     "trained": (f"one of {', '.join(TRAINED)}", lambda value: value in TRAINED),
     "model.dtype": (f"one of {', '.join(DTYPES)}", lambda value: value in DTYPES),
@@ -164,7 +164,8 @@ _RULES: dict[str, tuple[str, Any]] = {
     "data.slots": ("at least 8", lambda value: value >= 8),
     "data.rows_per_step": _NOT_NEGATIVE,
     "data.split_seed": _NOT_NEGATIVE,
-    "seed": _NOT_NEGATIVE,
+    # A random key is made of 32 bits: a larger seed would begin as another one does.
+    "seed": ("from 0 to 4,294,967,295", lambda value: 0 <= value < 2**32),
     "lora.rank": _AT_LEAST_ONE,
     "lora.alpha": _POSITIVE,
     "lora.dropout": ("at least 0 and below 1", lambda value: 0 <= value < 1),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from befm_jax import checksums, files
 from befm_jax.errors import NoModelError, UserError
 
 RUN_FILE, CHECKPOINTS = "run.json", "checkpoints"
+# Dtypes of activations, and quantisations of a base.
 DTYPES = ("float32", "bfloat16")
 QUANTIZE = ("no", "int8")
 _ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
@@ -37,8 +38,10 @@ def is_hub_id(name: str | Path) -> bool:
     return _ID.fullmatch(str(name)) is not None and not Path(name).exists()
 
 
-def directory_of(name: str | Path, kind: str = "model") -> Path:
+def directory_of(name: str | Path, kind: str = "model", patterns: Sequence[str] = _ALLOWED) -> Path:
     """The local directory of a model or an adapter (`kind`, for messages), downloaded if necessary.
+
+    `patterns`: those of the files that are downloaded.
 
     Raises:
         NoModelError: neither a directory nor a hub id.
@@ -60,7 +63,7 @@ def directory_of(name: str | Path, kind: str = "model") -> Path:
             snapshot_download(
                 repository,
                 revision=revision or None,
-                allow_patterns=list(_ALLOWED),
+                allow_patterns=list(patterns),
                 ignore_patterns=list(_IGNORED),
             )
         )
@@ -112,6 +115,17 @@ class ResolvedModel:
         return self.name if commit is None or Path(self.name).is_dir() else f"{self.name}@{commit}"
 
 
+# Field of a run file -> (predicate, what the error says it must be)
+_RUN_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (lambda value: isinstance(value, str), "a text"),
+    "made_here": (lambda value: isinstance(value, bool), "true or false"),
+    "adapter": (lambda value: value is None or isinstance(value, str), "a text or null"),
+    "dtype": (lambda value: value in DTYPES, f"one of {', '.join(DTYPES)}"),
+    "quantize": (lambda value: value in QUANTIZE, f"one of {', '.join(QUANTIZE)}"),
+    "trained_on": (lambda value: isinstance(value, dict), "an object"),
+}
+
+
 def resolve_model(model: str | Path, adapter: str | Path | None = None) -> ResolvedModel:
     """The files of a run or a model, downloaded for a hub id.
 
@@ -120,7 +134,7 @@ def resolve_model(model: str | Path, adapter: str | Path | None = None) -> Resol
     Raises:
         NoModelError: neither a directory nor a hub id, or a run that has not come to its end.
         HubError: the download failed.
-        UserError: a damaged run, or both `adapter` and a run with its own adapter.
+        UserError: a damaged run, whose field is named; both `adapter` and a run with its own.
     """
     directory = Path(model)
     if not (directory / RUN_FILE).is_file():
@@ -138,17 +152,6 @@ def resolve_model(model: str | Path, adapter: str | Path | None = None) -> Resol
     return _with_adapter(base, directory / run["adapter"] if run["adapter"] else adapter, run)
 
 
-# Of the fields of `write_run`: what each must be, and whether it is.
-_RUN_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "model": ("a text", lambda value: isinstance(value, str)),
-    "made_here": ("true or false", lambda value: isinstance(value, bool)),
-    "adapter": ("a text or null", lambda value: value is None or isinstance(value, str)),
-    "dtype": (f"one of {', '.join(DTYPES)}", lambda value: value in DTYPES),
-    "quantize": (f"one of {', '.join(QUANTIZE)}", lambda value: value in QUANTIZE),
-    "trained_on": ("an object", lambda value: isinstance(value, dict)),
-}
-
-
 def _read_run(directory: Path) -> dict[str, Any]:
     """The fields of a run, whose files are verified; a note where they have no checksums.
 
@@ -163,11 +166,14 @@ def _read_run(directory: Path) -> dict[str, Any]:
             f"note: {directory}: its files can't be verified, {checksums.FILE} is missing",
             file=sys.stderr,
         )
-    run = files.read_object(directory / RUN_FILE)
-    for name, (requirement, holds) in _RUN_FIELDS.items():
-        if name not in run or not holds(run[name]):
-            found = repr(run[name]) if name in run else "missing"
-            raise UserError(f"{directory / RUN_FILE}: {name} is {found}; it must be {requirement}")
+    file = directory / RUN_FILE
+    run = files.read_object(file)
+    missing = sorted(set(_RUN_FIELDS) - set(run))
+    if missing:
+        raise UserError(f"{file}: lacks {', '.join(missing)}; is it truncated?")
+    for name, (is_valid, requirement) in _RUN_FIELDS.items():
+        if not is_valid(run[name]):
+            raise UserError(f"{file}: {name} is {run[name]!r:.80}; it must be {requirement}")
     made_here = [run["model"]] if run["made_here"] else []
     if verified:
         with damage_named(directory):

@@ -55,6 +55,7 @@ SLOW = {
     "adapters/test_peft.py",
     "distributed/test_mesh.py",
     "distributed/test_processes.py",
+    "inference/test_checks.py",
     "inference/test_kv_cache.py",
     "inference/test_meshes.py",
     "inference/test_processes.py",

@@ -15,6 +15,7 @@ import pytest
 
 from befm_jax import models
 from befm_jax.adapters import export, lora, peft
+from befm_jax.errors import UserError
 from befm_jax.respondents import engine
 from tests.helpers.small import game_tokenizer, small_model
 
@@ -167,6 +168,33 @@ def test_a_directory_is_taken_as_it_is_even_where_it_looks_like_an_id(tmp_path, 
 def test_what_is_neither_is_refused_by_name(name):
     with pytest.raises(FileNotFoundError, match="no such adapter directory, nor a hub id"):
         models.directory_of(name, "adapter")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", 3),
+        ("made_here", "yes"),
+        ("adapter", ["adapter"]),
+        ("dtype", "float16"),
+        ("dtype", "flaot32"),
+        ("dtype", ["float32"]),
+        ("quantize", "int4"),
+        ("quantize", None),
+        ("trained_on", []),
+    ],
+)
+def test_a_field_of_a_run_that_can_not_be_is_named(tmp_path, field, value):
+    given = {
+        "model": "base", "made_here": True, "adapter": None, "dtype": "float32", "quantize": "no",
+        "trained_on": {},
+    }  # fmt: skip
+    (tmp_path / "base").mkdir()
+    models.write_run(tmp_path, **given)
+    assert models.resolve_model(tmp_path).run == given
+    (tmp_path / "run.json").write_text(json.dumps(given | {field: value}))
+    with pytest.raises(UserError, match=rf"run\.json: {field} is .*; it must be"):
+        models.resolve_model(tmp_path)
 
 
 LOAD = """

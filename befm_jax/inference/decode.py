@@ -28,6 +28,7 @@ from befm_jax.distributed import mesh as meshes
 from befm_jax.distributed import transfer
 from befm_jax.inference import kv_cache
 from befm_jax.inference.kv_cache import Cache, Decode, KeysValues, Prefill, Rows
+from befm_jax.inference.next_token import NOT_FINITE
 from befm_jax.llama import linear
 from befm_jax.llama.attention import ForestAttention
 from befm_jax.llama.linear import ShardingRules, placed
@@ -214,8 +215,11 @@ class Programs(NamedTuple):
 
 
 def programs(model: Llama, draw: Draw, stop_ids: tuple[int, ...], *, int8: bool) -> Programs:
-    """The programs that draw answers from a model; `int8` quantises the caches."""
-    stops = np.asarray(stop_ids, np.int32)
+    """The programs that draw answers from a model; `int8` quantises the caches.
+
+    A row that draws `NOT_FINITE` is done, as one that draws a stop id.
+    """
+    stops = np.asarray((*stop_ids, NOT_FINITE), np.int32)
     config, layout = model.config, model.layout
     of_asked, of_state = placements(layout)
 

@@ -18,10 +18,10 @@ from jaxtyping import Array, Bool, Int32
 
 from befm_jax.data import forest as forests
 from befm_jax.data.forest import Encoded, Forest
-from befm_jax.inference import decode
+from befm_jax.inference import checks, decode
 from befm_jax.inference.batching import BatchSlots, power_of_two, shrunk
 from befm_jax.inference.decode import DecodeInputs, DecodeState, Programs, Prompts
-from befm_jax.inference.next_token import Sampling, next_token
+from befm_jax.inference.next_token import NOT_FINITE, Sampling, next_token
 from befm_jax.inference.score import bucket
 from befm_jax.llama import linear
 from befm_jax.llama.model import Llama, Params, Unstacked
@@ -110,10 +110,15 @@ def each_population(
     (`decode.weights_for_decoding`).
 
     Raises:
-        ValueError: an empty prompt, no participants, or no stop token.
+        ValueError: an empty prompt, no participants, no stop token, or a seed of more than 32 bits.
+        UserError: a token without an embedding, or logits that are not finite.
     """
     if not stop_ids or any(not request.prompt or request.participants < 1 for request in requests):
         raise ValueError("a prompt, at least one participant and at least one stop id are required")
+    for request in requests:
+        if not 0 <= request.seed < 2**32:
+            raise ValueError(f"seed is {request.seed}; it must be from 0 to 4,294,967,295")
+        checks.check_ids(np.asarray(request.prompt), model.config.vocab_size)
     sampling = sampling or Sampling()
     stops, steps = tuple(sorted(set(stop_ids))), sampling.max_new_tokens
     decoder, weights = decode.weights_for_decoding(model, params)
@@ -276,6 +281,8 @@ class _Engine:
             written = int(state.written)
             done = np.asarray(state.done)[slots.row]
             tokens = np.asarray(state.tokens)[slots.row, :written]
+            if (tokens == NOT_FINITE).any():
+                raise checks.non_finite(self.weights)
             if self.ended is not None and written % LOOK_EVERY == 0 and written < steps:
                 for index in np.flatnonzero(~done):
                     done[index] = self.ended(int(people[index, 0]), tokens[index].tolist())

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float64
 from befm_jax.data import forest as forests
 from befm_jax.data.forest import Encoded, Forest, Place, Reads
 from befm_jax.errors import UserError
+from befm_jax.inference import checks
 from befm_jax.llama import linear
 from befm_jax.llama.log_probs import TokenScores, token_scores
 from befm_jax.llama.model import Llama, Params
@@ -104,6 +105,7 @@ def each_answers(
 
     Raises:
         RowTooShortError: a prompt with an answer is longer than `LONGEST_ROW` tokens.
+        UserError: a token without an embedding, or results that are not finite.
     """
     groups = ([Encoded.of(prompt, ids) for ids in answer_ids] for prompt, answer_ids in questions)
     # Groups may be done out of order.
@@ -140,6 +142,7 @@ def each_group(
     Raises:
         ValueError: `rows` is below 1.
         RowTooShortError: a conversation is longer than `LONGEST_ROW` tokens.
+        UserError: a token without an embedding, or results that are not finite.
     """
     if rows < 1:
         raise ValueError(f"rows is {rows}; it must be at least 1")
@@ -154,6 +157,7 @@ def each_packed(
 
     Raises:
         RowTooShortError: a conversation is longer than `LONGEST_ROW` tokens.
+        UserError: a token without an embedding, or results that are not finite.
     """
     laid_out = (_lay_out(window, slots) for window, slots in _windows(groups))
     return _scored(model, params, laid_out, LONGEST_ROW // ROW)
@@ -204,9 +208,9 @@ def _scored(
         # The next batch is laid out and dispatched while this one is computed.
         before, dispatched = dispatched, _dispatch(model, params, batch)
         if before is not None:
-            yield from _finish(before)
+            yield from _finish(params, before)
     if dispatched is not None:
-        yield from _finish(dispatched)
+        yield from _finish(params, dispatched)
 
 
 def bucket(length: int) -> int:
@@ -324,12 +328,16 @@ def _dispatch(model: Llama, params: Params, batch: _Batch) -> _Dispatched:
         return tuple(map(np.stack, zip(*rows, strict=True)))
 
     forest, reads = forests.pad(Forest(*stacked("forest")), Reads(*stacked("reads")), batch.rows)
+    for ids in (forest.tokens, reads.token):
+        checks.check_ids(ids, model.config.vocab_size)
     return _Dispatched(batch, _token_scores(model)(params, forest, reads))
 
 
-def _finish(dispatched: _Dispatched) -> Iterator[tuple[int, Scores]]:
+def _finish(params: Params, dispatched: _Dispatched) -> Iterator[tuple[int, Scores]]:
     """Waits for a batch; yields the groups that it completes."""
     log_probs = np.asarray(dispatched.scores.log_probs)
+    if not np.isfinite(log_probs).all():
+        raise checks.non_finite(params)
     greedy = np.asarray(dispatched.scores.greedy)
     for at, (groups, row) in enumerate(dispatched.batch.members):
         groups.log_probs[row] = log_probs[at]

@@ -7,7 +7,6 @@ Llama with a norm on every query and key head.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +78,7 @@ class LlamaConfig:
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
                 f"num_key_value_heads ({self.num_key_value_heads})"
             )
-        if self.head_dim % 2:
+        if self.head_dim < 2 or self.head_dim % 2:
             raise UnsupportedModelError(f"head_dim is {self.head_dim}; it must be even for RoPE")
         if self.head_dim > WIDEST_HEAD:
             raise UnsupportedModelError(
@@ -87,38 +86,52 @@ class LlamaConfig:
             )
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 1
+# What a field must fulfil, and how an error says it.
+_Rule = tuple[Callable[[Any], bool], str]
 
 
-def _is_positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < math.inf
+def _whole(low: int, high: int) -> _Rule:
+    return (
+        lambda value: type(value) is int and low <= value <= high,
+        f"a whole number from {low} to {high:,}",
+    )
 
 
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
+def _number(low: float, high: float) -> _Rule:
+    return (
+        lambda value: type(value) in (int, float) and low <= value <= high,
+        f"a number from {low:g} to {high:g}",
+    )
 
 
-def _is_id(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-_COUNT, _FLAG = (_is_count, "a whole number, 1 or more"), (_is_flag, "true or false")
+_COUNT, _FEW, _ID = _whole(1, 2**31 - 1), _whole(1, 10_000), _whole(0, 2**31 - 1)
+_FLAG = (lambda value: isinstance(value, bool), "true or false")
 _REQUIRED = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
 )  # fmt: skip
-# field -> (predicate, what the error says it must be)
-_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys((*_REQUIRED, "num_key_value_heads", "head_dim"), _COUNT),
+# The ranges of numbers are far beyond any model's: outside of them a model would run, and answer
+# with noise.
+_OUTSIDE: dict[str, _Rule] = {
+    "rope_theta": _number(100, 1e12),
+    "partial_rotary_factor": (lambda value: value == 1, "1: every feature is rotated"),
+}
+# Fields of `rope_parameters` and `rope_scaling`; some may stand outside of them instead.
+_ROPE = _OUTSIDE | {
+    "factor": _number(1, 10_000),
+    "low_freq_factor": _number(1e-3, 1e6),
+    "high_freq_factor": _number(1e-3, 1e6),
+    "original_max_position_embeddings": _COUNT,
+}
+_FIELDS = _OUTSIDE | {
+    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "head_dim"), _COUNT),
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), _FEW),
     "max_position_embeddings": _COUNT,
-    "rms_norm_eps": (_is_positive, "a number above 0"),
-    "rope_theta": (_is_positive, "a number above 0"),
+    "rms_norm_eps": _number(1e-12, 0.01),
     "tie_word_embeddings": _FLAG,
     "attention_bias": _FLAG,
     "mlp_bias": _FLAG,
-    "bos_token_id": (_is_id, "a token id"),
-    "eos_token_id": (lambda value: all(map(_is_id, value)), "a token id or a list of them"),
-    "partial_rotary_factor": (lambda value: value == 1, "1: every feature is rotated"),
+    "bos_token_id": _ID,
+    "eos_token_id": (lambda value: all(map(_ID[0], value)), "a token id or a list of them"),
 }
 # transformers' defaults for fields that the file omits.
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -128,9 +141,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 32, "head_dim": 128,
     },
 }  # fmt: skip
-# Options of which this port supports one value; absent or null counts as that value.
-_ONLY = {"hidden_act": "silu", "use_sliding_window": False, "quantization_config": None}
-_ROPE_ONLY = ("partial_rotary_factor",)
+# Options of which this port supports one value, by whichever of its names; absent or null counts as
+# that value.
+_ONLY = {
+    "hidden_act": ("silu", "swish"), "use_sliding_window": (False,), "quantization_config": (),
+}  # fmt: skip
 
 
 def read(directory: Path) -> LlamaConfig:
@@ -153,7 +168,8 @@ def read(directory: Path) -> LlamaConfig:
 def from_hugging_face(fields: Mapping[str, Any]) -> LlamaConfig:
     """`LlamaConfig` from the fields of a `config.json`, with its family's defaults there.
 
-    Reads `rope_scaling` and `rope_theta`, or transformers 5's `rope_parameters`.
+    Reads `rope_scaling` and `rope_theta`, or transformers 5's `rope_parameters`.  Every number must
+    be in a range that real models are well within.
 
     Raises:
         UnsupportedModelError: a field is missing, invalid or unsupported; names it.
@@ -165,61 +181,94 @@ def from_hugging_face(fields: Mapping[str, Any]) -> LlamaConfig:
         )
     given = {name: value for name, value in fields.items() if value is not None}
     for name, supported in _ONLY.items():
-        if given.get(name, supported) != supported:
-            raise UnsupportedModelError(f"{name} is {given[name]!r}; supported: {supported!r}")
+        if name in given and given[name] not in supported:
+            values = " or ".join(map(repr, supported or (None,)))
+            raise UnsupportedModelError(f"{name} is {given[name]!r:.80}; supported: {values}")
     layers = given.get("layer_types", [])
     if not isinstance(layers, list) or any(kind != "full_attention" for kind in layers):
         raise UnsupportedModelError(
-            f"layer_types is {layers!r}; supported: a list of 'full_attention' alone"
+            f"layer_types is {layers!r:.80}; supported: a list of 'full_attention' alone"
         )
     missing = [name for name in _REQUIRED if name not in given]
     if missing:
         raise UnsupportedModelError(f"{', '.join(missing)}: missing")
-    rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
-    if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
-        raise UnsupportedModelError(
-            f"rope_parameters is {rope!r}; supported: one object for all layers"
-        )
     # An explicit null head count or width is derived from the other fields, not from defaults.
     given = {
         name: value
         for name, value in _DEFAULTS[family].items()
         if name not in fields or name not in ("num_key_value_heads", "head_dim")
     } | given
-    given |= {name: rope[name] for name in ("rope_theta", *_ROPE_ONLY) if name in rope}
     heads, eos = given["num_attention_heads"], given.get("eos_token_id", [])
     given.setdefault("num_key_value_heads", heads)
     given["eos_token_id"] = eos if isinstance(eos, list) else [eos]
-    for name, (is_valid, requirement) in _FIELDS.items():
-        if name in given and not is_valid(given[name]):
-            raise UnsupportedModelError(f"{name} is {given[name]!r}; it must be {requirement}")
+    _check(given, _FIELDS)
     given.setdefault("head_dim", given["hidden_size"] // heads)
+    theta, scaling = _rope(given)
     given |= {
-        "rope_theta": float(given["rope_theta"]),
-        "rope_scaling": _rope_scaling(rope),
+        "rms_norm_eps": float(given["rms_norm_eps"]),
+        "rope_theta": theta,
+        "rope_scaling": scaling,
         "eos_token_id": tuple(given["eos_token_id"]),
     }
     known = {field.name for field in dataclasses.fields(LlamaConfig)}
     return LlamaConfig(**{name: value for name, value in given.items() if name in known})
 
 
-def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
+def _check(fields: Mapping[str, Any], rules: Mapping[str, _Rule], within: str = "") -> None:
+    """Raises UnsupportedModelError for the first field that breaks its rule."""
+    for name, (is_valid, requirement) in rules.items():
+        if name in fields and not is_valid(fields[name]):
+            raise UnsupportedModelError(
+                f"{within}{name} is {fields[name]!r:.80}; it must be {requirement}"
+            )
+
+
+def _rope(given: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+    """The base of the rotary frequencies, and their scaling.
+
+    Where a config has both `rope_parameters` and `rope_scaling`, they must say the same: programs
+    differ in which of the two they follow.
+    """
+    outside = {name: given[name] for name in _OUTSIDE if name in given}
+    read = {
+        name: _rope_of(name, outside, given[name])
+        for name in ("rope_parameters", "rope_scaling")
+        if given.get(name)
+    }
+    if len(set(read.values())) > 1:
+        raise UnsupportedModelError(
+            "rope_scaling and rope_parameters say different things; keep the one that is meant"
+        )
+    return next(iter(read.values()), None) or _rope_of("rope_parameters", outside, {})
+
+
+def _rope_of(name: str, outside: Mapping[str, Any], rope: Any) -> tuple[float, RopeScaling | None]:
+    """What one of the two objects says, with the fields that stand outside of it."""
+    if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+        raise UnsupportedModelError(f"{name} is {rope!r:.80}; supported: one object for all layers")
+    rope = {**outside, **{field: value for field, value in rope.items() if value is not None}}
+    _check(rope, _ROPE, f"{name}: ")
+    theta, kind = float(rope["rope_theta"]), rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
-        return None
+        return theta, None
     if kind not in ("llama3", "linear"):
         raise UnsupportedModelError(
-            f"rope type is {kind!r}; supported: 'default', 'linear', 'llama3'"
+            f"{name}: rope type is {kind!r:.80}; supported: 'default', 'linear', 'llama3'"
         )
-    names = [field.name for field in dataclasses.fields(RopeScaling) if field.name != "kind"]
-    required = names if kind == "llama3" else ["factor"]
-    missing = [name for name in required if name not in rope]
+    factors = ("factor", "low_freq_factor", "high_freq_factor")
+    required = (*factors, "original_max_position_embeddings") if kind == "llama3" else ("factor",)
+    missing = [field for field in required if field not in rope]
     if missing:
-        raise UnsupportedModelError(f"rope type {kind!r} lacks {', '.join(missing)}")
-    for name in required:
-        if not _is_positive(rope[name]):
-            raise UnsupportedModelError(f"rope's {name} is {rope[name]!r}; it must be above 0")
-    return RopeScaling(kind, **{name: rope[name] for name in required})
+        raise UnsupportedModelError(f"{name}: rope type {kind!r} lacks {', '.join(missing)}")
+    if kind == "linear":
+        return theta, RopeScaling(kind, float(rope["factor"]))
+    factor, low, high = (float(rope[field]) for field in factors)
+    if low >= high:
+        raise UnsupportedModelError(
+            f"{name}: low_freq_factor is {low:g} and high_freq_factor {high:g}; the first must be "
+            "below the second"
+        )
+    return theta, RopeScaling(kind, factor, low, high, rope["original_max_position_embeddings"])
 
 
 def to_hugging_face(config: LlamaConfig, dtype: str) -> dict[str, Any]:

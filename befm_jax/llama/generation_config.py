@@ -49,9 +49,9 @@ def read(directory: str | Path) -> GenerationConfig:
     eos = fields.get("eos_token_id")
     stop_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
     for stop_id in stop_ids:
-        if isinstance(stop_id, bool) or not isinstance(stop_id, int) or stop_id < 0:
+        if type(stop_id) is not int or not 0 <= stop_id < 2**31:
             raise GenerationConfigError(
-                f"{path}: eos_token_id is {eos!r}; it must be a token id or a list of them"
+                f"{path}: eos_token_id is {eos!r:.80}; it must be a token id or a list of them"
             )
     ignored = {
         name: value

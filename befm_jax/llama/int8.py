@@ -127,7 +127,8 @@ def quantize_matrix(weight: Float[Array, "*L F D"]) -> Int8Kernel:
     """
     wide = weight.astype(jnp.float32)
     largest = jnp.max(jnp.abs(wide), axis=-1)
-    scale = jnp.where(largest > 0, largest / _LARGEST, 1.0)
+    # NaN and infinities stay in the scale: as integers they would be ordinary numbers.
+    scale = jnp.where(largest == 0, 1.0, largest / _LARGEST)
     return Int8Kernel(jnp.round(wide / scale[..., None]).astype(jnp.int8), scale)
 
 

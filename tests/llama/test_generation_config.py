@@ -56,6 +56,7 @@ def test_a_directory_without_the_file_says_nothing(tmp_path):
         ('{"eos_token_id": true}', "eos_token_id is True"),
         ('{"eos_token_id": -1}', "eos_token_id is -1"),
         ('{"eos_token_id": 2.5}', "eos_token_id is 2.5"),
+        (f'{{"eos_token_id": {10**30}}}', "eos_token_id is 1000"),
         ('{"temperature": NaN}', "not a finite number"),
         ('{"temperature": ' + "[" * 10**5, "nested too deeply"),
     ],

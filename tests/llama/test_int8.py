@@ -31,6 +31,15 @@ def test_an_entry_is_off_by_half_a_step_of_its_row_at_most(matrix):
     assert not np.isnan(kernel.dense()).any()
 
 
+@pytest.mark.parametrize("damage", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_does_not_become_a_number(matrix, damage):
+    damaged = matrix[0].copy()
+    damaged[3, 5] = damage
+    kernel = int8.quantize_matrix(jnp.asarray(damaged))
+    product = np.asarray(kernel.project(jnp.ones((1, 70))))
+    assert np.flatnonzero(~np.isfinite(product[0])).tolist() == [3]
+
+
 def test_the_product_is_that_of_the_rounded_matrix(matrix):
     kernel = jax.tree.map(lambda leaf: leaf[0], int8.quantize_matrix(jnp.asarray(matrix)))
     x = np.random.default_rng(1).standard_normal((2, 5, 70)).astype(np.float32)

@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -324,3 +326,47 @@ def test_two_commands_do_not_write_to_one_place(run, choices, tmp_path):
     with files.in_use(tmp_path / "run" / ".lock", tmp_path):
         flags = ["--config", run.parent / "config.py", "--workdir", tmp_path / "run"]
         assert "is in use by process" in command("train", *flags, fails=1)
+
+
+def test_a_full_disk_ends_a_run_in_one_line_that_names_the_file(run, tmp_path):
+    """Here no file may be larger than a checkpoint is."""
+    program = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000));"
+        "del sys.argv[0]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+    )
+    flags = ["--config", run.parent / "config.py", "--workdir", tmp_path / "run"]
+    found = subprocess.run(
+        [sys.executable, "-c", program, "befm_jax.train", *map(str, flags)],
+        cwd=ROOT, env=os.environ | {"XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "0"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert found.returncode == 2
+    assert "Traceback" not in found.stderr
+    *_, last = found.stderr.splitlines()
+    assert re.match(rf"error: {tmp_path}/run/checkpoints/base/\d+: the checkpoint can't be", last)
+
+
+def test_ctrl_c_ends_a_command_in_a_line_and_saves_a_run(run, tmp_path):
+    def interrupted(module, *flags, at):
+        running = subprocess.Popen(
+            [sys.executable, "-u", "-m", f"befm_jax.{module}", *map(str, flags)],
+            cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        said = ""
+        while at not in said:
+            said += running.stderr.read(1)
+        running.send_signal(signal.SIGINT)
+        said += running.communicate(timeout=100)[1]
+        assert "Traceback" not in said
+        return running.returncode, said
+
+    flags = ["--config", run.parent / "config.py", "--workdir", tmp_path]
+    assert interrupted("train", *flags, at="starting\n")[0] == -signal.SIGINT
+    code, said = interrupted("train", *flags, "--config.optimizer.epochs=1000", at="tune:   1%")
+    assert code == 75
+    step = max(int(path.name) for path in (tmp_path / "checkpoints" / "tune").iterdir())
+    assert f"stopped: tune: saved at step {step}; run the same command again" in said
+    flags = ["--model", run, "--participants", 10**6, "--out", tmp_path / "x.csv"]
+    code, said = interrupted("simulate", *flags, at=f"{run}:   0%")
+    assert (code, said.splitlines()[-1]) == (130, "interrupted")

@@ -145,8 +145,8 @@ def test_a_models_own_settings_and_another_template_are_answered(run, tmp_path):
     shutil.copytree(run / "base", tmp_path / "model")
     settings = {"temperature": 0.6, "top_p": 0.9, "do_sample": True, "eos_token_id": 0}
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
-    with (tmp_path / "model" / "chat_template.jinja").open("a") as template:
-        template.write("{# mine #}")
+    template = tmp_path / "model" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("\n\n", "\n"))
     flags = [
         "--model", tmp_path / "model", "--adapter", run / "adapter", "--games", "dictator",
         "--participants", 3, "--out", tmp_path / "x.csv",

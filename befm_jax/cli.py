@@ -61,7 +61,7 @@ def run(main: Callable[[], None], documentation: str) -> None:
     logging.set_verbosity(logging.WARNING)
     # Orbax raises what it logs with a stack trace; `processes.run` prints that in a line.
     logging.get_absl_logger().addFilter(lambda record: not record.exc_info)
-    sys.excepthook = _excepthook
+    sys.unraisablehook = _unraisable
     if set(HELP) & set(sys.argv[1:]):
         # To absl, a command's own flags are those that its main module defines.
         for flag in flags.FLAGS.flags_by_module_dict().get(__name__, ()):
@@ -72,10 +72,10 @@ def run(main: Callable[[], None], documentation: str) -> None:
         app.run(lambda _: processes.run(main), flags_parser=_parsed)
 
 
-def _excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def _unraisable(unraisable: Any) -> None:
     """Prints no stack trace of writes that were under way when Orbax gave up a checkpoint."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _parsed(arguments: list[str]) -> list[str]:

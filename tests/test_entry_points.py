@@ -19,6 +19,10 @@ from befm_jax.evals import results
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND_CACHE = str(Path(tempfile.gettempdir()) / f"befm_jax_commands_{os.getuid()}")
+ENVIRONMENT = os.environ | {
+    "XLA_FLAGS": "",
+    "JAX_COMPILATION_CACHE_DIR": os.environ.get("BEFM_TEST_CACHE", COMMAND_CACHE),
+}
 CONFIG = """
 from befm_jax.config import Config, Data, Evaluation, Lora, Model, Optimizer, Scratch
 
@@ -42,17 +46,9 @@ def command(module, *flags, fails=0, **variables):
 
     `fails`: its exit code; True: 2.
     """
-    environment = (
-        os.environ
-        | {
-            "XLA_FLAGS": "",
-            "JAX_COMPILATION_CACHE_DIR": os.environ.get("BEFM_TEST_CACHE", COMMAND_CACHE),
-        }
-        | variables
-    )
     found = subprocess.run(
         [sys.executable, "-m", f"befm_jax.{module}", *map(str, flags)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, env=ENVIRONMENT | variables, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     printed = found.stdout + found.stderr
     assert found.returncode == (2 if fails is True else fails), printed
@@ -337,8 +333,7 @@ def test_a_full_disk_ends_a_run_in_one_line_that_names_the_file(run, tmp_path):
     flags = ["--config", run.parent / "config.py", "--workdir", tmp_path / "run"]
     found = subprocess.run(
         [sys.executable, "-c", program, "befm_jax.train", *map(str, flags)],
-        cwd=ROOT, env=os.environ | {"XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "0"},
-        capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert found.returncode == 2
     assert "Traceback" not in found.stderr
@@ -350,8 +345,7 @@ def test_ctrl_c_ends_a_command_in_a_line_and_saves_a_run(run, tmp_path):
     def interrupted(module, *flags, at):
         running = subprocess.Popen(
             [sys.executable, "-u", "-m", f"befm_jax.{module}", *map(str, flags)],
-            cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, stderr=subprocess.PIPE, text=True,
-            stdout=subprocess.DEVNULL,
+            cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         said = ""
         while at not in said:

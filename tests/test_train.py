@@ -275,7 +275,7 @@ def test_an_interrupted_run_ends_where_an_undisturbed_one_does(run, tmp_path, po
     power_cut(tiny(tmp_path), "tune", 8)
     assert not (tmp_path / "results.json").exists()
     assert (tmp_path / restarts.RESTARTS).exists()
-    with pytest.raises(NoModelError, match=r"without a tuned model yet.* step 5 \(tune\); give its"):
+    with pytest.raises(NoModelError, match=r"without a tuned model.* step 5 \(tune\); give its"):
         befm_jax.load(tmp_path)
     training.train(tiny(tmp_path))
     assert not (tmp_path / restarts.RESTARTS).exists()

@@ -8,6 +8,7 @@ people.simulate("dictator", n=1000)    # a thousand participants
 """
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
 
 # Of transformers, only tokenizers are used: no need to be told that PyTorch is not there.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+# Where `befm_jax[tpu]` is installed and no TPU is attached (JAX, too, looks for Google's chips on
+# the PCI bus), libtpu looks for the hosts of a slice, and prints a block of errors before JAX takes
+# another device.  To a slice of this host alone it says nothing.
+_VENDORS = Path("/sys/bus/pci/devices").glob("*/vendor")
+if "JAX_PLATFORMS" not in os.environ and "0x1ae0\n" not in map(Path.read_text, _VENDORS):
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_HOST_BOUNDS", "1,1,1")
 
 __all__ = ["Engine", "load"]
 
@@ -26,3 +35,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(engine, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The names of the module, those that are imported on first use included."""
+    return sorted({*globals(), *__all__})

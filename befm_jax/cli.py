@@ -1,43 +1,99 @@
-"""Shared code of the entry points: flags, errors without stack traces, the compilation cache."""
+"""The command `befm`, and shared code of the entry points: flags, errors, the compilation cache."""
 
 from __future__ import annotations
 
+import ast
 import os
+import runpy
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
+from befm_jax import files
 from befm_jax.config import CACHES, check_arguments
 from befm_jax.distributed import processes
-from befm_jax.errors import UserError, printable
+from befm_jax.errors import UserError, printable, unknown
 from befm_jax.models import DTYPES, QUANTIZE
 
+COMMANDS = ("train", "simulate", "evaluate", "plan", "export")
+HELP = ("-h", "--help", "-help")
 # Flags of sampling, without effect on exact answers.
 SAMPLING = ("participants", "temperature", "top_k", "top_p", "max_new_tokens", "cache")
+
+
+def befm() -> None:
+    """`befm COMMAND ...` is `python -m befm_jax.COMMAND ...`; `--version`; `--help` lists them."""
+    name, *rest = sys.argv[1:] or HELP[:1]
+    if name == "--version":
+        print(f"befm_jax {metadata.version('befm_jax')}")
+    elif name in HELP:
+        print("befm COMMAND ...; befm COMMAND --help lists its flags; befm --version\n")
+        for command in COMMANDS:
+            source = Path(__file__).with_name(f"{command}.py").read_text(encoding="utf-8")
+            documentation = ast.get_docstring(ast.parse(source)) or ""
+            print(f"  {command:10}{documentation.splitlines()[0]}")
+    elif name not in COMMANDS:
+        _mistake(unknown("command", name, COMMANDS))
+    else:
+        sys.argv = [f"befm {name}", *rest]
+        runpy.run_module(f"befm_jax.{name}", run_name="__main__", alter_sys=True)
+
+
+def starting(command: str) -> None:
+    """Says that a command has started, before imports that take seconds; Ctrl-C just ends these."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if not set(HELP) & set(sys.argv[1:]):
+        print(f"befm {command}: starting", file=sys.stderr, flush=True)
 
 
 def run(main: Callable[[], None], documentation: str) -> None:
     """Parses the flags and runs `main` by `processes.run`; user errors are printed and exit with 2.
 
-    `documentation` is shown by `--help`.
+    `--help` prints the `documentation`, and the flags of the command with their defaults.
     """
-    sys.modules["__main__"].__doc__ = documentation
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.set_verbosity(logging.WARNING)
+    # Orbax raises what it logs with a stack trace; `processes.run` prints that in a line.
+    logging.get_absl_logger().addFilter(lambda record: not record.exc_info)
+    sys.unraisablehook = _unraisable
+    if set(HELP) & set(sys.argv[1:]):
+        # To absl, a command's own flags are those that its main module defines.
+        for flag in flags.FLAGS.flags_by_module_dict().get(__name__, ()):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+        own = flags.FLAGS.main_module_help().strip().split("\n", 1)[1]
+        print(f"{documentation.strip()}\n\nFlags:\n{own}")
+    else:
+        app.run(lambda _: processes.run(main), flags_parser=_parsed)
 
-    def guarded(arguments: list[str]) -> None:
-        if len(arguments) > 1:
-            raise app.UsageError(f"not a flag: {arguments[1]}")
-        processes.run(main)
 
+def _unraisable(unraisable: Any) -> None:
+    """Prints no stack trace of writes that were under way when Orbax gave up a checkpoint."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
+def _parsed(arguments: list[str]) -> list[str]:
+    """Parses the command line; a mistake in it exits with 2, so that no launcher tries it again."""
     try:
-        check_arguments(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    app.run(guarded)
+        program, *rest = arguments
+        rest = flags.FLAGS([program, *check_arguments(rest)])[1:]
+        if rest:
+            raise UserError(f"{rest[0]!r} is not a flag; flags begin with --")
+    except (UserError, flags.Error) as error:
+        _mistake(error)
+    return arguments[:1]
+
+
+def _mistake(error: Exception) -> NoReturn:
+    print(f"error: {printable(str(error))}", file=sys.stderr)
+    sys.exit(processes.MISTAKE)
 
 
 def define_model_flags() -> None:
@@ -94,6 +150,12 @@ def only_the_first_speaks() -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 until the end
 
 
+def keep(result: Path, overwrite: bool) -> None:
+    """Raises UserError where a result is there, unless it is to be overwritten."""
+    if result.exists() and not overwrite:
+        raise UserError(f"{result} exists; name another --out, or add --overwrite to replace it")
+
+
 def note_unused_flags(names: Iterable[str], why: str) -> None:
     """Prints a note on standard error for each of these flags that was given."""
     for name in names:
@@ -125,47 +187,24 @@ def note_origin(origin: Mapping[str, Any]) -> None:
 
 
 def keep_compiled_programs() -> None:
-    """Enables JAX's persistent compilation cache in the user's cache directory, for all programs.
+    """Enables JAX's persistent compilation cache in the user's own cache, for all programs.
 
     Compiled programs are run as they are read, so the directory is the user's alone, or there is
-    none, with a note on standard error.
-    JAX's own variables override it: `JAX_COMPILATION_CACHE_DIR`, `JAX_ENABLE_COMPILATION_CACHE=0`
-    and `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`.
+    none, with a note on standard error.  JAX's own variables override it:
+    `JAX_COMPILATION_CACHE_DIR`, `JAX_ENABLE_COMPILATION_CACHE=0` and
+    `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`.
     """
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        directory = _users_cache()
-        if directory is None:
+        cache = files.user_cache()
+        if cache is None:
             print(
                 "note: compiled programs are not kept: neither XDG_CACHE_HOME nor HOME leads to a "
                 "directory of this user's own",
                 file=sys.stderr,
             )
         else:
-            jax.config.update("jax_compilation_cache_dir", str(directory))
+            jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def _users_cache() -> Path | None:
-    """A directory that this user alone can write to; None where there is none to be had."""
-    parents = (
-        Path(os.environ.get("XDG_CACHE_HOME", "")),
-        Path(os.environ.get("HOME", "")) / ".cache",
-    )
-    # The XDG specification: a path that is not absolute is ignored.
-    parent = next((path for path in parents if path.is_absolute()), None)
-    if parent is None:
-        return None
-    own = parent / "befm_jax"
-    try:
-        for directory in (own, own / "compiled"):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # A link and what it leads to, both.
-            if {directory.lstat().st_uid, directory.stat().st_uid} != {os.geteuid()}:
-                return None
-            directory.chmod(0o700)
-    except OSError:
-        return None
-    return directory

@@ -7,7 +7,6 @@ field from the command line.
 # No postponed annotations here: ml_collections reads the types of the fields.
 import dataclasses
 import difflib
-import itertools
 import math
 import runpy
 import sys
@@ -26,6 +25,8 @@ CACHES = ("full", "int8")
 TRAINED = ("adapter", "all")
 SPLITS = ("test", "validation")
 USE = ("last", "best")
+# The configs that come with the package.
+SHIPPED = Path(__file__).with_name("configs")
 
 
 class ConfigError(UserError):
@@ -309,17 +310,23 @@ def check_same(config: Config, path: Path) -> None:
         )
 
 
-def check_arguments(arguments: Sequence[str]) -> None:
-    """Raises ConfigError for a `--config.field` or a `--config` file that does not exist.
+def check_arguments(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with the file of a `--config` that names one that comes with the package.
 
-    The message names fields that are near an unknown one.
+    Raises ConfigError for a `--config.field` or a `--config` file that does not exist.  The message
+    names fields that are near an unknown one.
     """
     known = [name for name, _ in fields(Config())]
-    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+    checked = list(arguments)
+    for at, argument in enumerate(arguments):
         if argument == "--":
-            return
+            break
         if argument.startswith("-") and argument.lstrip("-").split("=")[0] == "config":
-            _check_file(argument.split("=", 1)[1] if "=" in argument else following)
+            if "=" in argument:
+                flag, name = argument.split("=", 1)
+                checked[at] = f"{flag}={_checked_file(name)}"
+            else:
+                checked[at + 1 : at + 2] = [str(_checked_file("".join(checked[at + 1 : at + 2])))]
         if not argument.startswith(("--config.", "-config.")):
             continue
         name = argument.split("=", 1)[0].lstrip("-").removeprefix("config.")
@@ -329,25 +336,35 @@ def check_arguments(arguments: Sequence[str]) -> None:
             near = near or [path for path in known if path.split(".")[-1] == last]
             hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
             raise ConfigError(f"--config.{name}: no such field; {hint}")
+    return checked
 
 
-def _check_file(name: str) -> None:
-    """Raises ConfigError for a config file that does not give a Config; names line and reason."""
+def _checked_file(name: str) -> Path:
+    """The file of a `--config`: a path, or the name of a config that comes with the package.
+
+    Raises ConfigError where it does not give a Config; names line and reason.
+    """
+    shipped = {path.stem: path for path in sorted(SHIPPED.glob("*.py"))}
     file = Path(name)
     if not file.is_file():
-        raise ConfigError(f"--config {name}: no such file; configs/ has some")
+        if name not in shipped:
+            raise ConfigError(f"--config {name}: no such file; by name: {', '.join(shipped)}")
+        file = shipped[name]
     try:
         config = runpy.run_path(str(file))["get_config"]()
     except KeyError:
         raise ConfigError(f"{name}: has no get_config()") from None
     except Exception as error:  # the user's own code may raise anything
         lines = [
-            at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == name
+            at.lineno
+            for at in traceback.extract_tb(error.__traceback__)
+            if at.filename == str(file)
         ]
         where = f"{name}:{lines[-1]}" if lines else name
         raise ConfigError(f"{where}: {type(error).__name__}: {error}{_near(error)}") from error
     if not isinstance(config, Config):
         raise ConfigError(f"{name}: get_config() gives a {type(config).__name__}, not a Config")
+    return file
 
 
 def _near(error: Exception) -> str:

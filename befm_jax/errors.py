@@ -26,11 +26,23 @@ class UserError(ValueError):
     """Something the person who started the program can put right.
 
     The message alone says where (file, line, field), what is wrong and what would be right; the
-    entry points print it without a stack trace.  It is one line, `printable`.
+    entry points and notebooks print it without a stack trace.  It is one line, `printable`.
     """
 
     def __init__(self, message: object) -> None:
         super().__init__(printable(str(message)))
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython prints in the place of a stack trace."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class InUseError(UserError):
+    """Something that another process uses, and may be free another time."""
+
+
+class NoModelError(UserError, FileNotFoundError):
+    """A name of a model or adapter where there is none."""
 
 
 class DataError(UserError):

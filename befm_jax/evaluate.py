@@ -1,19 +1,23 @@
 r"""Compares a model, or a file of answers, with people, and writes a report.
 
-    python -m befm_jax.evaluate --model RUN_OR_HF_DIR --tasks games \
-        [--humans joint.csv] --out DIR
-    python -m befm_jax.evaluate --answers choices.csv --tasks games \
-        [--humans joint.csv] --out DIR
+    befm evaluate --model RUN_OR_HF_DIR --tasks games [--humans joint.csv] --out DIR
+    befm evaluate --answers choices.csv --tasks games [--humans joint.csv] --out DIR
 
 A model is evaluated exactly (every answer scored; free text is drawn, one for an item), or with
 `--sampled` by a population of draws.
 `--answers` is a file of choices or a distribution, as `befm_jax.simulate` writes it.  People are
 the embedded reference, or a CSV: MobLab's table, `game,participant,choice`, or `game,choice,count`;
 those whom the model was trained on are left out.  Writes results.json, figures.csv, report.html and
-populations.png to DIR.
+populations.png to DIR, and the responses as they come: the same command goes on from those that are
+there.  Results are replaced with `--overwrite` only.
 """
 
 from __future__ import annotations
+
+from befm_jax import cli
+
+if __name__ == "__main__":
+    cli.starting("evaluate")
 
 import sys
 from collections.abc import Mapping
@@ -22,7 +26,7 @@ from typing import Any
 
 from absl import flags
 
-from befm_jax import cli, tasks
+from befm_jax import files, tasks
 from befm_jax.data import games
 from befm_jax.data.responses import Exact, How, Respondent, how_from_dict
 from befm_jax.data.rows import SPLITS
@@ -88,7 +92,7 @@ def how_recorded(recorded: Recorded) -> How:
 
 
 def main() -> None:
-    """`python -m befm_jax.evaluate`."""
+    """`befm evaluate`."""
     if (FLAGS.model is None) == (FLAGS.answers is None):
         raise UserError("give either --model or --answers, to compare with people")
     if FLAGS.answers is not None:
@@ -107,6 +111,14 @@ def main() -> None:
         )
     elif not FLAGS.sampled:
         cli.note_unused_flags(cli.SAMPLING, "without --sampled: the model is read exactly")
+    out = Path(FLAGS.out)
+    cli.keep(out / "results.json", FLAGS.overwrite)
+    with files.in_use(out / ".lock", out):
+        evaluate(out)
+
+
+def evaluate(out: Path) -> None:
+    """Writes the results of the respondent of the flags to a directory, and prints a summary."""
     selected = games.select(FLAGS.games)
     all_sources = sources.select(FLAGS.tasks, selected, FLAGS.humans, FLAGS.wording)
     how: How | None = None  # as each task asks
@@ -147,12 +159,12 @@ def main() -> None:
             [(respondent.name, respondent, how or source.task.how)],
             resamples=FLAGS.resamples,
             seed=FLAGS.seed,
-            folder=Path(FLAGS.out),
+            folder=out,
             warning=warning,
         )
-    report.write(results, Path(FLAGS.out))
+    report.write(results, out)
     print(report.summary(results))
-    print(f"page: {Path(FLAGS.out) / 'report.html'}")
+    print(f"page: {out / 'report.html'}")
 
 
 if __name__ == "__main__":
@@ -184,5 +196,6 @@ if __name__ == "__main__":
     )
     flags.DEFINE_integer("resamples", 10_000, "number of bootstrap resamples", lower_bound=100)
     flags.DEFINE_string("out", None, "the directory to write")
+    flags.DEFINE_bool("overwrite", False, "replace the results in --out")
     flags.mark_flag_as_required("out")
     cli.run(main, __doc__ or "")

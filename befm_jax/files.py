@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import datetime
 import fcntl
 import gzip
 import hashlib
@@ -12,6 +13,8 @@ import json
 import os
 import re
 import shutil
+import socket
+import sys
 import tempfile
 import zlib
 from collections import Counter
@@ -24,7 +27,7 @@ import numpy as np
 from jaxtyping import Int64
 from safetensors import SafetensorError
 
-from befm_jax.errors import DataError, UserError, listed
+from befm_jax.errors import DataError, InUseError, UserError, listed
 
 _CHUNK = 1 << 24  # bytes read at once of a file that may be larger than memory
 _SHORT = 16  # bytes; a line of fewer may be blank
@@ -363,15 +366,105 @@ def write_object(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file atomically, by a rename; creates its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a file atomically, by a rename; creates its folder.
+
+    Raises:
+        NotWrittenError: the disk is full, say; an existing file is unchanged.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 class NotWrittenError(UserError):
     """Files that could not be written; the message says whether existing ones are unchanged."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Names the file in errors of a block that writes it: of a full disk Python gives no name.
+
+    Raises:
+        NotWrittenError: in the place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise NotWrittenError(f"{path}: can't be written ({error.strerror or error})") from error
+
+
+@contextmanager
+def in_use(lock: Path, what: str | Path) -> Iterator[None]:
+    """Locks a file while the block runs, so that no other process writes `what` meanwhile.
+
+    The file says who has locked it: host, process, since when.  The kernel unlocks it when the
+    process ends, however it ends.  A file system without locks gets a warning.  A folder that is
+    made for the lock, and stays empty, is removed.
+
+    Raises:
+        InUseError: another process has locked it; names that process.
+    """
+    made = not lock.parent.exists()
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = lock.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its holder may have removed the file since it was opened.
+            if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                break
+        except BlockingIOError:
+            file.seek(0)
+            raise InUseError(
+                f"{what} is in use by {file.read() or 'another process'}; wait for its end, or "
+                "name another place"
+            ) from None
+        except OSError as error:
+            print(f"warning: {what}: not locked ({error.strerror})", file=sys.stderr)
+            break
+        file.close()
+    now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    with writing(lock):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}")
+        file.flush()
+        os.fsync(file.fileno())  # for other hosts to read
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        file.close()
+        if made:
+            with suppress(OSError):  # it is not empty
+                lock.parent.rmdir()
+
+
+def user_cache() -> Path | None:
+    """The package's directory in the user's cache, which they alone can open; None without one.
+
+    That is `befm_jax` in XDG_CACHE_HOME or `~/.cache`, the first that is an absolute path, as the
+    XDG specification has it.  None where it can't be made, or belongs to somebody else.
+    """
+    named = Path(os.environ.get("XDG_CACHE_HOME", "")), Path(os.environ.get("HOME", "")) / ".cache"
+    parent = next((path for path in named if path.is_absolute()), None)
+    if parent is None:
+        return None
+    own = parent / "befm_jax"
+    try:
+        own.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # A link and what it leads to, both.
+        if {own.lstat().st_uid, own.stat().st_uid} != {os.geteuid()}:
+            return None
+        own.chmod(0o700)
+    except OSError:
+        return None
+    return own
 
 
 # Prefixes of temporary folders: of new files, and of old ones while they are exchanged.

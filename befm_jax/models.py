@@ -9,15 +9,17 @@ safetensors, JSON and tokenizer files are downloaded: never pickles, never code.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from befm_jax import files
-from befm_jax.errors import UserError
+from befm_jax import checksums, files
+from befm_jax.errors import NoModelError, UserError
 
-RUN_FILE = "run.json"
+RUN_FILE, CHECKPOINTS = "run.json", "checkpoints"
 # Dtypes of activations, and quantisations of a base.
 DTYPES = ("float32", "bfloat16")
 QUANTIZE = ("no", "int8")
@@ -42,14 +44,14 @@ def directory_of(name: str | Path, kind: str = "model", patterns: Sequence[str] 
     `patterns`: those of the files that are downloaded.
 
     Raises:
-        FileNotFoundError: neither a directory nor a hub id.
+        NoModelError: neither a directory nor a hub id.
         HubError: no such repository or revision, no permission, or offline and not in the cache.
     """
     if str(name) and Path(name).is_dir():
         return Path(name)
     if not is_hub_id(name):
         shown = str(name) or "(an empty name)"
-        raise FileNotFoundError(
+        raise NoModelError(
             f"{shown}: no such {kind} directory, nor a hub id (owner/name or owner/name@revision)"
         )
     # Imported here: most runs never need the hub.
@@ -127,25 +129,78 @@ _RUN_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 def resolve_model(model: str | Path, adapter: str | Path | None = None) -> ResolvedModel:
     """The files of a run or a model, downloaded for a hub id.
 
+    Of a run every file that is read is checked to be as the run wrote it.
+
     Raises:
-        FileNotFoundError: neither a directory nor a hub id.
+        NoModelError: neither a directory nor a hub id, or a run that has not come to its end.
         HubError: the download failed.
         UserError: a damaged run, whose field is named; both `adapter` and a run with its own.
     """
-    run_file = Path(model) / RUN_FILE
-    if not run_file.is_file():
+    directory = Path(model)
+    if not (directory / RUN_FILE).is_file():
+        config = directory / "config.json"
+        if config.is_file() and "workdir" in files.read_object(config):
+            raise NoModelError(
+                f"{model}: a training run without a tuned model yet: {_progress(directory)}; give "
+                "its command again, which goes on to the end"
+            )
         return _with_adapter(str(model), adapter, {})
-    run = files.read_object(run_file)
-    missing = sorted(set(_RUN_FIELDS) - set(run))
-    if missing:
-        raise UserError(f"{run_file}: lacks {', '.join(missing)}; is it truncated?")
-    for name, (is_valid, requirement) in _RUN_FIELDS.items():
-        if not is_valid(run[name]):
-            raise UserError(f"{run_file}: {name} is {run[name]!r:.80}; it must be {requirement}")
+    run = _read_run(directory)
     if adapter is not None and run["adapter"]:
         raise UserError(f"{model} is a run with its own adapter; leave --adapter out")
-    base = str(Path(model) / run["model"]) if run["made_here"] else str(run["model"])
-    return _with_adapter(base, Path(model) / run["adapter"] if run["adapter"] else adapter, run)
+    base = str(directory / run["model"]) if run["made_here"] else str(run["model"])
+    return _with_adapter(base, directory / run["adapter"] if run["adapter"] else adapter, run)
+
+
+def _read_run(directory: Path) -> dict[str, Any]:
+    """The fields of a run, whose files are verified; a note where they have no checksums.
+
+    Raises UserError for a file that is damaged, or a field that can't be.
+    """
+    verified = (directory / checksums.FILE).is_file()
+    if verified:
+        with damage_named(directory):
+            checksums.verify_once(directory, [RUN_FILE])
+    else:
+        print(
+            f"note: {directory}: its files can't be verified, {checksums.FILE} is missing",
+            file=sys.stderr,
+        )
+    file = directory / RUN_FILE
+    run = files.read_object(file)
+    missing = sorted(set(_RUN_FIELDS) - set(run))
+    if missing:
+        raise UserError(f"{file}: lacks {', '.join(missing)}; is it truncated?")
+    for name, (is_valid, requirement) in _RUN_FIELDS.items():
+        if not is_valid(run[name]):
+            raise UserError(f"{file}: {name} is {run[name]!r:.80}; it must be {requirement}")
+    made_here = [run["model"]] if run["made_here"] else []
+    if verified:
+        with damage_named(directory):
+            checksums.verify_once(directory, [*made_here, *filter(None, [run["adapter"]])])
+    return run
+
+
+@contextmanager
+def damage_named(directory: Path) -> Iterator[None]:
+    """Turns a ChecksumError of a run's files into a UserError that says what to do."""
+    try:
+        yield
+    except checksums.ChecksumError as error:
+        raise UserError(
+            f"{directory}/{error}; restore it from a copy (or, where it was changed on purpose, "
+            f"delete {directory / checksums.FILE})"
+        ) from error
+
+
+def _progress(directory: Path) -> str:
+    """The last checkpoint of a run, in words."""
+    for phase in ("tune", "base"):
+        saved = (directory / CHECKPOINTS / phase).glob("*")
+        steps = [int(path.name) for path in saved if path.name.isdecimal()]
+        if steps:
+            return f"its last checkpoint is that of step {max(steps)} ({phase})"
+    return "it has no checkpoint"
 
 
 def _with_adapter(base: str, adapter: str | Path | None, run: Mapping[str, Any]) -> ResolvedModel:

@@ -1,9 +1,9 @@
 """Plans a run on hardware that is not attached: does it fit, how long, what is the bottleneck.
 
-    python -m befm_jax.plan --config configs/70b_tpu.py
-    python -m befm_jax.plan --config configs/70b_tpu.py --topology v5e:16x16 --json plan.json
-    python -m befm_jax.plan --config configs/70b_tpu.py --mesh fsdp=64 --mesh data=4,fsdp=16
-    python -m befm_jax.plan --config configs/8b_tpu.py --search 3 --sampler
+    befm plan --config 70b_tpu
+    befm plan --config 70b_tpu --topology v5e:16x16 --json plan.json
+    befm plan --config 70b_tpu --mesh fsdp=64 --mesh data=4,fsdp=16
+    befm plan --config 8b_tpu --search 3 --sampler
 
 The real training step is compiled for the topology by the pod's own compiler, which reports its
 memory.  FLOPs are counted from the model's shape, and traffic between chips is read from the
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import config_flags
+from tqdm import tqdm
 
 from befm_jax import cli, config, files
 from befm_jax.config import Config, ConfigError
@@ -73,7 +74,8 @@ def asked(settings: Config, on: Topology) -> list[Sizes]:
         if not candidates:
             raise ConfigError(f"no mesh of {on} divides the model")
         by_formula = [
-            plans.make(settings, on, sizes, **_figures(), compile_it=False) for sizes in candidates
+            plans.make(settings, on, sizes, **_figures(), compile_it=False)
+            for sizes in tqdm(candidates, desc="by formula", unit="mesh")
         ]
         best = [plan.mesh for plan in plans.ranked(by_formula)][: FLAGS.search]
         print(f"{len(candidates)} meshes by formula; the {len(best)} best follow")
@@ -137,7 +139,7 @@ def made(settings: Config, on: Topology, meshes: list[Sizes]) -> list[Plan]:
                 compile_it=compiles,
                 text=Path(FLAGS.text) if FLAGS.text else None,
             )
-            for sizes in meshes
+            for sizes in tqdm(meshes, desc="compiled" if compiles else "by formula", unit="mesh")
         ]
     )
 
@@ -201,7 +203,9 @@ def _figures() -> dict:
 
 def define_flags() -> None:
     """Defines the command line."""
-    config_flags.DEFINE_config_file("config", None, "a file with get_config(), such as configs/*")
+    config_flags.DEFINE_config_file(
+        "config", None, "a .py file with get_config(), or a config's name"
+    )
     flags.DEFINE_string(
         "topology", None, "v5p:4x4x4, 2*v5e:16x16 (two slices) or h100:8; default: the config's"
     )
@@ -233,5 +237,6 @@ def _in_its_own_environment() -> None:
 
 if __name__ == "__main__":
     _in_its_own_environment()
+    cli.starting("plan")
     define_flags()
     cli.run(main, __doc__ or "")

@@ -1,9 +1,8 @@
 r"""Simulates participants who answer games, and writes a table of choices.
 
-    python -m befm_jax.simulate --model RUN_OR_HF_DIR --games all --participants 1000 \
-        --seed 0 --out choices.csv
-    python -m befm_jax.simulate --model RUN_OR_HF_DIR --games dictator,my_game.py --exact \
-        --out distribution.csv
+    befm simulate --model RUN_OR_HF_DIR --games all --participants 1000 --seed 0 \
+        --out choices.csv
+    befm simulate --model RUN_OR_HF_DIR --games dictator,my_game.py --exact --out distribution.csv
 
 `choices.csv` has the columns game, participant, choice: one row per simulated participant, the
 choice in the game's own unit (a named action by its index), empty where the answer was unusable.
@@ -14,14 +13,21 @@ written beside either file, as FILE.json.
 
 from __future__ import annotations
 
+from befm_jax import cli
+
+if __name__ == "__main__":
+    cli.starting("simulate")
+
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from befm_jax import cli, files
+from befm_jax import files
 from befm_jax.data import games
+from befm_jax.data.items import Item
 from befm_jax.data.responses import Exact, How, Sampled, how_as_dict
 from befm_jax.errors import UserError
 from befm_jax.respondents import comparing, recorded
@@ -61,20 +67,25 @@ def sampled_from_flags() -> Sampled:
 
 
 def main() -> None:
-    """`python -m befm_jax.simulate`."""
+    """`befm simulate`."""
     if FLAGS.exact:
         cli.note_unused_flags((*cli.SAMPLING, "seed"), "with --exact: nothing is drawn")
     items = [item_of(game) for game in games.select(FLAGS.games)]
     how: How = Exact() if FLAGS.exact else sampled_from_flags()
     out = Path(FLAGS.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.is_dir():
         raise UserError(f"--out is {out}, a directory; it must be a file")
+    with files.in_use(out.with_name(f".{out.name}.lock"), out):
+        simulate(items, how, out)
+
+
+def simulate(items: Sequence[Item], how: How, out: Path) -> None:
+    """Writes what the model of the flags answers, with its metadata, and prints a summary."""
     engine = engine_from_flags()
     start = time.perf_counter()
     by_item = comparing.ask(engine, items, how)
     responses = [by_item[item.id] for item in items]
-    write = recorded.write_distribution if FLAGS.exact else recorded.write_choices
+    write = recorded.write_distribution if isinstance(how, Exact) else recorded.write_choices
     write(out, items, responses)
     metadata: dict[str, Any] = {
         "model": engine.describe() | {"first_prompt": engine.first_prompt(items)},

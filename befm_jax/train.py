@@ -1,7 +1,7 @@
 """Fine-tunes a model on people's choices, then compares it with people it has not seen.
 
-    python -m befm_jax.train --config configs/quickstart.py [--workdir runs/quickstart]
-    python -m befm_jax.train --config configs/quickstart.py --config.lora.rank=4
+    befm train --config quickstart [--workdir runs/quickstart]
+    befm train --config my_configs/mine.py --config.lora.rank=4
 
 The working directory gets config.json, metrics.jsonl, TensorBoard events, checkpoints, the tuned
 model in a form that `--model` takes (the directory itself), results.json, report.html and pictures.
@@ -10,8 +10,14 @@ The same command line goes on where an interrupted run stopped.
 
 from __future__ import annotations
 
+from befm_jax import cli
+
+if __name__ == "__main__":
+    cli.starting("train")
+
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +25,7 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from befm_jax import cli, config
+from befm_jax import checksums, config, files
 from befm_jax.adapters import lora
 from befm_jax.config import Config, ConfigError
 from befm_jax.data import examples as example_files
@@ -34,7 +40,7 @@ from befm_jax.llama import config as llama_config
 from befm_jax.llama import hf
 from befm_jax.llama.model import Llama
 from befm_jax.llama.tokenizer import Tokenizer
-from befm_jax.models import ResolvedModel, resolve_model
+from befm_jax.models import ResolvedModel, damage_named, resolve_model
 from befm_jax.respondents import comparing
 from befm_jax.respondents.comparing import NamedRespondent
 from befm_jax.respondents.engine import Engine, fitting_tokenizer, text_metadata
@@ -58,19 +64,31 @@ def train(
     `profile`: the first and last step of tuning to profile; `project`: the project of Weights &
     Biases that metrics are sent to.
 
-    Raises UserError for what a person can mend: a field, a file, a table, a diverging loss.
+    Raises UserError for what a person can mend: a field, a file, a table, a diverging loss; and
+    InUseError where another process runs in the working directory.
     """
-    workdir = restarts.start_or_resume(settings)
+    config.validate(settings)
+    workdir = Path(settings.workdir)
+    with files.in_use(workdir / ".lock", workdir) if processes.is_first() else nullcontext():
+        run(settings, workdir, profile, project)
+    return workdir
+
+
+def run(
+    settings: Config, workdir: Path, profile: tuple[int, int] | None, project: str | None
+) -> None:
+    """A run in a working directory that is its own; see `train`."""
+    restarts.start_or_resume(settings)
     with metrics.weights_and_biases(project if processes.is_first() else None, settings) as board:
         learn_and_compare(settings, workdir, Watch(profile, board))
     restarts.end(workdir)
-    return workdir
 
 
 def learn_and_compare(settings: Config, workdir: Path, watch: Watch) -> None:
     """The chapters of a run whose working directory exists."""
     since = time.perf_counter()
     mesh = setups.mesh_of(settings)
+    print(f"{workdir}: on {meshes.devices_in_words(mesh.devices.flat)}", flush=True)
 
     # Data: people's rows, split by person, and examples of the user's own.
     data = settings.data
@@ -119,7 +137,7 @@ def learn_and_compare(settings: Config, workdir: Path, watch: Watch) -> None:
             report.write(results, workdir)
         print(report.summary(results))
         print(f"page:    {workdir / 'report.html'}\nfigures: {workdir / 'results.json'}")
-    print(f"model:   {workdir}   (python -m befm_jax.simulate --model {workdir} ...)")
+    print(f"model:   {workdir}   (befm simulate --model {workdir} ...)")
 
 
 def mixture_of(
@@ -174,12 +192,17 @@ def base_of(
         if resolved.run:
             raise ConfigError(
                 f"model.path is {settings.model.path!r}, a training run; export what it made "
-                "(tools/export.py merged) and name the result"
+                "(befm export merged) and name the result"
             )
         return resolved
     directory = workdir / outputs.BASE
     # Only the first looks: a shared file system may cache for the others that it did not exist.
-    exists = processes.is_first() and (directory / "config.json").is_file()
+    exists = False
+    if processes.is_first():
+        with damage_named(workdir):
+            exists = checksums.has(workdir, outputs.BASE)
+            if exists:
+                checksums.verify_once(workdir, [outputs.BASE])
     if not processes.broadcast("whether the base exists", exists):
         from_nothing.make_base(settings, families, directory, mesh, watch)
     return ResolvedModel(directory, str(directory.resolve()))
@@ -249,7 +272,7 @@ def compare(settings: Config, base: Engine, tuned: Engine, everybody: Sequence[S
 
 
 def main() -> None:
-    """`python -m befm_jax.train`."""
+    """`befm train`."""
     settings: Config = FLAGS.config
     if FLAGS.workdir:
         settings.workdir = FLAGS.workdir
@@ -260,7 +283,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "a .py file with get_config()")
+    config_flags.DEFINE_config_file(
+        "config", None, "a .py file with get_config(), or the name of a config that comes with it"
+    )
     flags.DEFINE_string("workdir", None, "where the run is kept (default: as in the config)")
     flags.DEFINE_string(
         "profile_steps", None, "write a profile of these steps of tuning (5:8), for TensorBoard"

@@ -1,6 +1,9 @@
-"""What an entry point starts with; where compiled programs are kept, read back and not kept."""
+"""The command and what it starts with; where compiled programs are kept, and where not."""
 
+import ast
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,45 +59,49 @@ def test_jaxs_own_variables_say_where_and_whether(tmp_path):
     assert not users.exists()
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [{"XDG_CACHE_HOME": ""}, {"XDG_CACHE_HOME": "cache"}, {}],
-    ids=["empty", "relative", "absent"],
-)
-def test_programs_are_kept_in_the_home_where_no_cache_is_named(variables, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    for name, value in (variables | {"HOME": str(tmp_path / "home")}).items():
-        monkeypatch.setenv(name, value)
-    directory = cli._users_cache()
-    assert directory == tmp_path / "home" / ".cache" / "befm_jax" / "compiled"
-    assert directory.stat().st_mode & 0o777 == 0o700
-    # An older version's, which others may read.
-    directory.chmod(0o755)
-    assert cli._users_cache().stat().st_mode & 0o777 == 0o700
+def befm(*arguments):
+    return subprocess.run(
+        [sys.executable, "-c", "from befm_jax import cli; cli.befm()", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("home", ["", "relative", None])
-def test_without_a_home_no_program_is_kept_and_nothing_comes_into_the_working_directory(
-    home, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    monkeypatch.delenv("HOME")
-    if home is not None:
-        monkeypatch.setenv("HOME", home)
-    assert cli._users_cache() is None
-    assert list(tmp_path.iterdir()) == []
+def test_befm_lists_its_commands_and_runs_them():
+    listed = befm("--help").stdout
+    for module in cli.COMMANDS:
+        assert re.search(rf"^  {module} +[A-Z].*\w", listed, re.MULTILINE)
+    assert re.fullmatch(r"befm_jax \d+\.\d+\.\d+\n", befm("--version").stdout)
+    unknown = befm("evalute", "--out", "x")
+    assert unknown.returncode == 2
+    assert unknown.stderr.startswith("error: unknown command 'evalute': did you mean 'evaluate'?")
+    mistaken = befm("evaluate", "--ot", "x")
+    assert mistaken.returncode == 2
+    assert mistaken.stderr.startswith("befm evaluate: starting\nerror: Unknown command line flag")
+    flags = befm("evaluate", "--help")
+    assert (flags.returncode, flags.stderr) == (0, "")
+    assert "--participants: simulated participants per game\n    (default: '1000')" in flags.stdout
+    assert "--[no]overwrite: " in flags.stdout
 
 
-def test_programs_of_another_user_are_not_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    (tmp_path / "befm_jax").mkdir()
-    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-    assert cli._users_cache() is None
+def test_the_package_imports_little_and_lists_its_names():
+    code = "import sys, befm_jax; print(dir(befm_jax)); sys.exit('jax' in sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert {"Engine", "load"} <= set(ast.literal_eval(ran.stdout))
 
 
-@pytest.mark.parametrize("module", ["train", "simulate", "evaluate", "plan"])
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs befm_jax[tpu]")
+def test_without_a_tpu_its_library_is_silent():
+    given = {name: value for name, value in os.environ.items() if name[:4] not in ("JAX_", "TPU_")}
+    ran = subprocess.run(
+        [sys.executable, "-c", "import befm_jax, jax; print(jax.default_backend())"],
+        cwd=ROOT, env=given, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (ran.stdout == "tpu\n") or (ran.stderr == "")
+
+
+@pytest.mark.parametrize("module", cli.COMMANDS)
 def test_an_entry_point_starts_without_pytorch(module):
     """It takes three seconds to import, where it is installed, and nothing here needs it."""
     code = f"import sys, befm_jax.{module}; sys.exit('torch' in sys.modules)"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import runpy
 from pathlib import Path
 
@@ -75,8 +76,20 @@ def test_a_misspelt_field_is_answered_with_the_near_ones(argument, near):
 
 
 def test_right_fields_pass():
-    config.check_arguments([f"--config={QUICKSTART}", "--config.lora.rank=4", "--workdir=x"])
-    config.check_arguments(["--config", QUICKSTART, "--", "--config.no=1"])
+    for arguments in (
+        [f"--config={QUICKSTART}", "--config.lora.rank=4", "--workdir=x"],
+        ["--config", QUICKSTART, "--", "--config.no=1"],
+    ):
+        assert config.check_arguments(arguments) == arguments
+
+
+def test_configs_that_come_with_the_package_are_named_without_a_path():
+    shipped = str(config.SHIPPED / "quickstart.py")
+    assert os.path.samefile(shipped, QUICKSTART)
+    assert config.check_arguments(["--config=quickstart"]) == [f"--config={shipped}"]
+    assert config.check_arguments(["--config", "quickstart"]) == ["--config", shipped]
+    with pytest.raises(ConfigError, match=r"no such file; by name: .*8b_gpu, .*quickstart"):
+        config.check_arguments(["--config=quickstar"])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.name)

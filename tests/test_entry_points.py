@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,10 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from befm_jax import files
 from befm_jax.evals import results
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND_CACHE = str(Path(tempfile.gettempdir()) / f"befm_jax_commands_{os.getuid()}")
+ENVIRONMENT = os.environ | {
+    "XLA_FLAGS": "",
+    "JAX_COMPILATION_CACHE_DIR": os.environ.get("BEFM_TEST_CACHE", COMMAND_CACHE),
+}
 CONFIG = """
 from befm_jax.config import Config, Data, Evaluation, Lora, Model, Optimizer, Scratch
 
@@ -34,25 +41,22 @@ def get_config():
 """
 
 
-def command(module, *flags, fails=False, **variables):
-    """Runs `python -m befm_jax.MODULE`; returns what it printed."""
-    environment = (
-        os.environ
-        | {
-            "XLA_FLAGS": "",
-            "JAX_COMPILATION_CACHE_DIR": os.environ.get("BEFM_TEST_CACHE", COMMAND_CACHE),
-        }
-        | variables
-    )
+def command(module, *flags, fails=0, **variables):
+    """Runs `python -m befm_jax.MODULE`; returns what it printed after its first line.
+
+    `fails`: its exit code; True: 2.
+    """
     found = subprocess.run(
         [sys.executable, "-m", f"befm_jax.{module}", *map(str, flags)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, env=ENVIRONMENT | variables, capture_output=True, text=True, timeout=300,
+        check=False,
     )  # fmt: skip
     printed = found.stdout + found.stderr
-    assert (found.returncode != 0) == fails, printed
+    assert found.returncode == (2 if fails is True else fails), printed
     if fails:
         assert "Traceback" not in printed
-    return printed
+    assert found.stderr.startswith(f"befm {module}: starting\n")
+    return printed.replace(f"befm {module}: starting\n", "")
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +142,8 @@ def test_a_models_own_settings_and_another_template_are_answered(run, tmp_path):
     shutil.copytree(run / "base", tmp_path / "model")
     settings = {"temperature": 0.6, "top_p": 0.9, "do_sample": True, "eos_token_id": 0}
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
-    with (tmp_path / "model" / "chat_template.jinja").open("a") as template:
-        template.write("{# mine #}")
+    template = tmp_path / "model" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("\n\n", "\n"))
     flags = [
         "--model", tmp_path / "model", "--adapter", run / "adapter", "--games", "dictator",
         "--participants", 3, "--out", tmp_path / "x.csv",
@@ -278,6 +282,10 @@ def test_mistakes_get_an_answer_and_no_stack_trace(run, tmp_path):
         ("simulate", ["--model", tmp_path / "no", "--out", "x"], "no such model directory"),
         ("simulate", ["--model", run, "--out", tmp_path], "a directory"),
         ("train", ["--config", config, "--workdir", config], "config.py"),
+        ("simulate", ["--model", run, "--ot", "x"], "Unknown command line flag 'ot'"),
+        ("simulate", ["--model", run, "--out", "x", "all"], "'all' is not a flag"),
+        ("simulate", ["--model", run], "Flag --out must have a value"),
+        ("simulate", ["--model", run, "--out", "x", "--participants", "few"], "'few'"),
         ("evaluate", ["--out", tmp_path], "--model or --answers"),
         ("evaluate", ["--answers", "x.csv", "--tasks", "game", "--out", "x"], "'games'"),
     ):
@@ -290,5 +298,70 @@ def test_help_says_how_to_call(run):
         [sys.executable, "-m", "befm_jax.simulate", "--help"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     ).stdout  # fmt: skip
-    assert "python -m befm_jax.simulate --model" in printed
-    assert "--participants" in printed
+    assert "befm simulate --model" in printed
+    assert "--participants: simulated participants per game\n    (default: '1000')" in printed
+
+
+def test_results_are_not_replaced_unasked_and_responses_go_on(choices, tmp_path):
+    flags = ["--answers", choices, "--out", tmp_path, "--resamples", 200]
+    command("evaluate", *flags)
+    before = (tmp_path / "results.json").read_bytes()
+    assert "results.json exists; name another --out" in command("evaluate", *flags, fails=True)
+    assert (tmp_path / "results.json").read_bytes() == before
+    command("evaluate", *flags, "--overwrite")
+    (tmp_path / "results.json").unlink()  # as where it was killed
+    command("evaluate", *flags)
+
+
+def test_two_commands_do_not_write_to_one_place(run, choices, tmp_path):
+    with files.in_use(tmp_path / ".lock", tmp_path):
+        flags = ["--answers", choices, "--out", tmp_path]
+        assert "is in use by process" in command("evaluate", *flags, fails=1)
+    with files.in_use(tmp_path / ".x.csv.lock", tmp_path / "x.csv"):
+        flags = ["--model", run, "--out", tmp_path / "x.csv"]
+        assert "x.csv is in use by process" in command("simulate", *flags, fails=1)
+    with files.in_use(tmp_path / "run" / ".lock", tmp_path):
+        flags = ["--config", run.parent / "config.py", "--workdir", tmp_path / "run"]
+        assert "is in use by process" in command("train", *flags, fails=1)
+
+
+def test_a_full_disk_ends_a_run_in_one_line_that_names_the_file(run, tmp_path):
+    """Here no file may be larger than a checkpoint is."""
+    program = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000));"
+        "del sys.argv[0]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+    )
+    flags = ["--config", run.parent / "config.py", "--workdir", tmp_path / "run"]
+    found = subprocess.run(
+        [sys.executable, "-c", program, "befm_jax.train", *map(str, flags)],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert found.returncode == 2
+    assert "Traceback" not in found.stderr
+    *_, last = found.stderr.splitlines()
+    assert re.match(rf"error: {tmp_path}/run/checkpoints/base/\d+: the checkpoint can't be", last)
+
+
+def test_ctrl_c_ends_a_command_in_a_line_and_saves_a_run(run, tmp_path):
+    def interrupted(module, *flags, at):
+        running = subprocess.Popen(
+            [sys.executable, "-u", "-m", f"befm_jax.{module}", *map(str, flags)],
+            cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        said = ""
+        while at not in said:
+            said += running.stderr.read(1)
+        running.send_signal(signal.SIGINT)
+        said += running.communicate(timeout=100)[1]
+        assert "Traceback" not in said
+        return running.returncode, said
+
+    flags = ["--config", run.parent / "config.py", "--workdir", tmp_path]
+    assert interrupted("train", *flags, at="starting\n")[0] == -signal.SIGINT
+    code, said = interrupted("train", *flags, "--config.optimizer.epochs=1000", at="tune:   1%")
+    assert code == 75
+    step = max(int(path.name) for path in (tmp_path / "checkpoints" / "tune").iterdir())
+    assert f"stopped: tune: saved at step {step}; run the same command again" in said
+    flags = ["--model", run, "--participants", 10**6, "--out", tmp_path / "x.csv"]
+    code, said = interrupted("simulate", *flags, at=f"{run}:   0%")
+    assert (code, said.splitlines()[-1]) == (130, "interrupted")

@@ -1,8 +1,8 @@
-"""What a stranger's text looks like in a message."""
+"""What a stranger's text looks like in a message; a message in a notebook."""
 
 import pytest
 
-from befm_jax.errors import DataError, UserError, printable
+from befm_jax.errors import DataError, NoModelError, UserError, printable
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from befm_jax.errors import DataError, UserError, printable
 )
 def test_what_a_terminal_would_obey_is_escaped_once(text, shown):
     assert printable(text) == printable(printable(text)) == shown
-    for kind in (UserError, DataError):
+    for kind in (UserError, DataError, NoModelError):
         assert str(kind(text)) == str(kind(kind(text))) == shown
 
 
@@ -26,3 +26,11 @@ def test_a_long_message_keeps_its_beginning_and_its_end():
     assert shown.startswith("who \\x1b")
     assert shown.endswith("\\x1b what to do")
     assert printable(shown) == shown
+
+
+def test_a_wrong_path_is_one_line_in_a_notebook_and_a_missing_file_to_callers():
+    with pytest.raises(FileNotFoundError, match=r"^no/such: no such model$") as caught:
+        raise NoModelError("no/such: no such model")
+    assert isinstance(caught.value, UserError)
+    # IPython calls this in the place of its own stack trace.
+    assert caught.value._render_traceback_() == ["NoModelError: no/such: no such model"]

@@ -1,9 +1,13 @@
-"""Directories that are written all or nothing; tables and what spreadsheets leave in them; JSON."""
+"""Files written all or nothing, locks; tables and what spreadsheets leave in them; JSON."""
 
+import errno
+import fcntl
 import gzip
 import io
 import os
 import random
+import resource
+import socket
 import subprocess
 import sys
 import zipfile
@@ -13,7 +17,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from befm_jax import files
-from befm_jax.errors import DataError, UserError
+from befm_jax.errors import DataError, InUseError, UserError
 
 WRITE_AND_WAIT = """
 import sys
@@ -128,6 +132,112 @@ def test_records_are_cells_by_column(tmp_path):
     assert list(files.records(path, ("a", "b"))) == [(2, {"a": "2", "b": "1", "c": "3"})]
     with pytest.raises(DataError, match=r"t\.csv:1: no column 'd', 'e'; found 'b', 'a', 'c'"):
         next(files.records(path, ("a", "d", "e")))
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from befm_jax import files
+with files.in_use(Path(sys.argv[1]), "the run"):
+    print("holds", flush=True)
+    sys.stdin.read()
+"""
+
+
+def holder(lock):
+    """A process that holds the lock until its standard input is closed, or it is killed."""
+    running = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(lock)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stdout.readline() == "holds\n"
+    return running
+
+
+def test_a_lock_says_who_has_it_and_is_let_go_by_the_kernel(tmp_path):
+    lock = tmp_path / "run" / ".lock"
+    first = holder(lock)
+    who = rf"the run is in use by process {first.pid} on {socket.gethostname()} since 20\d\d-"
+    with pytest.raises(InUseError, match=who), files.in_use(lock, "the run"):
+        pass
+    first.kill()
+    first.wait()
+    assert lock.exists()  # nobody's
+    second = holder(lock)
+    with pytest.raises(InUseError, match=f"process {second.pid} "), files.in_use(lock, "the run"):
+        pass
+    second.communicate("")
+    assert not lock.exists()
+    with files.in_use(lock, "the run"):
+        pass
+    with files.in_use(tmp_path / "new" / ".lock", "another"):
+        pass
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, capsys):
+    def unsupported(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with files.in_use(tmp_path / ".lock", "the run"):
+        assert capsys.readouterr().err == "warning: the run: not locked (No locks available)\n"
+
+
+def test_a_full_disk_is_one_line_that_names_the_file_and_the_old_one_stays(tmp_path):
+    path = tmp_path / "figures.csv"
+    path.write_text("old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(
+            files.NotWrittenError, match=r"figures\.csv: can't be written \(File too"
+        ):
+            files.write(path, b"x" * 10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"XDG_CACHE_HOME": ""}, {"XDG_CACHE_HOME": "cache"}, {}],
+    ids=["empty", "relative", "absent"],
+)
+def test_the_cache_is_in_the_home_where_none_is_named(variables, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for name, value in (variables | {"HOME": str(tmp_path / "home")}).items():
+        monkeypatch.setenv(name, value)
+    directory = files.user_cache()
+    assert directory == tmp_path / "home" / ".cache" / "befm_jax"
+    assert directory.stat().st_mode & 0o777 == 0o700
+    # An older version's, which others may read.
+    directory.chmod(0o755)
+    assert files.user_cache().stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("home", ["", "relative", None])
+def test_without_a_home_there_is_no_cache_and_nothing_comes_into_the_working_directory(
+    home, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.delenv("HOME")
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    assert files.user_cache() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_of_another_user_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "befm_jax").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert files.user_cache() is None
 
 
 def test_records_have_the_names_that_are_asked_for_whatever_the_case(tmp_path):

@@ -162,6 +162,13 @@ def test_what_can_not_be_planned_is_said_in_a_line(tmp_path, model, arguments, s
     assert "Traceback" not in done.stderr
 
 
+def test_a_search_shows_how_far_it_is(tmp_path, model):
+    done, found = run(tmp_path, model, "--topology=h100:8", "--search=1")
+    assert "by formula: 100%" in done.stderr
+    assert "meshes by formula; the 1 best follow" in done.stdout
+    assert found["others"] == []
+
+
 def test_gpus_are_planned_with_or_without_their_compiler(tmp_path, model):
     done, found = run(
         tmp_path, model, "--topology=h100:8", "--mesh=fsdp=8", "--mesh=tensor=8", "--sampler"

@@ -7,6 +7,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "befm_jax"
 FLOORS = (
     ("errors",),
     ("files",),
+    ("checksums",),
     ("models",),
     ("data",),
     ("tasks",),
@@ -20,9 +21,9 @@ FLOORS = (
     ("planning",),
     ("cli",),
     ("serving",),
-    ("train", "simulate", "evaluate", "plan", "serve", "lm_harness", "__init__"),
+    ("train", "simulate", "evaluate", "plan", "export", "serve", "lm_harness", "__init__"),
 )
-WITHOUT_JAX = ("errors", "files", "models", "data", "tasks", "evals")
+WITHOUT_JAX = ("errors", "files", "checksums", "models", "data", "tasks", "evals")
 JAX = {"jax", "flax", "optax", "orbax"}
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Entry points call one another.

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import befm_jax
+from befm_jax import checksums, files, models
 from befm_jax import train as training
 from befm_jax.adapters import peft
 from befm_jax.config import (
@@ -33,7 +35,7 @@ from befm_jax.data.examples import write_chat
 from befm_jax.data.items import Example
 from befm_jax.data.pipeline import encode, lay_out
 from befm_jax.distributed import processes
-from befm_jax.errors import UserError
+from befm_jax.errors import InUseError, NoModelError, UserError
 from befm_jax.evals import report, results
 from befm_jax.llama import config as llama_config
 from befm_jax.llama import hf
@@ -197,6 +199,9 @@ def test_a_run_refuses_its_adapter_under_another_template(run, tmp_path):
     template = tmp_path / "run" / "base" / "chat_template.jinja"
     text = template.read_text()
     template.write_text(text + "{# mine #}")
+    with pytest.raises(UserError, match=r"base/chat_template\.jinja has .* bytes"):
+        befm_jax.load(tmp_path / "run")
+    (tmp_path / "run" / checksums.FILE).unlink()
     assert befm_jax.load(tmp_path / "run")  # it writes the same
     template.write_text(text.replace("\n\n", "\n"))
     with pytest.raises(UserError, match=r"chat_template_hash\.json: the adapter was trained with"):
@@ -208,12 +213,40 @@ def test_a_run_refuses_its_adapter_on_another_base(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     whole = befm_jax.load(tmp_path / "run").origin
     assert whole["adapter_base"] == "the one that the adapter was trained on"
+    (tmp_path / "run" / checksums.FILE).unlink()  # it was changed on purpose
     path = tmp_path / "run" / "base" / "config.json"
     fields = json.loads(path.read_text())
     path.write_text(json.dumps(fields | {"rope_theta": 20_000.0}))
     with pytest.raises(UserError, match="the adapter was trained on another base"):
         befm_jax.load(tmp_path / "run")
     assert befm_jax.load(tmp_path / "run", force_base=True)
+
+
+def test_a_changed_byte_of_any_file_that_a_model_is_read_from_is_named(run, tmp_path):
+    copied = shutil.copytree(run, tmp_path / "run")
+    paths = [copied / "run.json", *(copied / "base").iterdir(), *(copied / "adapter").iterdir()]
+    assert len(paths) > 7
+    for path in paths:
+        content = bytearray(path.read_bytes())
+        for place in (0, len(content) // 2, len(content) - 1):
+            content[place] ^= 1
+            path.write_bytes(content)
+            with pytest.raises(UserError, match=f"{re.escape(str(path))} is not as it was written"):
+                models.resolve_model(copied)
+            content[place] ^= 1
+        path.write_bytes(content)
+    models.resolve_model(copied)
+    (copied / checksums.FILE).unlink()
+    models.resolve_model(copied)
+
+
+def test_a_second_run_in_the_same_directory_is_kept_out(tmp_path):
+    with (
+        files.in_use(tmp_path / ".lock", tmp_path),
+        pytest.raises(InUseError, match=r"is in use by process \d+ on "),
+    ):
+        training.train(tiny(tmp_path))
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_held_out_people_are_no_training_people(run):
@@ -255,6 +288,8 @@ def test_an_interrupted_run_ends_where_an_undisturbed_one_does(run, tmp_path, po
     power_cut(tiny(tmp_path), "tune", 8)
     assert not (tmp_path / "results.json").exists()
     assert (tmp_path / restarts.RESTARTS).exists()
+    with pytest.raises(NoModelError, match=r"without a tuned model.* step 5 \(tune\); give its"):
+        befm_jax.load(tmp_path)
     training.train(tiny(tmp_path))
     assert not (tmp_path / restarts.RESTARTS).exists()
     shape = llama_config.read(run / "base")
@@ -334,7 +369,7 @@ def test_a_mistake_before_anything_is_trained_is_not_for_ever(tmp_path):
     with pytest.raises(UserError, match=r"nope\.jsonl"):
         training.train(config)
     config.data.examples = ""
-    assert restarts.start_or_resume(config) == tmp_path
+    restarts.start_or_resume(config)
 
 
 def test_another_config_in_the_same_directory_is_refused(run):

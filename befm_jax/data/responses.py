@@ -7,6 +7,7 @@ it is done, so that a run that is killed goes on from the lines that are there.
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import os
@@ -149,6 +150,29 @@ class Response:
             )
 
     @property
+    def summary(self) -> str:
+        """How it was asked, and how much is outside the answer set, in words."""
+        how = "exact" if self.exact else f"{self.draws:,} draws"
+        return f"{how}, {self.outside:.2%} outside the answer set, {self.unread:,} unreadable"
+
+    def __repr__(self) -> str:
+        return f"<Response to {self.item}: {self.summary}>"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the summary, and a bar of each answer's share."""
+        text = html.escape(repr(self))
+        if self.weights is None or self.empty:
+            return text
+        shares = self.shares
+        bars = "".join(
+            f'<rect x="{at}" width="0.9" y="{1 - share / shares.max():.4f}" '
+            f'height="{share / shares.max():.4f}"><title>answer {at}: {share:.2%}</title></rect>'
+            for at, share in enumerate(shares)
+        )
+        size = 'width="320" height="60" preserveAspectRatio="none"'
+        return f'{text}<br><svg {size} viewBox="0 0 {len(shares)} 1">{bars}</svg>'
+
+    @property
     def empty(self) -> bool:
         """Whether nothing that was answered is in the set."""
         return self.weights is not None and not self.weights.any()
@@ -258,10 +282,14 @@ class ResponseFile:
             files.write(self.path, (json.dumps(self._head) + "\n").encode())
 
     def append(self, response: Response) -> None:
-        """Writes one response; it is in the file before this returns."""
+        """Writes one response; it is in the file before this returns.
+
+        Raises:
+            NotWrittenError: the disk is full, say.
+        """
         # In ASCII: a model's text may hold what ends a line elsewhere, or half a character.
         line = json.dumps(_as_dict(response)) + "\n"
-        with self.path.open("a", encoding="ascii") as file:
+        with files.writing(self.path), self.path.open("a", encoding="ascii") as file:
             file.write(line)
         self.responses[response.item] = response
 

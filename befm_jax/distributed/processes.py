@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -26,10 +27,12 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TypeVar
 
 from befm_jax.distributed import rendezvous
-from befm_jax.errors import UserError, printable
+from befm_jax.errors import InUseError, UserError, printable
 
 # Exit codes, as documented in launch/README.md: the launchers act on these.
-ERROR, MISTAKE, RESUME = 1, 2, 75
+ERROR, MISTAKE, RESUME, INTERRUPTED = 1, 2, 75, 130
+# Signals that stop a run once its state is saved.
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 # Seconds without a heartbeat after which jax considers a process lost.
 HEARTBEAT_TIMEOUT = 60
@@ -80,7 +83,9 @@ def start(
     *,
     join_within: int = rendezvous.JOIN_WITHIN,
 ) -> None:
-    """Joins the processes of this run, and handles SIGTERM; to be called before any use of devices.
+    """Joins the processes of this run; to be called before any use of devices.
+
+    From here on SIGTERM and SIGINT stop the run once its state is saved.
 
     The arguments are the flags of the same names: `coordinator` is HOST:PORT of process 0.
     Without them the metadata of Slurm, GKE and TPU VMs are used; without these, or where
@@ -89,11 +94,11 @@ def start(
 
     Raises:
         UserError: the flags contradict each other.
-        RuntimeError: the host name of process 0 does not resolve in `join_within` seconds, or its
-            port is in use.
+        InUseError: the port of process 0, which this is, is in use.
+        RuntimeError: the host name of process 0 does not resolve in `join_within` seconds.
     """
     global _client, _index, _count
-    _listen_for_sigterm()
+    _listen_for_signals()
     place = rendezvous.place_from(coordinator, processes, process_id, join_within)
     if place is None:
         return
@@ -101,6 +106,8 @@ def start(
     from jax._src import distributed  # the key-value store has no public name
 
     address, _count, _index = place
+    if is_first():
+        _check_port(address)
     # jax's own message names no address.
     _log(f"process {_index} of {_count}: joining the others at {address}, for {join_within} s")
     jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM
@@ -112,6 +119,15 @@ def start(
     for function in (_await_stop, _await_end):
         _threads.append(threading.Thread(target=function, daemon=True))
         _threads[-1].start()
+
+
+def _check_port(address: str) -> None:
+    """Raises InUseError where somebody listens on the port: jax would abort, or crash."""
+    try:
+        socket.create_server(("", int(address.rpartition(":")[2]))).close()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise InUseError(f"process 0 can't listen at {address} ({reason}); name another") from error
 
 
 def is_first() -> bool:
@@ -188,8 +204,9 @@ def run(main: Callable[[], None]) -> None:
     """Runs an entry point; exits this process, or returns on success.
 
     PreemptedError exits with 75.  Errors that a user can fix (UserError, OSError) are printed
-    without a stack trace and exit with 2, any other error with its stack trace and 1.  With several
-    processes an error ends all of them, with the exit code of the first.
+    without a stack trace and exit with 2 (InUseError with 1: another time it may be free), any
+    other error with its stack trace and 1.  With several processes an error ends all of them, with
+    the exit code of the first.
     """
     code = 0
     try:
@@ -200,6 +217,10 @@ def run(main: Callable[[], None]) -> None:
             code = RESUME
         _disconnect()
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):  # before `start`, or without it
+            _fail(INTERRUPTED, "interrupted")
+        if isinstance(error, InUseError):
+            _fail(ERROR, f"error: {error}")
         if isinstance(error, (UserError, OSError)):
             _fail(MISTAKE, f"error: {printable(str(error))}", error.__cause__ or error.__context__)
         if _client is None:
@@ -272,20 +293,24 @@ def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _listen_for_sigterm() -> None:
-    """Handles SIGTERM in a thread: Python's own handlers wait while native code runs."""
+def _listen_for_signals() -> None:
+    """Handles SIGTERM and SIGINT in a thread: Python's own handlers wait while native code runs."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
-    threading.Thread(target=_await_sigterm, args=(reader,), daemon=True).start()
+    for number in STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as of what a script starts behind it
+            signal.signal(number, lambda number, frame: None)
+    threading.Thread(target=_await_signal, args=(reader,), daemon=True).start()
 
 
-def _await_sigterm(reader: int) -> None:
-    while signal.SIGTERM not in os.read(reader, 64):
-        pass
+def _await_signal(reader: int) -> None:
+    received: list[int] = []
+    while not received:
+        received = [number for number in os.read(reader, 64) if number in STOPPING]
     # Further signals have no effect: a save in progress is finished.
-    _log(f"SIGTERM at process {_index} of {_count}: the run stops once its state is saved")
+    name = signal.Signals(received[0]).name
+    _log(f"{name} at process {_index} of {_count}: the run stops once its state is saved")
     if _client is None:
         _stop()
         return

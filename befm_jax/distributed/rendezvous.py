@@ -31,7 +31,8 @@ def place_from(
             f"{' and '.join(missing)} missing: --coordinator, --processes and --process_id go "
             "together (--processes=1 alone: a single process, whatever the cluster's metadata)"
         )
-    if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\[\]/]+):[0-9]{1,5}", coordinator):
+    port = re.fullmatch(r"(?:\[[0-9a-fA-F:]+\]|[^:\[\]/]+):([0-9]{1,5})", coordinator)
+    if port is None or not 0 < int(port[1]) < 1 << 16:
         raise UserError(
             f"--coordinator is {coordinator}; it must be HOST:PORT of process 0, such as "
             "10.0.0.1:8476"

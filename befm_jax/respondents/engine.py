@@ -54,6 +54,31 @@ class Simulation:
     texts: list[str]
     response: Response
 
+    def __repr__(self) -> str:
+        return f"<Simulation of {self.game}: {self.response.summary}>"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the summary and a small picture."""
+        return self.response._repr_html_()
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of game, participant, choice (NaN: no answer) and text; needs pandas."""
+        import pandas
+
+        choices = np.array(self.choices, np.float64)
+        columns = {"participant": range(len(choices)), "choice": choices}
+        return pandas.DataFrame({"game": self.game, **columns, "text": self.texts})
+
+    def plot(self) -> Any:
+        """How many participants chose what, as bars; matplotlib's axes."""
+        from matplotlib import pyplot
+
+        chosen = [choice for choice in self.choices if choice is not None]
+        axes = pyplot.figure().subplots()
+        axes.bar(*np.unique(chosen, return_counts=True))
+        axes.set(title=self.game, xlabel="choice", ylabel="participants")
+        return axes
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -69,6 +94,13 @@ class Engine:
     origin: dict[str, Any]
     resolved: ResolvedModel
     cache: str = "full"
+
+    def __repr__(self) -> str:
+        config = self.model.config
+        return (
+            f"<Engine of {self.name}: {config.model_type}, {config.num_hidden_layers} layers of "
+            f"width {config.hidden_size}, {self.model.dtype}, on {self.device}>"
+        )
 
     @property
     def name(self) -> str:

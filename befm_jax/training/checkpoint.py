@@ -4,7 +4,7 @@ The base is in them only where it is trained, and the position in the data is th
 a pure function of seed and step.
 
 A checkpoint is a folder named by its step.  It is written under another name, checksummed
-(`befm_jax.training.checksums`) and renamed: under its own name it is complete, or was damaged
+(`befm_jax.checksums`) and renamed: under its own name it is complete, or was damaged
 later.  In a run of several processes, process 0 manages the folders; all must see the same ones.
 """
 
@@ -25,9 +25,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from befm_jax import checksums
 from befm_jax.distributed import processes
 from befm_jax.errors import UserError, printable
-from befm_jax.training import checksums
 from befm_jax.training.step import State
 
 # Arrays are stored in pieces of this size, of which a process reads those that it needs.

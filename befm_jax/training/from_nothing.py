@@ -14,14 +14,17 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
+from befm_jax import checksums
 from befm_jax.config import Config
 from befm_jax.data import games
 from befm_jax.data.items import AnswerSet, Example, Item
 from befm_jax.data.mixture import Family, Mixture
 from befm_jax.distributed import mesh as meshes
+from befm_jax.distributed import processes
 from befm_jax.llama import tiny
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.tokenizer import Tokenizer
+from befm_jax.models import damage_named
 from befm_jax.tasks import sources
 from befm_jax.tasks.games import item_of
 from befm_jax.training import loop, outputs
@@ -66,6 +69,9 @@ def make_base(
         setup = setups.from_nothing(settings, shape, replicated, mixture.steps)
         params = loop.run(settings, setup, mixture, None, params, {}, Watch(board=watch.board))
     outputs.write_model(directory, shape, params, tokenizer)
+    if processes.is_first():
+        with damage_named(directory.parent):
+            checksums.add(directory.parent, [directory.name])
 
 
 def shape_of(settings: Config, tokenizer: Tokenizer) -> LlamaConfig:

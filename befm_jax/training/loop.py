@@ -12,6 +12,7 @@ from befm_jax.config import Config
 from befm_jax.data.mixture import Mixture
 from befm_jax.distributed import processes
 from befm_jax.llama.model import Params
+from befm_jax.models import CHECKPOINTS
 from befm_jax.training import restarts
 from befm_jax.training import step as steps
 from befm_jax.training.checkpoint import Checkpoints
@@ -42,7 +43,7 @@ def run(
     workdir, phase = Path(settings.workdir), setup.phase
     base = None if setup.base is None else params
     best = validation is not None and settings.checkpoints.use == "best"
-    saved = Checkpoints(workdir / "checkpoints" / phase, settings.checkpoints.keep, best)
+    saved = Checkpoints(workdir / CHECKPOINTS / phase, settings.checkpoints.keep, best)
     inputs = {"data": mixture.fingerprint, **inputs}
     restarts.check_same_inputs(workdir, phase, inputs, go_on=saved.last is not None)
     state = saved.restore(setup.state)
@@ -93,8 +94,10 @@ def run(
                 print(f"{phase}: step {step} has the least loss on validation people")
                 return trained
     finally:
-        log.close()
-        saved.close()
+        try:
+            log.close()
+        finally:
+            saved.close()
     return state.trained
 
 

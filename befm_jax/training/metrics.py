@@ -115,15 +115,11 @@ class Log:
         self._writes = processes.is_first()
         if self._writes:
             directory.mkdir(parents=True, exist_ok=True)
-            path = directory / "metrics.jsonl"
-            _forget(path, phase, start)
-            self._file = path.open("a", encoding="utf-8")
-            # Not at the top: tensorboardX imports PyTorch where it is installed, taking seconds.
-            from tensorboardX import SummaryWriter
-
-            # A directory of its own: `purge_step` drops the steps of all that one holds.
-            board = directory / "tensorboard" / phase
-            self._board = SummaryWriter(str(board), purge_step=start + 1)
+            self._path = directory / "metrics.jsonl"
+            _forget(self._path, phase, start)
+            self._file = self._path.open("a", encoding="utf-8")
+            # A directory of its own: a start drops the later steps of all that one holds.
+            self._board = _TensorBoard(directory / "tensorboard" / phase, start)
         self._bar = tqdm(
             total=steps,
             initial=start,
@@ -199,7 +195,8 @@ class Log:
         self._bar.close()
         if self._writes:
             self._board.close()
-            self._file.close()
+            with files.writing(self._path):
+                self._file.close()
 
     def _annotated(self, step: int) -> AbstractContextManager[Any]:
         if not self._profiling:
@@ -252,13 +249,56 @@ class Log:
     def _record(self, step: int, figures: Mapping[str, float]) -> None:
         if not self._writes:
             return
-        self._file.write(json.dumps({"phase": self._phase, "step": step, **figures}) + "\n")
-        self._file.flush()
-        for name, figure in figures.items():
-            self._board.add_scalar(name, figure, step)
+        with files.writing(self._path):
+            self._file.write(json.dumps({"phase": self._phase, "step": step, **figures}) + "\n")
+            self._file.flush()
+        self._board.write(step, figures)
         if self._watch.board is not None:
             named = {f"{self._phase}/{name}": figure for name, figure in figures.items()}
             self._watch.board.log({f"{self._phase}/step": step, **named})
+
+
+class _TensorBoard:
+    """TensorBoard's events of one phase, written in the thread that calls.
+
+    tensorboardX's own `SummaryWriter` writes in another; once that ended, on a full disk, whoever
+    has more to write waits for ever.
+    """
+
+    def __init__(self, directory: Path, start: int) -> None:
+        """Begins a file; TensorBoard then drops steps after `start` that it has read before."""
+        # Not at the top: tensorboardX imports PyTorch where it is installed, taking seconds.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        self._directory, self._event, self._summary = (
+            directory,
+            event_pb2.Event,
+            summary_pb2.Summary,
+        )
+        session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        with files.writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            self._file = EventsWriter(str(directory / "events"))
+            self._file.write_event(self._event(step=start + 1, session_log=session))
+        self._flushed = time.monotonic()
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Writes figures of a step, which are on disk two minutes later at most."""
+        values = [
+            self._summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()
+        ]
+        event = self._event(step=step, wall_time=time.time(), summary=self._summary(value=values))
+        with files.writing(self._directory):
+            self._file.write_event(event)
+            if time.monotonic() > self._flushed + 120:
+                self._file.flush()
+                self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Writes what is still in memory."""
+        with files.writing(self._directory):
+            self._file.close()
 
 
 def _flops_needed(setup: Setup, source: Source) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from befm_jax import checksums
 from befm_jax.adapters import export, peft
 from befm_jax.adapters.lora import Adapter
 from befm_jax.config import Config
@@ -14,7 +15,7 @@ from befm_jax.llama import hf
 from befm_jax.llama.config import LlamaConfig
 from befm_jax.llama.model import Params
 from befm_jax.llama.tokenizer import Tokenizer
-from befm_jax.models import ResolvedModel, write_run
+from befm_jax.models import RUN_FILE, ResolvedModel, damage_named, write_run
 
 BASE, ADAPTER, TUNED = "base", "adapter", "tuned"
 
@@ -29,6 +30,8 @@ def write_tuned(
     trained_on: Mapping[str, Any],
 ) -> None:
     """Writes what was trained of a base model, and `run.json`, which makes the run a model.
+
+    All of it with checksums, which `models.resolve_model` verifies.
 
     An adapter goes to `adapter/` in PEFT's format, with the base's fingerprint, every parameter to
     `tuned/`; `trained_on`: see `models.write_run`.
@@ -55,6 +58,8 @@ def write_tuned(
             quantize=settings.model.quantize,
             trained_on=trained_on,
         )
+        with damage_named(workdir):
+            checksums.add(workdir, [RUN_FILE, adapter or TUNED])
 
 
 def write_model(

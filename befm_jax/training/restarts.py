@@ -14,7 +14,7 @@ from befm_jax import config, files
 from befm_jax.config import Config, ConfigError
 from befm_jax.distributed import processes
 from befm_jax.errors import UserError
-from befm_jax.models import RUN_FILE
+from befm_jax.models import CHECKPOINTS, RUN_FILE
 from befm_jax.training.outputs import BASE
 
 CONFIG, RESTARTS, INPUTS = "config.json", "restarts.json", "inputs.json"
@@ -26,20 +26,19 @@ class NoProgressError(UserError):
     """A run that was restarted again and again, and never saved anything more."""
 
 
-def start_or_resume(settings: Config) -> Path:
+def start_or_resume(settings: Config) -> None:
     """Makes the working directory, or goes on in it if it holds a run of the same config.
 
     A directory in which nothing was trained yet takes any config: a typo is not for ever.  Of
     several processes the first writes, and all check that they see it.
 
     Raises:
-        ConfigError: the config is invalid, another than the run's, or not seen by all processes.
+        ConfigError: the config is another than the run's, or not seen by all processes.
         NoProgressError: see `count_restart`.
     """
-    config.validate(settings)
     workdir = Path(settings.workdir)
     saved = workdir / CONFIG
-    trained = (workdir / BASE, workdir / "checkpoints", workdir / RUN_FILE)
+    trained = (workdir / BASE, workdir / CHECKPOINTS, workdir / RUN_FILE)
     # The others look only once it exists: a shared file system may cache that it did not.
     if processes.is_first():
         if saved.is_file() and any(path.exists() for path in trained):
@@ -54,7 +53,6 @@ def start_or_resume(settings: Config) -> Path:
     # In all processes: each may have been started with a config of its own.
     config.check_same(settings, saved)
     count_restart(workdir, trained)
-    return workdir
 
 
 def count_restart(workdir: Path, saved: Iterable[Path]) -> None:

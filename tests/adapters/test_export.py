@@ -63,7 +63,7 @@ def theirs(directory, ids, adapter=None):
 
 def command(*arguments, fails=False):
     found = subprocess.run(
-        [sys.executable, "tools/export.py", *map(str, arguments)],
+        [sys.executable, "-m", "befm_jax.export", *map(str, arguments)],
         cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"XLA_FLAGS": ""},
     )  # fmt: skip
     assert "Traceback" not in found.stderr, found.stderr

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -348,3 +349,23 @@ class TestFile:
         other = tmp_path / "other"
         other.touch()
         assert os.stat(path).st_mode == os.stat(other).st_mode
+
+
+def test_in_a_notebook_a_response_is_a_line_and_a_small_picture():
+    response = Response.from_mass("<game>", [0.5, 0.25, 0.0])
+    assert repr(response) == (
+        "<Response to <game>: exact, 25.00% outside the answer set, 0 unreadable>"
+    )
+    page = response._repr_html_()
+    assert page.startswith("&lt;Response to &lt;game&gt;: exact")
+    bars = ElementTree.fromstring(page.split("<br>")[1])
+    assert [float(bar.get("height")) for bar in bars] == [1.0, 0.5, 0.0]
+    assert [bar[0].text for bar in bars] == [
+        "answer 0: 66.67%",
+        "answer 1: 33.33%",
+        "answer 2: 0.00%",
+    ]
+    nothing = Response.from_counts("q", [0, 0], unread=1200)
+    assert nothing._repr_html_().endswith(
+        "1,200 draws, 100.00% outside the answer set, 1,200 unreadable&gt;"
+    )

@@ -1,6 +1,7 @@
 """What is loaded besides weights: where answers stop, which template, what the model reads."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -266,3 +267,17 @@ def test_several_devices_answer_as_one(directory, adapter):
 def test_more_devices_than_there_are_is_an_error_that_says_how_many(directory, devices, said):
     with pytest.raises(UserError, match=said):
         befm_jax.load(directory, devices=devices)
+
+
+def test_in_a_notebook_a_model_is_a_line_and_a_population_a_table_and_a_picture(directory):
+    model = befm_jax.load(directory)
+    assert re.fullmatch(rf"<Engine of {directory}: llama, 2 layers .*, on .*cpu.*>", repr(model))
+    people = model.simulate("dictator", 20)
+    assert repr(people).startswith("<Simulation of dictator: 20 draws, ")
+    assert "\n" not in repr(model) + repr(people)
+    table = people.to_pandas()
+    assert list(table) == ["game", "participant", "choice", "text"]
+    assert table["choice"].isna().sum() == people.choices.count(None)
+    assert [None if np.isnan(choice) else choice for choice in table["choice"]] == people.choices
+    bars = people.plot().patches
+    assert sum(bar.get_height() for bar in bars) == 20 - people.choices.count(None)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from befm_jax.training import checksums
+from befm_jax import checksums
 from befm_jax.training.checkpoint import Checkpoints
 from tests.helpers.checkpoint_states import abstract, check, mesh_of, state
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from befm_jax.training import checksums
+from befm_jax import checksums
 from befm_jax.training.checkpoint import CheckpointError, CheckpointMismatchError, Checkpoints
 from tests.helpers.checkpoint_states import abstract, check, mesh_of, state
 

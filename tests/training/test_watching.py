@@ -1,6 +1,7 @@
 """What a run records of itself: where a step's time goes, utilisation, profiles, a board."""
 
 import json
+import struct
 import sys
 from types import SimpleNamespace
 
@@ -91,3 +92,20 @@ def test_a_board_without_its_package_is_refused_and_one_is_closed_whatever_happe
     service.errors.Error = ValueError
     with pytest.raises(UserError, match="--wandb humans: "):
         metrics.weights_and_biases("humans", settings).__enter__()
+
+
+def test_tensorboard_gets_every_figure_of_every_step(tmp_path):
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    lines, _, _ = ran(tmp_path, Watch())
+    (events,) = (tmp_path / "tensorboard" / "tune").iterdir()
+    content, found = events.read_bytes(), {}
+    while content:  # a record is its length, a checksum of that, its content and a checksum of it
+        (length,) = struct.unpack("Q", content[:8])
+        event = event_pb2.Event.FromString(content[12 : 12 + length])
+        found.setdefault(event.step, {}).update(
+            {value.tag: value.simple_value for value in event.summary.value}
+        )
+        content = content[16 + length :]
+    for line in lines:
+        del line["phase"]
+        assert found[line.pop("step")] == pytest.approx(line)

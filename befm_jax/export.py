@@ -1,8 +1,8 @@
-"""Take a tuned model elsewhere: its adapter for PEFT and vLLM, or merged for any reader of Llama.
+r"""Exports a tuned model: its adapter for PEFT and vLLM, or merged for any reader of Llama.
 
-    python tools/export.py adapter --model runs/quickstart --out my-adapter \\
+    befm export adapter --model runs/quickstart --out my-adapter \
         --base meta-llama/Llama-3.1-8B-Instruct
-    python tools/export.py merged --model runs/quickstart --out my-model \\
+    befm export merged --model runs/quickstart --out my-model \
         [--max_shard_size 5GB] [--games all] [--humans choices.csv]
 
 `--model` is a training run, or a model's directory or hub id with `--adapter` beside it.  Merging
@@ -13,16 +13,20 @@ are kept in OUT/merge.json.
 
 from __future__ import annotations
 
+from befm_jax import cli
+
+if __name__ == "__main__":
+    cli.starting("export")
+
 import argparse
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
-from befm_jax import cli, files
-from befm_jax.adapters import export
+from befm_jax import files
+from befm_jax.adapters import export, peft
 from befm_jax.data import games
-from befm_jax.errors import UserError, printable
+from befm_jax.distributed import processes
 from befm_jax.models import resolve_model
 from befm_jax.respondents import merging
 from befm_jax.tasks import sources
@@ -31,64 +35,74 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def main() -> None:
-    """Exports what the command line names."""
+    """`befm export`."""
     arguments = parser().parse_args()
     if arguments.form == "merged" and arguments.humans and not arguments.games:
         parser().error("--humans goes with --games: which distances are to be compared")
-    try:
-        if arguments.form == "adapter":
-            resolved = resolve_model(arguments.model, arguments.adapter)
-            known = export.adapter(resolved, arguments.out, arguments.base, arguments.force_base)
-            cli.note_base(known)
-            if known["named"]:
-                print(f"note: whether the adapter fits that base is not known: {known['named']}")
-            if not arguments.base and Path(resolved.name).is_dir():
-                print(
-                    f"note: others look for the base at {resolved.name}; --base names it for them"
-                )
-            print(f"adapter: {arguments.out}")
-        else:
-            cli.keep_compiled_programs()
-            asked = games.select(arguments.games or "all")
-            wanted = sources.select("games", asked, arguments.humans) if arguments.games else []
-            people = wanted[0] if wanted else None
-            report = merging.merged(
-                arguments.model,
-                arguments.adapter,
-                arguments.out,
-                max_shard_bytes=arguments.max_shard_size,
-                asked=asked,
-                people=people,
-                force_template=arguments.force_template,
-                force_base=arguments.force_base,
-            )
-            cli.note_base(report["merged"])
-            files.write_object(arguments.out / "merge.json", report)
-            print(summary(report))
-            print(f"model: {arguments.out}")
-    except (UserError, OSError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        sys.exit(2)
+    processes.run(lambda: exported(arguments))
+
+
+def exported(arguments: argparse.Namespace) -> None:
+    """Exports what the command line names.
+
+    Raises:
+        UserError: a result is there, or as `export.check_out`, `export.adapter` and
+            `merging.merged`.
+    """
+    out: Path = arguments.out
+    resolved = resolve_model(arguments.model, arguments.adapter)
+    export.check_out(out, resolved)
+    if arguments.form == "adapter":
+        cli.keep(out / peft.CONFIG, arguments.overwrite)
+        known = export.adapter(resolved, out, arguments.base, arguments.force_base)
+        cli.note_base(known)
+        if known["named"]:
+            print(f"note: whether the adapter fits that base is not known: {known['named']}")
+        if not arguments.base and Path(resolved.name).is_dir():
+            print(f"note: others look for the base at {resolved.name}; --base names it for them")
+        print(f"adapter: {out}")
+        return
+    cli.keep(out / "config.json", arguments.overwrite)
+    cli.keep_compiled_programs()
+    asked = games.select(arguments.games or "all")
+    wanted = sources.select("games", asked, arguments.humans) if arguments.games else []
+    report = merging.merged(
+        arguments.model,
+        arguments.adapter,
+        out,
+        max_shard_bytes=arguments.max_shard_size,
+        asked=asked,
+        people=wanted[0] if wanted else None,
+        force_template=arguments.force_template,
+        force_base=arguments.force_base,
+    )
+    cli.note_base(report["merged"])
+    files.write_object(out / "merge.json", report)
+    print(summary(report))
+    print(f"model: {out}")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The documentation as it is, and every flag's default."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    made = argparse.ArgumentParser("befm export", description=__doc__, formatter_class=_Help)
     forms = made.add_subparsers(dest="form", required=True, metavar="adapter|merged")
-    for form in ("adapter", "merged"):
-        one = forms.add_parser(form)
+    for form, what in (("adapter", "PEFT's files"), ("merged", "a model's files")):
+        one = forms.add_parser(form, help=what, formatter_class=_Help)
         one.add_argument(
             "--model", required=True, help="a training run, or a model's directory or id"
         )
         one.add_argument("--adapter", help="a LoRA adapter's directory or hub id for --model")
         one.add_argument("--out", required=True, type=Path, help="the directory to write")
         one.add_argument("--force_base", action="store_true", help="take another base model")
+        one.add_argument("--overwrite", action="store_true", help="replace what is in --out")
         if form == "adapter":
             one.add_argument("--base", default="", help="the base's name for others (a hub id)")
             continue
-        one.add_argument("--max_shard_size", default=5 * 10**9, type=size, help="such as 5GB")
+        one.add_argument("--max_shard_size", default="5GB", type=size, help="the largest file")
         one.add_argument(
             "--games", default="", help="ids, 'all' or .py files: compare distances too"
         )

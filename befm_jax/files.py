@@ -38,7 +38,7 @@ _NOT_TEXT = {
     b"PK\x03\x04": "a spreadsheet (.xlsx) or another zip archive; export it as CSV",
     b"\xd0\xcf\x11\xe0": "an old spreadsheet (.xls); export it as CSV",
     b"\x1f\x8b": "compressed with gzip; give its name the suffix .gz, or decompress it",
-    b"PAR1": "Parquet; give its name the suffix .parquet",
+    b"PAR1\x15": "Parquet; give its name the suffix .parquet",
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "UTF-16 text; save it as UTF-8",
 }
@@ -273,9 +273,9 @@ def read_table(text: str, path: str | Path) -> tuple[list[str], Iterator[tuple[i
     Raises:
         DataError: no header, a column named twice, or (while iterating) broken quoting.
     """
-    named = _EXCEL_SEPARATOR.match(text)
-    rows = _rows(text, path, named[1] if named else _separator(text))
-    if named:
+    first = _EXCEL_SEPARATOR.match(text)
+    rows = _rows(text, path, first[1] if first else _separator(text))
+    if first:
         next(rows)
     line, names = next(rows, (1, []))
     header = _header(names, path, line)

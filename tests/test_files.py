@@ -102,6 +102,7 @@ def read(text):
         "sep=;\r\na;b;;\r\n1;2;;\r\n3;4;;\r\n",
         "sep=\t\na\tb\n1\t2\n3\t4\n",
         "a;b\r\n1;2\r\n3;4\r\n",
+        "a|b\n1|2\n3|4\n",
         "\na\tb\n1\t2\n3\t4\n",
     ],
 )

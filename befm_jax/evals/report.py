@@ -333,7 +333,13 @@ def slide(results: Results) -> charts.Figure | None:
 
 def summary(results: Results) -> str:
     """The tables that an entry point prints: each task's first measure, value by value."""
-    return "\n\n".join(_table(results, section) for section in sections(results))
+    missing = results.extra.get("not_compared", {})
+    return "\n\n".join(
+        [
+            *(_table(results, section) for section in sections(results)),
+            *(f"{name} is not compared: {why}" for name, why in missing.items()),
+        ]
+    )
 
 
 def _table(results: Results, section: Section) -> str:

@@ -10,14 +10,19 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
 import befm_jax
+from befm_jax import tasks
 from befm_jax.adapters import chat_template, export, lora, peft
-from befm_jax.data import games
-from befm_jax.data.responses import Sampled
+from befm_jax.data import games, questionnaires
+from befm_jax.data.forest import Encoded
+from befm_jax.data.items import examples_of
+from befm_jax.data.questionnaires import Questionnaire
+from befm_jax.data.responses import Exact, Sampled
 from befm_jax.errors import UserError
-from befm_jax.inference import sample
+from befm_jax.inference import sample, score
 from befm_jax.llama import hf
 from befm_jax.respondents import merging
 from befm_jax.tasks.games import item_of
+from befm_jax.tasks.wording import DEFAULT
 from tests.helpers.small import game_tokenizer, small_model
 
 GAME = games.get("public_goods")
@@ -281,3 +286,40 @@ def test_in_a_notebook_a_model_is_a_line_and_a_population_a_table_and_a_picture(
     assert [None if np.isnan(choice) else choice for choice in table["choice"]] == people.choices
     bars = people.plot().patches
     assert sum(bar.get_height() for bar in bars) == 20 - people.choices.count(None)
+
+
+class TestAPersonsAnswersInARow:
+    """Answers that were given one after the other are scored and learnt in one pass."""
+
+    FORM = questionnaires.get("bfi_25")
+    PERSON = Questionnaire(
+        "p", "bfi_25", {code: at % 6 for at, code in enumerate(FORM.statements)}, 31
+    )
+
+    def items(self):
+        return list(tasks.get("survey/next").items(self.PERSON, DEFAULT, np.random.default_rng(0)))
+
+    def test_scores_are_those_of_each_asked_alone(self, directory):
+        engine = befm_jax.load(directory)
+        items = self.items()
+        together = list(engine.respond(items, Exact()))
+        for number in (0, 1, 12, 24):
+            (alone,) = engine.respond([items[number]], Exact())
+            np.testing.assert_allclose(together[number].weights, alone.weights, atol=1e-5)
+            assert together[number].outside == pytest.approx(alone.outside, abs=1e-5)
+
+    def test_the_loss_of_the_conversation_is_the_sum_of_each_answers(self, directory):
+        engine = befm_jax.load(directory)
+        items = self.items()
+        (example,) = examples_of(items)
+        ids, spans = engine.tokenizer.encode(example.messages, example.spans)
+        whole = score.log_probs(engine.model, engine.params, [Encoded(ids, spans)])
+        answers = [
+            Encoded.of(
+                engine.tokenizer.prompt(item.prompt),
+                engine.tokenizer.answer(item.answers.written[item.target.argmax()]),
+            )
+            for item in items
+        ]
+        apart = [score.log_probs(engine.model, engine.params, [one])[0] for one in answers]
+        assert whole[0] == pytest.approx(sum(apart), rel=1e-5)

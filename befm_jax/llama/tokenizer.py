@@ -57,8 +57,8 @@ _CONVERSATIONS = (
     ("system", "user", "assistant", "user"),
     ("system", "user", "assistant", "user", "assistant"),
 )
-# Ids must be below this; the largest vocabularies have some hundred thousand.  What tokenizers needs
-# to copy a vocabulary is proportional to its largest id.
+# Ids must be below this; the largest vocabularies have some hundred thousand.  The memory that
+# tokenizers needs to copy a vocabulary is proportional to its largest id.
 _IDS = 1 << 24
 
 
@@ -278,7 +278,7 @@ class Tokenizer:
         """The wrapped Hugging Face tokenizer, for programs with conventions of their own."""
         return self._backend
 
-    def render(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """The chat template's text of a conversation, with special tokens by name.
 
         `options` are those of transformers' `apply_chat_template`; the date is fixed.  Raises

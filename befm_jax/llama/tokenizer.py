@@ -206,7 +206,7 @@ class Tokenizer:
         if not file.is_file():
             raise FileNotFoundError(f"{directory}: no tokenizer.json")
         rendering.start()
-        _check_vocabulary(file)
+        _check_model(file)
         # Not at the top: AutoTokenizer imports PyTorch where it is installed, which takes seconds.
         from transformers import AutoTokenizer
 
@@ -672,10 +672,19 @@ def hash_of(template: str) -> str:
     return hashlib.sha256(re.sub("\r\n?", "\n", template).encode()).hexdigest()
 
 
-def _check_vocabulary(file: Path) -> None:
-    """Raises TemplateError for a `tokenizer.json` with ids that would take all memory."""
+def _check_model(file: Path) -> None:
+    """Checks what the library would not say of the model in a `tokenizer.json`.
+
+    Raises TemplateError for ids that would take all memory, and for random tokens.
+    """
     model = files.read_object(file, TemplateError).get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    model = model if isinstance(model, dict) else {}
+    if model.get("dropout"):
+        raise TemplateError(
+            f"{file}: dropout is {model['dropout']!r}; it must be null, or a text has other tokens "
+            "each time"
+        )
+    vocabulary = model.get("vocab")
     if isinstance(vocabulary, dict):  # a list has no ids
         for token, index in vocabulary.items():
             if isinstance(index, int) and index >= _IDS:

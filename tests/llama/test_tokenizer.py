@@ -592,6 +592,7 @@ PANICS = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"model": {"type": "BPE", "dropout": 0.1}}, r"tokenizer\.json: dropout is 0.1"),
         ({"vocab": {"a": 4_000_000_000}}, r"tokenizer\.json: the id of 'a' is 4000000000"),
         ({"normalizer": PANICS}, "PanicException"),
         ({"model": {"type": "Unigram", "unk_id": None, "vocab": [["a", 0.0]]}}, "unk_id"),

@@ -135,15 +135,10 @@ def keep_compiled_programs() -> None:
 
 def _users_cache() -> Path | None:
     """A directory that this user alone can write to; None where there is none to be had."""
-    parents = (
-        Path(os.environ.get("XDG_CACHE_HOME", "")),
-        Path(os.environ.get("HOME", "")) / ".cache",
-    )
-    # The XDG specification: a path that is not absolute is ignored.
-    parent = next((path for path in parents if path.is_absolute()), None)
-    if parent is None:
+    home = Path(os.environ.get("HOME", ""))
+    own = Path(os.environ.get("XDG_CACHE_HOME", home / ".cache")) / "befm_jax"
+    if not own.is_absolute():
         return None
-    own = parent / "befm_jax"
     try:
         for directory in (own, own / "compiled"):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -56,16 +56,25 @@ def test_jaxs_own_variables_say_where_and_whether(tmp_path):
     assert not users.exists()
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [{"XDG_CACHE_HOME": ""}, {"XDG_CACHE_HOME": "cache"}, {}],
-    ids=["empty", "relative", "absent"],
-)
-def test_programs_are_kept_in_the_home_where_no_cache_is_named(variables, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("named", ["", "cache"])
+def test_models_and_programs_are_not_read_from_the_working_directory(named, tmp_path):
+    code = (
+        "from befm_jax import cli; from huggingface_hub import constants; "
+        "print(constants.HF_HUB_CACHE, cli._users_cache(), sep='\\n')"
+    )
+    given = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT, env=given | {"XDG_CACHE_HOME": named, "HOME": str(tmp_path)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for path in found.stdout.splitlines():
+        assert path.startswith(f"{tmp_path}/.cache/")
+
+
+def test_programs_are_kept_in_the_home_where_no_cache_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    for name, value in (variables | {"HOME": str(tmp_path / "home")}).items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     directory = cli._users_cache()
     assert directory == tmp_path / "home" / ".cache" / "befm_jax" / "compiled"
     assert directory.stat().st_mode & 0o777 == 0o700
@@ -79,7 +88,7 @@ def test_without_a_home_no_program_is_kept_and_nothing_comes_into_the_working_di
     home, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("HOME")
     if home is not None:
         monkeypatch.setenv("HOME", home)

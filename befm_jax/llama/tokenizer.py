@@ -428,9 +428,9 @@ class Tokenizer:
         ours = list(ids)
         probes = [text.around(core) for text, core in zip(texts, cores, strict=True)]
         whole = self._render(probes, add_generation_prompt=False)
-        theirs = list(
-            self._backend(whole, add_special_tokens=False, split_special_tokens=False)["input_ids"]
-        )
+        with library_errors("a text can't be encoded"):
+            encoded = self._backend(whole, add_special_tokens=False, split_special_tokens=False)
+        theirs = list(encoded["input_ids"])
         if self._puts_bos and theirs[:1] != [self.bos_id]:
             theirs.insert(0, self.bos_id)
         if ours != theirs:

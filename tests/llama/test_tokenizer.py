@@ -18,7 +18,7 @@ import pytest
 import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
@@ -607,6 +607,14 @@ def test_a_tokenizer_file_that_the_library_fails_on_is_refused(tmp_path, changes
     with pytest.raises(TemplateError, match=message) as error:
         Tokenizer.load(tmp_path)
     assert str(error.value).startswith(str(tmp_path))
+
+
+def test_a_text_that_the_library_fails_on_is_an_error_of_ours():
+    backend, _ = qwen3(template=CHATML)
+    backend.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
+    tokenizer = Tokenizer(backend)
+    with pytest.raises(TemplateError, match=r"can't be encoded .*retry-limit"):
+        tokenizer.prompt(asked("", "a" * 40 + "!"))
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "[]", "{", '{"eos_token": 3}', '{"x": NaN'])

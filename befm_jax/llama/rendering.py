@@ -133,9 +133,11 @@ def _serve() -> None:
         # Its signal ends this process, also within one operation.
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
-            (text,), _ = chat_template_utils.render_jinja_template(
+            # Texts, one a conversation, and what is not asked for; the annotation says otherwise.
+            rendered: Any = chat_template_utils.render_jinja_template(
                 [request["messages"]], chat_template=request["template"], **request["options"]
             )
+            text = rendered[0][0]
             if len(text) > CHARACTERS:
                 raise ValueError(f"its text has more than {CHARACTERS:,} characters")
             answer = {"text": text}

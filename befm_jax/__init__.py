@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 # Of transformers, only tokenizers are used: no need to be told that PyTorch is not there.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+# As the XDG specification says, a path that is not absolute is ignored; huggingface_hub would read
+# models from the working directory.
+if not os.path.isabs(os.environ.get("XDG_CACHE_HOME", "/")):
+    del os.environ["XDG_CACHE_HOME"]
 
 # Where `befm_jax[tpu]` is installed and no TPU is attached (JAX, too, looks for Google's chips on
 # the PCI bus), libtpu looks for the hosts of a slice, and prints a block of errors before JAX takes

@@ -2,6 +2,7 @@
 
 import pytest
 
+from befm_jax.distributed import processes
 from befm_jax.errors import DataError, NoModelError, UserError, printable
 
 
@@ -18,6 +19,16 @@ def test_what_a_terminal_would_obey_is_escaped_once(text, shown):
     assert printable(text) == printable(printable(text)) == shown
     for kind in (UserError, DataError, NoModelError):
         assert str(kind(text)) == str(kind(kind(text))) == shown
+
+
+def test_an_entry_point_shows_what_the_system_says_of_a_file_in_one_line(capsys):
+    def main():
+        raise FileNotFoundError("no such file: \x1b[2J\n.json")
+
+    with pytest.raises(SystemExit) as ended:
+        processes.run(main)
+    assert ended.value.code == processes.MISTAKE
+    assert capsys.readouterr().err == "error: no such file: \\x1b[2J\\n.json\n"
 
 
 def test_a_long_message_keeps_its_beginning_and_its_end():

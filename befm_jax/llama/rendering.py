@@ -15,11 +15,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 # The bounds of one conversation: seconds of processor time, bytes beyond those at the start, and
 # characters.  A template with a hundred turns takes milliseconds and kilobytes.
-SECONDS, MEMORY, CHARACTERS = 2, 1 << 30, 1 << 22
+SECONDS, MEMORY, CHARACTERS = 2, 1 << 30, 1 << 20
 _LONGEST_REASON = 300  # characters of an error
 # The day of templates that print one: the fallback of Llama 3.1's own.
 YEAR, MONTH, DAY = 2024, 7, 26
@@ -76,7 +77,7 @@ class _Renderer:
     def _end(self, process: subprocess.Popen[str]) -> int:
         process.kill()
         self._process = None
-        with process:  # closes its pipes, and waits
+        with suppress(BrokenPipeError), process:  # closes its pipes, and waits
             pass
         return process.returncode
 
@@ -108,6 +109,8 @@ def _reason(code: int) -> str:
 
 def _serve() -> None:
     """Answers requests, one a line, until the parent closes the pipe or ends."""
+    # A launcher may send it to every process, and the parent goes on for a while.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     import resource
     from datetime import datetime
 
@@ -118,7 +121,7 @@ def _serve() -> None:
         def now(cls, tz: Any = None) -> Day:
             return cls(YEAR, MONTH, DAY, tzinfo=tz)
 
-    chat_template_utils.datetime = Day  # type: ignore[attr-defined]
+    chat_template_utils.datetime = Day  # type: ignore[misc]
     if os.path.exists("/proc/self/statm"):  # Linux; elsewhere time is the bound
         with open("/proc/self/statm", encoding="ascii") as file:
             used = int(file.read().split()[0]) * resource.getpagesize()
@@ -128,9 +131,11 @@ def _serve() -> None:
         # Its signal ends this process, also within one operation.
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
-            (text,), _ = chat_template_utils.render_jinja_template(
+            # Texts, one a conversation, and what is not asked for; the annotation says otherwise.
+            rendered: Any = chat_template_utils.render_jinja_template(
                 [request["messages"]], chat_template=request["template"], **request["options"]
             )
+            text = rendered[0][0]
             if len(text) > CHARACTERS:
                 raise ValueError(f"its text has more than {CHARACTERS:,} characters")
             answer = {"text": text}

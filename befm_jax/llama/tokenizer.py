@@ -57,10 +57,8 @@ _CONVERSATIONS = (
     ("system", "user", "assistant", "user"),
     ("system", "user", "assistant", "user", "assistant"),
 )
-
-
-# Ids are below this; the largest vocabularies have some hundred thousand.  What tokenizers needs to
-# copy a vocabulary is proportional to its largest id.
+# Ids must be below this; the largest vocabularies have some hundred thousand.  The memory that
+# tokenizers needs to copy a vocabulary is proportional to its largest id.
 _IDS = 1 << 24
 
 
@@ -208,7 +206,7 @@ class Tokenizer:
         if not file.is_file():
             raise FileNotFoundError(f"{directory}: no tokenizer.json")
         rendering.start()
-        _check_vocabulary(file)
+        _check_model(file)
         # Not at the top: AutoTokenizer imports PyTorch where it is installed, which takes seconds.
         from transformers import AutoTokenizer
 
@@ -280,7 +278,7 @@ class Tokenizer:
         """The wrapped Hugging Face tokenizer, for programs with conventions of their own."""
         return self._backend
 
-    def render(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """The chat template's text of a conversation, with special tokens by name.
 
         `options` are those of transformers' `apply_chat_template`; the date is fixed.  Raises
@@ -296,7 +294,8 @@ class Tokenizer:
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of a conversation up to where the answer begins, with one BOS if the model has one.
 
-        A blank system message is left out.  The template decides whether white space around a
+        A blank system message is left out, and one that the template refuses is put before the
+        user's text.  The template decides whether white space around a
         message is kept: Llama's drop it, Qwen's keep it.
 
         Raises TemplateError where the template rejects these messages.
@@ -429,9 +428,9 @@ class Tokenizer:
         ours = list(ids)
         probes = [text.around(core) for text, core in zip(texts, cores, strict=True)]
         whole = self._render(probes, add_generation_prompt=False)
-        theirs = list(
-            self._backend(whole, add_special_tokens=False, split_special_tokens=False)["input_ids"]
-        )
+        with library_errors("a text can't be encoded"):
+            encoded = self._backend(whole, add_special_tokens=False, split_special_tokens=False)
+        theirs = list(encoded["input_ids"])
         if self._puts_bos and theirs[:1] != [self.bos_id]:
             theirs.insert(0, self.bos_id)
         if ours != theirs:
@@ -673,10 +672,19 @@ def hash_of(template: str) -> str:
     return hashlib.sha256(re.sub("\r\n?", "\n", template).encode()).hexdigest()
 
 
-def _check_vocabulary(file: Path) -> None:
-    """Raises TemplateError for a `tokenizer.json` with ids that would take all memory."""
+def _check_model(file: Path) -> None:
+    """Checks what the library would not say of the model in a `tokenizer.json`.
+
+    Raises TemplateError for ids that would take all memory, and for random tokens.
+    """
     model = files.read_object(file, TemplateError).get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    model = model if isinstance(model, dict) else {}
+    if model.get("dropout"):
+        raise TemplateError(
+            f"{file}: dropout is {model['dropout']!r}; it must be null, or a text has other tokens "
+            "each time"
+        )
+    vocabulary = model.get("vocab")
     if isinstance(vocabulary, dict):  # a list has no ids
         for token, index in vocabulary.items():
             if isinstance(index, int) and index >= _IDS:

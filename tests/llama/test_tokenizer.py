@@ -18,7 +18,7 @@ import pytest
 import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
@@ -592,6 +592,7 @@ PANICS = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"model": {"type": "BPE", "dropout": 0.1}}, r"tokenizer\.json: dropout is 0.1"),
         ({"vocab": {"a": 4_000_000_000}}, r"tokenizer\.json: the id of 'a' is 4000000000"),
         ({"normalizer": PANICS}, "PanicException"),
         ({"model": {"type": "Unigram", "unk_id": None, "vocab": [["a", 0.0]]}}, "unk_id"),
@@ -606,6 +607,14 @@ def test_a_tokenizer_file_that_the_library_fails_on_is_refused(tmp_path, changes
     with pytest.raises(TemplateError, match=message) as error:
         Tokenizer.load(tmp_path)
     assert str(error.value).startswith(str(tmp_path))
+
+
+def test_a_text_that_the_library_fails_on_is_an_error_of_ours():
+    backend, _ = qwen3(template=CHATML)
+    backend.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
+    tokenizer = Tokenizer(backend)
+    with pytest.raises(TemplateError, match=r"can't be encoded .*retry-limit"):
+        tokenizer.prompt(asked("", "a" * 40 + "!"))
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "[]", "{", '{"eos_token": 3}', '{"x": NaN'])

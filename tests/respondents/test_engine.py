@@ -106,7 +106,7 @@ def test_where_the_system_message_was_put_is_in_the_metadata(directory):
     refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no\x1b') }}{% endif %}"
     template.write_text(refuses + template.read_text())
     engine = befm_jax.load(directory)
-    assert engine.origin["chat_template"]["system"].endswith("refuses system, user: no\\x1b")
+    assert engine.origin["chat_template"]["system"].endswith(": no\\x1b")
     (_, system), (_, user) = GAME.prompt()
     assert f"{system}\n\n{user}" in engine.first_prompt([item_of(GAME)])["text"]
 

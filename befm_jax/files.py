@@ -36,7 +36,7 @@ _NOT_TEXT = {
     b"PK\x03\x04": "a spreadsheet (.xlsx) or another zip archive; export it as CSV",
     b"\xd0\xcf\x11\xe0": "an old spreadsheet (.xls); export it as CSV",
     b"\x1f\x8b": "compressed with gzip; decompress it",
-    b"PAR1": "Parquet; give its name the suffix .parquet",
+    b"PAR1\x15": "Parquet; give its name the suffix .parquet",
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "UTF-16 text; save it as UTF-8",
 }
@@ -190,16 +190,19 @@ def _read_parquet(
         raise DataError(f"{path}: reading Parquet needs pip install 'befm_jax[tables]'") from None
     try:
         columns = parquet.read_table(io.BytesIO(content)).to_pydict()
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: not a Parquet file ({error})") from None
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path}: not a Parquet file, or damaged ({reason})") from None
     rows = zip(*columns.values(), strict=True)
-    return list(columns), (
+    return _header(columns, path, 1), (
         (number, [_as_cell(value) for value in row]) for number, row in enumerate(rows, 1)
     )
 
 
 def _as_cell(value: object) -> str:
     """A value of a Parquet column as in a CSV file; missing ones are empty."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
     return "" if value is None or value != value else str(value)  # only NaN differs from itself
 
 
@@ -213,21 +216,30 @@ def read_table(text: str, path: str | Path) -> tuple[list[str], Iterator[tuple[i
     Raises:
         DataError: no header, a column named twice, or (while iterating) broken quoting.
     """
-    named = _EXCEL_SEPARATOR.match(text)
-    rows = _rows(text, path, named[1] if named else _separator(text))
-    if named:
+    first = _EXCEL_SEPARATOR.match(text)
+    rows = _rows(text, path, first[1] if first else _separator(text))
+    if first:
         next(rows)
-    line, header = next(rows, (1, []))
-    header = [name.strip() for name in header]
+    line, names = next(rows, (1, []))
+    header = _header(names, path, line)
+    return header, _without_empty_columns(rows, len(header), len(names))
+
+
+def _header(names: Iterable[str], path: str | Path, line: int) -> list[str]:
+    """The names of columns without spaces around them and unnamed ones at the end.
+
+    Raises:
+        DataError: no name, or one twice.
+    """
+    header = [name.strip() for name in names]
     if not any(header):
         raise DataError(f"{path}:{line}: no header; the first line must name the columns")
-    empty = len(header)
     while not header[-1]:
         header.pop()
     twice = sorted(name for name, times in Counter(header).items() if times > 1)
     if twice:
         raise DataError(f"{path}:{line}: column named twice: {listed(map(repr, twice))}")
-    return header, _without_empty_columns(rows, len(header), empty)
+    return header
 
 
 def _without_empty_columns(

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import io
 import os
+import random
 import resource
 import socket
 import subprocess
@@ -100,6 +101,7 @@ def read(text):
         "sep=;\r\na;b;;\r\n1;2;;\r\n3;4;;\r\n",
         "sep=\t\na\tb\n1\t2\n3\t4\n",
         "a;b\r\n1;2\r\n3;4\r\n",
+        "a|b\n1|2\n3|4\n",
         "\na\tb\n1\t2\n3\t4\n",
     ],
 )
@@ -300,3 +302,30 @@ def test_a_damaged_json_object_is_named_by_its_file(tmp_path, content, says):
         files.read_object(path, DataError)
     with pytest.raises(DataError, match="cannot be read"):
         files.read_object(tmp_path, DataError)
+
+
+def test_a_damaged_parquet_file_is_read_or_refused_in_a_line(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra 'tables'")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "t.parquet"
+    columns = {" game": [b"bomb", b"dictator"], "choice": [5.0, None]}
+    parquet.write_table(pyarrow.table(columns), path)
+    header, rows = files.table(path)
+    assert (header, list(rows)) == (
+        ["game", "choice"],
+        [(1, ["bomb", "5.0"]), (2, ["dictator", ""])],
+    )
+    content, refusals = path.read_bytes(), []
+    for seed in range(100):
+        rng = random.Random(seed)
+        place = rng.randrange(len(content))
+        path.write_bytes(content[:place] + rng.randbytes(1) + content[place + 1 :])
+        try:
+            list(files.table(path)[1])
+        except DataError as error:
+            refusals.append(str(error))
+    assert refusals
+    assert [line for line in refusals if not line.startswith(f"{path}: ") or "\n" in line] == []
+    parquet.write_table(pyarrow.table({}), path)
+    with pytest.raises(DataError, match="no header"):
+        files.table(path)

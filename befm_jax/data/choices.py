@@ -455,8 +455,7 @@ class _Reader:
             if place in used or not name:
                 continue
             if name in weights:
-                reason = f"column {name!r}: weights are not used, people count alike"
-                self.left_out.add(reason, "line 1", repr(name))
+                self.left_out.add_weights(name)
             elif of_people and name in _TAKEN:
                 reason = f"column {name!r}: no label, because items have one of this name"
                 self.left_out.add(reason, "line 1", repr(name))

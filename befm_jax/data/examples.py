@@ -29,7 +29,7 @@ from typing import Any, overload
 from befm_jax import files
 from befm_jax.data.items import Example, Message, Role
 from befm_jax.data.mixture import Family
-from befm_jax.errors import DataError, unknown
+from befm_jax.errors import DataError, listed, unknown
 
 # What a column mapping may name, and the file's columns where no mapping is given.
 _CSV_FIELDS = {"system": "system", "user": "user", "answer": "answer", "weight": "weight"}
@@ -38,6 +38,8 @@ _CSV_REQUIRED = ("user", "answer")
 # that of the answer.
 _TURNS = (("user", "assistant"), ("instruction", "input", "output"), ("prompt", "completion"))
 _LISTS = ("messages", "conversations")
+# Data of preferences mark answers that people did not like.
+_DISLIKED = ("label", "kto_tag")
 _SPEAKERS: Mapping[str, Role] = {
     "system": "system", "user": "user", "human": "user", "assistant": "assistant",
     "gpt": "assistant",
@@ -248,9 +250,12 @@ def _example(record: Any) -> Example:
     """The example of a JSON record, in whichever of the module's layouts it is."""
     if not isinstance(record, dict):
         raise DataError(f"expected an object with fields, not {_kind(record)}")
+    for name in _DISLIKED:
+        if record.get(name) is False:
+            raise DataError(f"{name}: false, so its answer is not to be learnt; leave it out")
     weight = _number(record.get("weight", 1.0), "weight")
-    listed = next((name for name in _LISTS if name in record), None)
-    turns = _single(record) if listed is None else _listed(record[listed], listed)
+    field = next((name for name in _LISTS if name in record), None)
+    turns = _single(record) if field is None else _conversation(record[field], field)
     system = _text(record, "system", optional=True)
     if system and turns[0][0] != "system":
         turns.insert(0, ("system", system, False))
@@ -269,7 +274,7 @@ def _single(record: dict[str, Any]) -> list[_Turn]:
     names = next((names for names in _TURNS if names[0] in record or names[-1] in record), None)
     if names is None:
         known = "; ".join(", ".join(names) for names in (*_TURNS, *((name,) for name in _LISTS)))
-        raise DataError(f"has {', '.join(record) or 'no fields'}; a record may have {known}")
+        raise DataError(f"has {listed(record) or 'no fields'}; a record may have {known}")
     first, *others, answer = names
     asked = [_text(record, first), *(_text(record, name, optional=True) for name in others)]
     turns = _history(record.get("history") or []) if first == "instruction" else []
@@ -287,7 +292,7 @@ def _history(pairs: Any) -> list[_Turn]:
     return turns
 
 
-def _listed(messages: Any, name: str) -> list[_Turn]:
+def _conversation(messages: Any, name: str) -> list[_Turn]:
     """The turns of a list of messages, OpenAI's or ShareGPT's."""
     if not isinstance(messages, list):
         raise DataError(f"{name}: expected a list, not {_kind(messages)}")
@@ -316,7 +321,7 @@ def _text(record: dict[str, Any], name: str, optional: bool = False) -> str:
     if value is None and optional:
         return ""
     if name not in record:
-        raise DataError(f"{name}: missing; the record has {', '.join(record) or 'nothing'}")
+        raise DataError(f"{name}: missing; the record has {listed(record) or 'nothing'}")
     if not isinstance(value, str):
         raise DataError(f"{name}: expected text, not {_kind(value)}")
     return value

@@ -345,6 +345,8 @@ def _read(path: Path, with_last: bool = False) -> tuple[dict[str, Any], dict[str
                 head = record
             else:
                 response = _from_dict(record)
+                if response.item in responses:
+                    raise ValueError(f"a second one to {response.item!r}")
                 responses[response.item] = response
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise DataError(f"{path}:{number}: not a response ({error})") from None

@@ -49,6 +49,11 @@ class LeftOut:
         if len(shown) < _EXAMPLES_PER_REASON:
             shown.append(f"{place}: {what if len(what) <= 60 else what[:57] + '...'}")
 
+    def add_weights(self, column: str) -> None:
+        """Notes a column of sampling weights, which no figure uses."""
+        reason = f"column {column!r}: weights are not used, people count alike"
+        self.add(reason, "line 1", repr(column))
+
     def lines(self) -> list[str]:
         """One line a reason, for a reader."""
         shown = {reason: f" ({'; '.join(places)})" for reason, places in self.examples.items()}
@@ -105,7 +110,8 @@ class Rows(Generic[Row]):
 
         Args:
             path: the table.
-            columns: the names of the columns that are needed.
+            columns: the names of the columns that are needed.  Columns of weights that are not
+                among them are noted in `left_out`.
             row: from a line's cells by column to its row.  Lines for which it raises a DataError
                 are left out, with the message as the reason.
 
@@ -113,7 +119,10 @@ class Rows(Generic[Row]):
             DataError: as `files.records`; or there are no rows.
         """
         rows, left_out = [], LeftOut()
-        for line, cells in files.records(path, columns):
+        for number, (line, cells) in enumerate(files.records(path, columns)):
+            for name in weights_in(cells) if number == 0 else ():
+                if name not in columns:
+                    left_out.add_weights(name)
             try:
                 rows.append(row(cells))
             except DataError as error:

@@ -52,8 +52,8 @@ DEFINITIONS: Mapping[str, str] = {
     "people's histogram; mean.",
     "skill": "(uniform - figure) / (uniform - floor): 0 no better than answering at random, 1 as "
     "good as a perfect model; above 1 is noise.",
-    "outside": "Probability, or share of drawn answers, outside the answer set; figures are of "
-    f"what is inside. From {WARN_OUTSIDE:.0%} on a figure has a warning, from "
+    "outside": "Probability, or share of drawn answers, outside the answer set or unreadable; "
+    f"figures are of what is inside. From {WARN_OUTSIDE:.0%} on a figure has a warning, from "
     f"{WITHHOLD_OUTSIDE:.0%} on it is left out of headlines and ladders.",
     "ends after its answer": "How often a turn ends right after an answer of the set is written. "
     "Where it continues, the output may be outside the set.",
@@ -333,7 +333,13 @@ def slide(results: Results) -> charts.Figure | None:
 
 def summary(results: Results) -> str:
     """The tables that an entry point prints: each task's first measure, value by value."""
-    return "\n\n".join(_table(results, section) for section in sections(results))
+    missing = results.extra.get("not_compared", {})
+    return "\n\n".join(
+        [
+            *(_table(results, section) for section in sections(results)),
+            *(f"{name} is not compared: {why}" for name, why in missing.items()),
+        ]
+    )
 
 
 def _table(results: Results, section: Section) -> str:

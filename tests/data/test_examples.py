@@ -149,6 +149,7 @@ def test_line_ends_and_byte_order_marks_make_no_difference(tmp_path, end, mark):
         ({"user": "q\0", "assistant": "a"}, "user: not valid Unicode text, or it holds a NUL"),
         (["q", "a"], "expected an object with fields, not a list"),
         ({"prompt": "q"}, "completion: missing"),
+        ({"prompt": "q", "completion": "a", "label": False}, "label: false, so its answer is not"),
         ({"instruction": "q", "output": "a", "history": [["x"]]}, "history: ['x'] is not a pair"),
         ({"messages": "q"}, "messages: expected a list, not text"),
         ({"messages": []}, "messages: no assistant's reply"),

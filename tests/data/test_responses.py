@@ -308,6 +308,7 @@ class TestFile:
             (lambda lines: ['[["schema", "befm_jax.responses/1"]]'], "jsonl:1: not a response"),
             (lambda lines: [lines[0].replace('"how"', '"hw"')], "jsonl:1: how is None; it must be"),
             (lambda lines: [HEAD % '"me"'], "jsonl:1: respondent is 'me'; it must be a JSON obj"),
+            (lambda lines: [*lines, lines[1]], "jsonl:8: .*a second one to 'i0'"),
             (lambda lines: [*lines, "[" * 100_000], "jsonl:8: not a response"),
             (lambda lines: [*lines, LINE % ('"false"', 0)], "jsonl:8: .*exact is 'false'"),
             (lambda lines: [*lines, LINE % ("false", "1e999")], "jsonl:8: .*draws is inf"),

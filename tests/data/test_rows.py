@@ -136,6 +136,14 @@ class TestOwnTables:
         path.write_text("id,n\nc,3\na,1\n")
         assert Rows.read(path, self.COLUMNS, self.someone).fingerprint == read.fingerprint
 
+    def test_weights_that_are_not_asked_for_are_noted(self, tmp_path):
+        path = tmp_path / "mine.csv"
+        path.write_text("id,n,weight,w2_wgt\na,1,0.2,1\nb,2,9.8,1\n")
+        read = Rows.read(path, (*self.COLUMNS, "w2_wgt"), self.someone)
+        assert read.left_out.counts == {
+            "column 'weight': weights are not used, people count alike": 1
+        }
+
     @pytest.mark.parametrize(
         ("text", "says"),
         [

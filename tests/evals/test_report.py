@@ -167,6 +167,12 @@ def test_the_printed_table_has_everybodys_share_outside(found):
         assert "base is withheld: 60.0 %" in games
 
 
+def test_who_is_not_compared_is_said_first_on_the_page_and_last_in_the_terminal(found):
+    other = dataclasses.replace(found, extra={"not_compared": {"mute": "no answer in any set"}})
+    assert "mute is not compared: no answer in any set" in report.html(other).split("<table")[0]
+    assert report.summary(other).endswith("mute is not compared: no answer in any set")
+
+
 def test_a_figure_notes_what_is_outside(found):
     assert "outside" not in found.figure("games", "wasserstein", "tuned").note
     note = found.figure("games", "wasserstein", "base").note

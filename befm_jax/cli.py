@@ -57,8 +57,6 @@ def run(main: Callable[[], None], documentation: str) -> None:
 
     `--help` prints the `documentation`, and the flags of the command with their defaults.
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.set_verbosity(logging.WARNING)
     # Orbax raises what it logs with a stack trace; `processes.run` prints that in a line.
     logging.get_absl_logger().addFilter(lambda record: not record.exc_info)

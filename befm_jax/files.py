@@ -448,14 +448,13 @@ def in_use(lock: Path, what: str | Path) -> Iterator[None]:
 def user_cache() -> Path | None:
     """The package's directory in the user's cache, which they alone can open; None without one.
 
-    That is `befm_jax` in XDG_CACHE_HOME or `~/.cache`, the first that is an absolute path, as the
-    XDG specification has it.  None where it can't be made, or belongs to somebody else.
+    That is `befm_jax` in XDG_CACHE_HOME, or in `~/.cache`.  None where it can't be made, or belongs
+    to somebody else.
     """
-    named = Path(os.environ.get("XDG_CACHE_HOME", "")), Path(os.environ.get("HOME", "")) / ".cache"
-    parent = next((path for path in named if path.is_absolute()), None)
-    if parent is None:
+    home = Path(os.environ.get("HOME", ""))
+    own = Path(os.environ.get("XDG_CACHE_HOME", home / ".cache")) / "befm_jax"
+    if not own.is_absolute():
         return None
-    own = parent / "befm_jax"
     try:
         own.mkdir(mode=0o700, parents=True, exist_ok=True)
         # A link and what it leads to, both.

@@ -30,7 +30,7 @@ from befm_jax.distributed import rendezvous
 from befm_jax.errors import InUseError, UserError, printable
 
 # Exit codes, as documented in launch/README.md: the launchers act on these.
-ERROR, MISTAKE, RESUME, INTERRUPTED = 1, 2, 75, 130
+ERROR, MISTAKE, RESUME = 1, 2, 75
 # Signals that stop a run once its state is saved.
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
@@ -85,8 +85,6 @@ def start(
 ) -> None:
     """Joins the processes of this run; to be called before any use of devices.
 
-    From here on SIGTERM and SIGINT stop the run once its state is saved.
-
     The arguments are the flags of the same names: `coordinator` is HOST:PORT of process 0.
     Without them the metadata of Slurm, GKE and TPU VMs are used; without these, or where
     `processes` is 1, the run has a single process and uses no network.  If the others have not
@@ -98,7 +96,6 @@ def start(
         RuntimeError: the host name of process 0 does not resolve in `join_within` seconds.
     """
     global _client, _index, _count
-    _listen_for_signals()
     place = rendezvous.place_from(coordinator, processes, process_id, join_within)
     if place is None:
         return
@@ -206,8 +203,9 @@ def run(main: Callable[[], None]) -> None:
     PreemptedError exits with 75.  Errors that a user can fix (UserError, OSError) are printed
     without a stack trace and exit with 2 (InUseError with 1: another time it may be free), any
     other error with its stack trace and 1.  With several processes an error ends all of them, with
-    the exit code of the first.
+    the exit code of the first.  SIGTERM and SIGINT end a run once its state is saved.
     """
+    _listen_for_signals()
     code = 0
     try:
         try:
@@ -217,8 +215,6 @@ def run(main: Callable[[], None]) -> None:
             code = RESUME
         _disconnect()
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):  # before `start`, or without it
-            _fail(INTERRUPTED, "interrupted")
         if isinstance(error, InUseError):
             _fail(ERROR, f"error: {error}")
         if isinstance(error, (UserError, OSError)):

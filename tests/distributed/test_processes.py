@@ -312,7 +312,9 @@ def test_one_process_alone_stops_and_ends_as_many_do() -> None:
     assert exception[0] == 1
     assert exception[2].splitlines()[-1] == "KeyError: 'a bug'"
     assert in_use == (1, in_use[1], "error: the run is in use by another\n")
-    assert interrupted == (130, "", "interrupted\n")
+    assert interrupted[0] == processes.RESUME
+    assert "SIGINT at process 0 of 1" in interrupted[2]
+    assert "stopped: nothing is unsaved" in interrupted[2]
 
 
 def test_a_step_outside_of_the_loop_is_an_error_of_the_program() -> None:

@@ -59,8 +59,6 @@ def test_jaxs_own_variables_say_where_and_whether(tmp_path):
     assert not users.exists()
 
 
-<<<<<<< HEAD
-=======
 @pytest.mark.parametrize("named", ["", "cache"])
 def test_models_and_programs_are_not_read_from_the_working_directory(named, tmp_path):
     code = (
@@ -77,7 +75,6 @@ def test_models_and_programs_are_not_read_from_the_working_directory(named, tmp_
         assert path.startswith(f"{tmp_path}/.cache/")
 
 
->>>>>>> faults-d
 def befm(*arguments):
     return subprocess.run(
         [sys.executable, "-c", "from befm_jax import cli; cli.befm()", *arguments],
@@ -102,25 +99,6 @@ def test_befm_lists_its_commands_and_runs_them():
     assert "--[no]overwrite: " in flags.stdout
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("named", ["", "cache"])
-def test_models_and_programs_are_not_read_from_the_working_directory(named, tmp_path):
-    code = (
-        "from befm_jax import files; from huggingface_hub import constants; "
-        "print(constants.HF_HUB_CACHE, files.user_cache(), sep='\\n')"
-    )
-    given = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    found = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT, env=given | {"XDG_CACHE_HOME": named, "HOME": str(tmp_path)},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    for path in found.stdout.splitlines():
-        assert path.startswith(f"{tmp_path}/.cache/")
-
-
-=======
->>>>>>> faults-d
 def test_the_package_imports_little_and_lists_its_names():
     code = "import sys, befm_jax; print(dir(befm_jax)); sys.exit('jax' in sys.modules)"
     ran = subprocess.run(

@@ -49,13 +49,8 @@ def command(module, *flags, fails=0, **variables):
     """
     found = subprocess.run(
         [sys.executable, "-m", f"befm_jax.{module}", *map(str, flags)],
-<<<<<<< HEAD
-        cwd=ROOT, env=ENVIRONMENT | variables, capture_output=True, text=True, timeout=300,
-        check=False,
-=======
         cwd=ROOT, env=ENVIRONMENT | variables,
         capture_output=True, text=True, timeout=300, check=False,
->>>>>>> faults-d
     )  # fmt: skip
     printed = found.stdout + found.stderr
     assert found.returncode == (2 if fails is True else fails), printed

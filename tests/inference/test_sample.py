@@ -296,7 +296,7 @@ def test_a_short_answer_costs_few_steps_and_programs():
         return len(ids) >= 40
 
     draws = sample.population(
-        model, params, np.arange(9), 1, stop_ids=(22,), sampling=sampling, ended=ended
+        model, params, range(9), 1, stop_ids=(22,), sampling=sampling, ended=ended
     )
     assert seen == [16, 32, 48]
     assert draws.lengths.tolist() == [48]

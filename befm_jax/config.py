@@ -7,8 +7,8 @@ field from the command line.
 # No postponed annotations here: ml_collections reads the types of the fields.
 import dataclasses
 import difflib
-import math
 import runpy
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -151,8 +151,8 @@ class Config:
 
 # field -> (what it must be, in words; the test)
 _AT_LEAST_ONE = ("at least 1", lambda value: value >= 1)
-_POSITIVE = ("above 0", lambda value: 0 < value < math.inf)
-_NOT_NEGATIVE = ("0 or more", lambda value: 0 <= value < math.inf)
+_POSITIVE = ("above 0", lambda value: 0 < value <= sys.float_info.max)
+_NOT_NEGATIVE = ("0 or more", lambda value: 0 <= value <= sys.float_info.max)
 _RULES: dict[str, tuple[str, Any]] = {
     "trained": (f"one of {', '.join(TRAINED)}", lambda value: value in TRAINED),
     "model.dtype": (f"one of {', '.join(DTYPES)}", lambda value: value in DTYPES),

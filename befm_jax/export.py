@@ -8,7 +8,7 @@ r"""Exports a tuned model: its adapter for PEFT and vLLM, or merged for any read
 `--model` is a training run, or a model's directory or hub id with `--adapter` beside it.  Merging
 reads the written model back and says how far its logits are from those of base and adapter apart,
 where answers are read; with `--games` also what became of the distances to people.  The figures
-are kept in OUT/merge.json.
+are kept in OUT/merge.json.  OUT/README.md is a model card: base, data, figures, how to load it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from befm_jax.adapters import export, peft
 from befm_jax.data import games
 from befm_jax.distributed import processes
 from befm_jax.models import resolve_model
-from befm_jax.respondents import merging
+from befm_jax.respondents import merging, model_card
 from befm_jax.tasks import sources
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -55,6 +55,9 @@ def exported(arguments: argparse.Namespace) -> None:
     if arguments.form == "adapter":
         cli.keep(out / peft.CONFIG, arguments.overwrite)
         known = export.adapter(resolved, out, arguments.base, arguments.force_base)
+        base = arguments.base or resolved.name
+        card = model_card.text(arguments.model, resolved, base, "peft")
+        files.write(out / "README.md", card.encode())
         cli.note_base(known)
         if known["named"]:
             print(f"note: whether the adapter fits that base is not known: {known['named']}")
@@ -78,6 +81,8 @@ def exported(arguments: argparse.Namespace) -> None:
     )
     cli.note_base(report["merged"])
     files.write_object(out / "merge.json", report)
+    card = model_card.text(arguments.model, resolved, resolved.name, "transformers")
+    files.write(out / "README.md", card.encode())
     print(summary(report))
     print(f"model: {out}")
 

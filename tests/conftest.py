@@ -71,6 +71,7 @@ SLOW = {
     "planning/test_programs.py",
     "respondents/test_engine.py",
     "serving/test_lm_harness.py",
+    "test_damaged_models.py",
     "test_entry_points.py",
     "test_plan.py",
     "test_quickstart.py",

@@ -4,7 +4,6 @@ Never another exception, and never a hang: a person gets a line that names the f
 """
 
 import json
-import math
 import random
 
 import pytest
@@ -18,6 +17,7 @@ from befm_jax.respondents.recorded import Recorded
 from befm_jax.tasks import sources
 from befm_jax.tasks.games import item_of
 from tests.helpers import made_up_results
+from tests.helpers.damage import damaged
 
 GAMES = games.select("bomb,public_goods")
 ITEMS = [item_of(game) for game in GAMES]
@@ -95,34 +95,6 @@ FILES = {
     "drawn.csv.json": (json.dumps(BESIDE), read_beside),
     "results.json": (figures, results.read),
 }
-PIECES = [
-    *(b"{", b"}", b"[", b"]", b'"', b",", b";", b"\n", b"\r", b"\0", b"\xff", b"null", b"1e999"),
-    *(b"-1", b"NaN", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"\\ud800", b"9" * 4400, b"[" * 20_000),
-]
-VALUES = [None, True, 7, -7, 7.5, math.inf, "x", [], {}, [1], {"a": 1}, 10**400]
-
-
-def damaged(content, rng, is_json):
-    """The content with a piece cut, put in, replaced or doubled, or with another JSON value."""
-    if is_json and rng.random() < 0.5:
-        lines = content.splitlines() if content.count(b"\n") < 10 else [content]
-        place = rng.randrange(len(lines))
-        lines[place] = json.dumps(with_another_value(json.loads(lines[place]), rng)).encode()
-        return b"\n".join(lines)
-    begin = rng.randrange(len(content))
-    end = begin + rng.choice([0, 1, 2, 5, 20, len(content)])
-    put = rng.choice([b"", rng.choice(PIECES), rng.randbytes(1), 2 * content[begin:end]])
-    return content[:begin] + put + content[end:]
-
-
-def with_another_value(value, rng):
-    """A JSON value with one somewhere inside it replaced."""
-    if not isinstance(value, dict | list) or not value or rng.random() < 0.1:
-        return rng.choice(VALUES)
-    changed = value.copy()
-    place = rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
-    changed[place] = with_another_value(value[place], rng)
-    return changed
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -74,6 +74,7 @@ class Data:
     wording: str = ""  # a TOML file of the texts in which tasks ask; empty: the package's
     weights: str = ""  # shares of the loss: games=1,survey/next=2; empty: every answer counts alike
     examples: str = ""  # further examples: .json, .jsonl or .csv files, separated by commas
+    people: int = 0  # persons a task to learn from, the first of them; 0: all
     split_seed: int = 0  # which people are for training and which for the test
     slots: int = 4096  # computed at once on a device: the longest row of a forest
     # People or texts; choices where it is not known whose they are; 0: all of them in every step.
@@ -167,6 +168,7 @@ _RULES: dict[str, tuple[str, Any]] = {
     "mesh.tensor": _NOT_NEGATIVE,
     "data.slots": ("at least 8", lambda value: value >= 8),
     "data.rows_per_step": _NOT_NEGATIVE,
+    "data.people": _NOT_NEGATIVE,
     "data.split_seed": _NOT_NEGATIVE,
     # A random key is made of 32 bits: a larger seed would begin as another one does.
     "seed": ("from 0 to 4,294,967,295", lambda value: 0 <= value < 2**32),

@@ -93,12 +93,13 @@ def learn_and_compare(settings: Config, workdir: Path, watch: Watch) -> None:
     # Data: people's rows, split by person, and examples of the user's own.
     data = settings.data
     everybody = sources.configured(data.games, data.humans, data.tasks, data.wording)
-    learnt = [source.part("train", data.split_seed) for source in everybody]
+    learnt = [source.part("train", data.split_seed).limited(data.people) for source in everybody]
     for source in learnt:
         print(source.describe())
-    of_tasks = sources.families(learnt, data.rows_per_step, data.one_by_one)
+    shares = config.weights(data)
+    of_tasks = sources.families(learnt, data.rows_per_step, data.one_by_one, shares)
     of_files = map(example_files.family, config.names(data.examples))
-    families = weighted([*of_tasks, *of_files], config.weights(data))
+    families = weighted([*of_tasks, *of_files], shares)
 
     # Base model: a checkpoint's files, or those of a small one that is made of the data's texts.
     resolved = base_of(settings, families, workdir, mesh, watch)

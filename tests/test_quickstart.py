@@ -1,18 +1,32 @@
-"""The promise of the README's first screen, run as a newcomer runs it."""
+"""The commands of README and docs, run as a newcomer runs them, and what the first one promises."""
 
+import gzip
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import golden
 import numpy as np
+import pytest
 
+from befm_jax.data import questionnaires
 from befm_jax.evals import results
 
 ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "docs" / "examples"
+PAGES = ("README.md", "docs/tasks.md", "docs/elsewhere.md")
+# Further options of `train`: a run that comes to its end in half a minute.
+SHORT = (
+    "--config.optimizer.epochs=2", "--config.model.scratch.steps=20",
+    "--config.model.scratch.width=32", "--config.model.scratch.layers=1",
+    "--config.evaluation.participants=50", "--config.evaluation.resamples=100",
+    "--config.evaluation.people=5",
+)  # fmt: skip
 # What the suite sets for its own programs, as a newcomer has it.
 UNTOUCHED = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
 # Runs a module, and says how much memory that took.  What a parent learns from the system of its
@@ -27,15 +41,29 @@ finally:
 """
 
 
-def test_the_quickstart_ends_near_people_it_has_not_seen(tmp_path):
-    """Mean Wasserstein at most 2.0, exact and sampled; half a percent outside; under 3 GB."""
+@pytest.fixture(scope="module")
+def newcomer(tmp_path_factory):
+    """A folder in which the first command has run; its run, and what it printed."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    for path in EXAMPLES.iterdir():
+        shutil.copy(path, folder)
     ran = subprocess.run(
-        [sys.executable, "-c", WITH_PEAK, "befm_jax.train", "--config", "configs/quickstart.py",
-         "--workdir", str(tmp_path)],
-        cwd=ROOT, env=os.environ | UNTOUCHED | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
-        check=True, capture_output=True, text=True,
+        [sys.executable, "-c", WITH_PEAK, "befm_jax.train", "--config", "quickstart"],
+        cwd=folder, env=environment(folder), check=True, capture_output=True, text=True,
     )  # fmt: skip
-    found = results.read(tmp_path / "results.json")
+    return folder / "runs" / "quickstart", ran.stdout
+
+
+def environment(folder):
+    return os.environ | UNTOUCHED | {
+        "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+
+
+def test_the_quickstart_ends_near_people_it_has_not_seen(newcomer):
+    """Mean Wasserstein at most 2.0, exact and sampled; half a percent outside; under 3 GB."""
+    run, printed = newcomer
+    found = results.read(run / "results.json")
     assert found.figure("games", "wasserstein", "base").value > 8
     for which in ("tuned", "tuned, sampled"):
         whole, *by_game = found.select("games", "wasserstein", which)
@@ -46,9 +74,62 @@ def test_the_quickstart_ends_near_people_it_has_not_seen(tmp_path):
         if which == "tuned":
             assert max(one.outside for one in by_game) <= 0.005
     stored = golden.read("losses")["base"]
-    losses = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     taught = [one["loss"] for one in losses if one["phase"] == "base" and "loss" in one]
     np.testing.assert_allclose(taught[:20], stored[:20], rtol=1e-3, err_msg=golden.MEANS["losses"])
-    kibibytes = int(re.findall(r"VmHWM:\s+(\d+) kB", ran.stdout)[-1])
+    kibibytes = int(re.findall(r"VmHWM:\s+(\d+) kB", printed)[-1])
     assert kibibytes * 1024 < 3e9
-    assert all((tmp_path / name).is_file() for name in ("report.html", "populations.png"))
+    assert all((run / name).is_file() for name in ("report.html", "populations.png"))
+
+
+def commands(page):
+    """The lines of a page's shell blocks that call the command, in order."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("befm ")]
+
+
+def write_tables(folder):
+    """Tables of the layouts that pages name and that do not come with the package."""
+    form = questionnaires.get("big_five_50")
+    rows = [",".join(["age", "gender", "country", *form.statements])]
+    for person in range(80):
+        answers = [str(1 + (person * at + at) % 5) for at in range(len(form.statements))]
+        rows.append(",".join([str(18 + person), str(1 + person % 2), "CA", *answers]))
+    (folder / "bigfive.csv").write_text("\n".join(rows) + "\n")
+    columns = (
+        "session,participant,group_size,multiplier,contribution_type,framing,chat,punishment,reward,"
+        "rounds_shown,round,contribution,group_total,others_seen,gain"
+    )
+    lines = [columns] + [
+        f"s{group},p{group}x{person},2,1.6,variable,opt_in,0,0,0,5,{number},{7 * person},20,1,18"
+        for group in range(60)
+        for person in range(2)
+        for number in range(1, 4)
+    ]
+    (folder / "public_goods.csv.gz").write_bytes(gzip.compress("\n".join(lines).encode() + b"\n"))
+
+
+def test_every_documented_command_runs_in_order(newcomer):
+    """Those of README, tasks and elsewhere that need no hub; runs after the first are short."""
+    run, _ = newcomer
+    folder = run.parents[1]
+    write_tables(folder)
+    asked = [line for page in PAGES for line in commands(page)]
+    assert asked[0] == "befm train --config quickstart"
+    done = 0
+    for line in asked[1:]:
+        if "meta-llama" in line:
+            continue
+        module, *arguments = shlex.split(line)[1:]
+        short = SHORT if module == "train" else ("--resamples=100",) * (module == "evaluate")
+        ran = subprocess.run(
+            [sys.executable, "-m", f"befm_jax.{module}", *arguments, *short],
+            cwd=folder, env=environment(folder), check=False, capture_output=True, text=True,
+        )  # fmt: skip
+        assert ran.returncode == 0, f"{line}\n{ran.stdout}\n{ran.stderr}"
+        done += 1
+    assert done >= 10
+    assert "commute" in results.read(folder / "runs" / "commute" / "results.json").tasks
+    assert "survey/next" in results.read(folder / "people" / "results.json").tasks
+    assert (folder / "merged" / "README.md").is_file()

@@ -50,6 +50,8 @@ class Family:
         weight: its share of the loss beside the other families'; None: every learnt token counts
             alike.  All families have one, or none has.
         visits: how often a row comes in one epoch of the run.
+        every_step: whether all rows come in every step, beside the `rows_per_step` of the others:
+            counts of whole populations, which cost little.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Family:
     fingerprint: str
     weight: float | None = None
     visits: float = 1.0
+    every_step: bool = False
 
 
 def one_by_one(family: Family) -> Family:
@@ -148,8 +151,13 @@ class Mixture:
         self._visits = [
             max(1, round(epochs * family.visits * len(family.rows))) for family in self.families
         ]
-        per_epoch = sum(self._visits) / epochs
-        self.steps_per_epoch = math.ceil(per_epoch / rows_per_step) if rows_per_step else 1
+        dealt = sum(
+            visits
+            for family, visits in zip(self.families, self._visits, strict=True)
+            if not family.every_step
+        )
+        several = rows_per_step > 0 and dealt > 0
+        self.steps_per_epoch = math.ceil(dealt / epochs / rows_per_step) if several else 1
         self.steps = epochs * self.steps_per_epoch
         self._encoder = encoder
         self._cache: dict[Conversation, Ids] = {}
@@ -167,7 +175,7 @@ class Mixture:
     def fingerprint(self) -> str:
         """A hash of what is learnt and how it is dealt."""
         parts = [
-            (one.name, one.fingerprint, len(one.rows), one.weight, one.visits)
+            (one.name, one.fingerprint, len(one.rows), one.weight, one.visits, one.every_step)
             for one in self.families
         ]
         return hashlib.sha256(repr((parts, self.steps_per_epoch)).encode()).hexdigest()
@@ -181,6 +189,9 @@ class Mixture:
     def _laps(self, family: int, step: int) -> Iterator[tuple[int, int]]:
         """A family's rows in a step, each with how often the family was gone through before."""
         size, visits = len(self.families[family].rows), self._visits[family]
+        if self.families[family].every_step:
+            yield from ((step, row) for row in range(size))
+            return
         first, last = (visits * at // self.steps for at in (step, step + 1))
         for visit in range(first, last):
             lap, place = divmod(visit, size)
@@ -320,7 +331,8 @@ class Mixture:
             scale = 1.0
             if family.weight is not None and tokens:
                 share = family.weight / sum(one.weight or 0.0 for one in self.families)
-                scale = share / min(1.0, visits / self.steps) * total / tokens
+                presence = 1.0 if family.every_step else min(1.0, visits / self.steps)
+                scale = share / presence * total / tokens
             scaled += [one._replace(scale=one.scale * scale) for one in made]
         return scaled
 

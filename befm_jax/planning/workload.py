@@ -90,11 +90,14 @@ def from_data(settings: Config, parts: int, shape: LlamaConfig) -> Workload:
     """
     data, encoder, tokenizer = settings.data, *_encoder(settings, shape)
     all_sources = sources.configured(data.games, data.humans, data.tasks, data.wording)
-    training = [source.part("train", data.split_seed) for source in all_sources]
-    of_tasks = sources.families(training, data.rows_per_step, data.one_by_one)
+    training = [
+        source.part("train", data.split_seed).limited(data.people) for source in all_sources
+    ]
+    shares = config.weights(data)
+    of_tasks = sources.families(training, data.rows_per_step, data.one_by_one, shares)
     of_files = map(example_files.family, config.names(data.examples))
     mixture = Mixture(
-        weighted([*of_tasks, *of_files], config.weights(data)),
+        weighted([*of_tasks, *of_files], shares),
         encoder,
         slots=data.slots,
         epochs=settings.optimizer.epochs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -81,6 +81,11 @@ class Source:
             for item in self.task.items(row, self.wording, np.random.default_rng((seed, number)))
         )
         return list(itertools.islice(every, most))
+
+    @property
+    def has_persons(self) -> bool:
+        """Whether it is known who answered what."""
+        return bool(self.rows.rows) and hasattr(self.rows.rows[0], "person")
 
     def _counted(self) -> Rows[Any]:
         """The rows; for a task about populations, one a population."""
@@ -205,17 +210,24 @@ def configured(games: str, humans: str, further: str, wording: str = "") -> list
     return select(spec, selected, humans, wording)
 
 
-def families(learnt: Iterable[Source], rows_per_step: int, by_observation: bool) -> list[Family]:
+def families(
+    learnt: Iterable[Source],
+    rows_per_step: int,
+    by_observation: bool,
+    shares: Container[str] = (),
+) -> list[Family]:
     """The training data of sources, for `Mixture`.
 
-    A histogram has no persons: each answer is a row, unless every step has all of them
-    (`rows_per_step` is 0).  `by_observation`: each answer is a row everywhere.
+    Counts of a population have no persons.  With a share of the loss (`shares` are the names of
+    the tasks that have one) all of them are in every step; else each answer is a row, unless every
+    step has everything (`rows_per_step` is 0).  `by_observation`: each answer is a row everywhere.
     """
     training = []
     for source in learnt:
-        counted = source.task.needs == "histograms" and not choices.has_persons(source.rows)
-        apart = rows_per_step > 0 and (by_observation or counted)
-        family = source.family(apart=apart)
+        counted = source.task.needs in _POPULATIONS and not source.has_persons
+        every_step = counted and source.task.name in shares and not by_observation
+        apart = rows_per_step > 0 and (by_observation or counted) and not every_step
+        family = replace(source.family(apart=apart), every_step=every_step)
         training.append(one_by_one(family) if apart else family)
     return training
 

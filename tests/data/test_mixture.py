@@ -8,7 +8,7 @@ import pytest
 
 from befm_jax.data import mixture as mixtures
 from befm_jax.data.items import Example
-from befm_jax.data.mixture import Family, Mixture, one_by_one
+from befm_jax.data.mixture import Family, Mixture, one_by_one, weighted
 from befm_jax.errors import DataError
 
 
@@ -157,6 +157,39 @@ def test_a_familys_share_of_the_loss_is_its_weight():
             own = (batch.forest.tokens[0, 0][roots[slot]] == ord(name)) & (column >= 0)
             shares[number] += batch.reads.weight[0, 0][own].sum() / total
     np.testing.assert_allclose(shares / run.steps, [0.5, 0.3, 0.2], rtol=1e-5)
+
+
+def test_what_is_in_every_step_is_beside_the_rows_of_the_others():
+    run = mixture(
+        family("a", 23, weight=3.0), family("counts", 4, weight=1.0, every_step=True), epochs=2
+    )
+    assert (run.steps_per_epoch, run.steps) == (5, 10)
+    dealt = [run.dealt(step) for step in range(run.steps)]
+    assert [step[1] for step in dealt] == [[0, 1, 2, 3]] * 10
+    for lap in range(2):
+        rows = [row for step in dealt for row in step[0]]
+        assert sorted(rows[lap * 23 : (lap + 1) * 23]) == list(range(23))
+    for step in range(run.steps):
+        batch, source = run[step]
+        assert source.rows == len(dealt[step][0]) + 4
+        # "a0?a0?a0?" and "counts0?...": of the loss, a quarter is that of the counts.
+        column = batch.reads.column[0, 0]
+        slot = batch.reads.slots[0, 0][column]
+        parent, roots = batch.forest.parent[0, 0], np.arange(batch.forest.parent.shape[-1])
+        while (parent[roots] >= 0).any():
+            roots = np.where(parent[roots] >= 0, parent[roots], roots)
+        own = (batch.forest.tokens[0, 0][roots[slot]] == ord("c")) & (column >= 0)
+        share = batch.reads.weight[0, 0][own].sum() / batch.reads.observations.sum()
+        assert share == pytest.approx(0.25, rel=1e-5)
+    assert mixture(family("c", 4, every_step=True)).steps_per_epoch == 1
+
+
+def test_shares_by_name_are_those_of_families_that_are_there():
+    shared = weighted([family("a", 2), family("b", 2)], {"a": 1.0, "b": 2.0})
+    assert [one.weight for one in shared] == [1.0, 2.0]
+    assert [one.weight for one in weighted([family("a", 2)], {})] == [None]
+    with pytest.raises(DataError, match="unknown family 'c': known: a, b"):
+        weighted([family("a", 2), family("b", 2)], {"c": 1.0})
 
 
 def test_one_by_one_deals_single_observations():

@@ -73,13 +73,16 @@ class Source:
             return self
         return replace(self, rows=replace(self.rows, rows=self.rows.rows[:number]))
 
-    def items(self, seed: int = 0, most: int | None = None) -> list[Item]:
-        """The task's items of all rows, or the first `most` of them."""
-        every = (
-            item
-            for number, row in enumerate(self._counted().rows)
-            for item in self.task.items(row, self.wording, np.random.default_rng((seed, number)))
-        )
+    def items(
+        self, seed: int = 0, most: int | None = None, per_row: int | None = None
+    ) -> list[Item]:
+        """The task's items of all rows: of each row the first `per_row`, the first `most` of all."""
+
+        def of_row(number: int, row: Any) -> Iterator[Item]:
+            rng = np.random.default_rng((seed, number))
+            return itertools.islice(self.task.items(row, self.wording, rng), per_row)
+
+        every = (item for at, row in enumerate(self._counted().rows) for item in of_row(at, row))
         return list(itertools.islice(every, most))
 
     @property

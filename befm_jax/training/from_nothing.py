@@ -33,8 +33,9 @@ from befm_jax.training.metrics import Watch
 
 # Rows of each family that the tokenizer is trained on, at most.
 TOKENIZER_ROWS = 10_000
-# The model is taught uniform answers to at most so many rows' questions of each task.
-TASK_ROWS = 100
+# The model is taught uniform answers to the first questions of so many rows of each task, at most:
+# later ones of a row repeat all before them.
+TASK_ROWS, ROW_ITEMS = 100, 4
 
 
 def make_base(
@@ -101,7 +102,8 @@ def uniform_answers(settings: Config) -> list[Example]:
     data = settings.data
     for source in sources.select(data.tasks, selected, data.humans, data.wording):
         rows = source.rows.rows[:TASK_ROWS]
-        items += replace(source, rows=replace(source.rows, rows=rows)).items()
+        some = replace(source, rows=replace(source.rows, rows=rows))
+        items += some.items(per_row=ROW_ITEMS)
     return [example for item in items for example in _uniformly(item)]
 
 

@@ -76,7 +76,7 @@ class Source:
     def items(
         self, seed: int = 0, most: int | None = None, per_row: int | None = None
     ) -> list[Item]:
-        """The task's items of all rows: of each row the first `per_row`, the first `most` of all."""
+        """The task's items: the first `per_row` of each row, and the first `most` of all."""
 
         def of_row(number: int, row: Any) -> Iterator[Item]:
             rng = np.random.default_rng((seed, number))

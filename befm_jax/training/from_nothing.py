@@ -35,7 +35,7 @@ from befm_jax.training.metrics import Watch
 TOKENIZER_ROWS = 10_000
 # The model is taught uniform answers to the first questions of so many rows of each task, at most:
 # later ones of a row repeat all before them.
-TASK_ROWS, ROW_ITEMS = 100, 4
+TASK_ROWS, ROW_ITEMS = 25, 4
 
 
 def make_base(

@@ -514,7 +514,7 @@ def test_a_tokenizer_that_is_too_large_for_the_model_is_refused(run, tmp_path):
     extra["id"] = len(fields["model"]["vocab"]) + 50
     fields["added_tokens"].append(extra)
     (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(fields))
-    with pytest.raises(UserError, match="the tokenizer has <x>, which the model has no embeddings"):
+    with pytest.raises(UserError, match=r"ids up to \d+; the model has embeddings of \d+"):
         befm_jax.load(tmp_path / "model")
 
 

@@ -32,7 +32,7 @@ def check(directory: str | Path, model: StoredModel, name: str, force: bool = Fa
         return "the one that the adapter was trained on"
     if not force:
         raise AdapterError(
-            f"{Path(directory) / peft.WEIGHTS}: the adapter was trained on another base (named "
+            f"{Path(directory) / peft.BASE_FILE}: the adapter was trained on another base (named "
             f"{named!r}, fingerprint {trained_on[:12]}…) than {name} ({found[:12]}…), so that its "
             "numbers mean nothing there. Use that base, or keep this one with --force_base"
         )

@@ -38,8 +38,8 @@ from befm_jax.llama.config import LlamaConfig
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
-# The base's fingerprint in the metadata of the weights.
-_BASE = "befm_jax_base"
+# Our own file, of the base's fingerprint: in the weights' metadata it would have no fixed place.
+BASE_FILE = "base_fingerprint.json"
 _PREFIX = "base_model.model."
 _KEY = re.compile(re.escape(_PREFIX) + r"(?P<module>.+)\.lora_[AB]\.weight")
 _PARTS = {"a": "lora_A", "b": "lora_B"}
@@ -87,11 +87,13 @@ def save(
             for part, matrix in (("a", a[layer, :rank]), ("b", b[layer, :, :rank])):
                 tensors[_key(path, layer, part)] = np.ascontiguousarray(matrix)
     fields = json.dumps(_fields(adapter.spec, base_model), indent=2)
-    with files.atomic_directory(directory, lambda name: name == chat_template.FILE) as folder:
+    ours = (chat_template.FILE, BASE_FILE)
+    with files.atomic_directory(directory, lambda name: name in ours) as folder:
         if template_hash is not None:
             chat_template.save(folder, template_hash)
-        about = {} if base_fingerprint is None else {_BASE: base_fingerprint}
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", **about})
+        if base_fingerprint is not None:
+            files.write_object(folder / BASE_FILE, {"sha256": base_fingerprint})
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(fields, encoding="utf-8")
 
 
@@ -131,8 +133,13 @@ def base_of(directory: str | Path) -> tuple[str | None, str]:
     Raises AdapterError for a damaged file.
     """
     directory = Path(directory)
-    with _open(directory / WEIGHTS) as opened:
-        fingerprint = (opened.metadata() or {}).get(_BASE)
+    fingerprint = None
+    if (directory / BASE_FILE).is_file():
+        fingerprint = files.read_object(directory / BASE_FILE, AdapterError).get("sha256")
+        if not isinstance(fingerprint, str):
+            raise AdapterError(
+                f"{directory / BASE_FILE}: sha256 is {fingerprint!r:.80}; it must be a fingerprint"
+            )
     fields = files.read_object(directory / CONFIG, AdapterError)
     return fingerprint, str(fields.get("base_model_name_or_path") or "")
 

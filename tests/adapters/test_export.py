@@ -183,7 +183,7 @@ def test_an_adapter_is_exported_for_its_own_base_alone(tuned, tmp_path):
     peft_files.save(adapter, loaded, "base", base_fingerprint=fingerprint)
     flags = "adapter", "--model", base, "--adapter", adapter, "--out", tmp_path / "out"
     for named in ((), ("--base", base), ("--base", "lab/base-8b")):
-        printed = command(*flags, *named)
+        printed = command(*flags, *named, "--overwrite")
         unknown = "fits that base is not known: lab/base-8b: no such base directory" in printed
         assert unknown == (named[1:] == ("lab/base-8b",))
         assert peft_files.base_of(tmp_path / "out")[0] == fingerprint

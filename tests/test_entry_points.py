@@ -267,7 +267,7 @@ def test_a_damaged_table_is_counted_or_refused(moblab_csv, choices, tmp_path):
         ("none.csv", "none.csv"),
     ):
         printed = command(
-            "evaluate", *flags, "--humans", tmp_path / name, "--out", tmp_path / name, fails=True
+            "evaluate", *flags, "--humans", tmp_path / name, "--out", tmp_path / "new", fails=True
         )
         assert printed.startswith("error: ")
         assert message in printed

@@ -29,5 +29,9 @@ def test_the_tables_are_read_to_the_last_line():
     (source,) = sources.select(commuters, selected, "")
     assert not source.rows.left_out.counts
     cities = Counter(item.labels["city"] for item in source.items())
+    tables = f"survey/next={EXAMPLES / 'bigfive.csv'},rounds/next={EXAMPLES / 'public_goods.csv'}"
+    for table, rows in zip(sources.select(tables, []), (60, 115), strict=True):
+        assert not table.rows.left_out.counts
+        assert len(table.rows.rows) == rows
     assert len(examples.read(EXAMPLES / "examples.jsonl")) == 6
     assert cities == {"Ulm": 100, "Bern": 100, "Graz": 100}

@@ -1,6 +1,5 @@
 """The commands of README and docs, run as a newcomer runs them, and what the first one promises."""
 
-import gzip
 import json
 import os
 import re
@@ -14,7 +13,6 @@ import golden
 import numpy as np
 import pytest
 
-from befm_jax.data import questionnaires
 from befm_jax.evals import results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,32 +87,10 @@ def commands(page):
     return [line for line in lines if line.startswith("befm ")]
 
 
-def write_tables(folder):
-    """Tables of the layouts that pages name and that do not come with the package."""
-    form = questionnaires.get("big_five_50")
-    rows = [",".join(["age", "gender", "country", *form.statements])]
-    for person in range(80):
-        answers = [str(1 + (person * at + at) % 5) for at in range(len(form.statements))]
-        rows.append(",".join([str(18 + person), str(1 + person % 2), "CA", *answers]))
-    (folder / "bigfive.csv").write_text("\n".join(rows) + "\n")
-    columns = (
-        "session,participant,group_size,multiplier,contribution_type,framing,chat,punishment,reward,"
-        "rounds_shown,round,contribution,group_total,others_seen,gain"
-    )
-    lines = [columns] + [
-        f"s{group},p{group}x{person},2,1.6,variable,opt_in,0,0,0,5,{number},{7 * person},20,1,18"
-        for group in range(60)
-        for person in range(2)
-        for number in range(1, 4)
-    ]
-    (folder / "public_goods.csv.gz").write_bytes(gzip.compress("\n".join(lines).encode() + b"\n"))
-
-
 def test_every_documented_command_runs_in_order(newcomer):
     """Those of README, tasks and elsewhere that need no hub; runs after the first are short."""
     run, _ = newcomer
     folder = run.parents[1]
-    write_tables(folder)
     asked = [line for page in PAGES for line in commands(page)]
     assert asked[0] == "befm train --config quickstart"
     done = 0

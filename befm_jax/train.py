@@ -96,6 +96,8 @@ def learn_and_compare(settings: Config, workdir: Path, watch: Watch) -> None:
     learnt = [source.part("train", data.split_seed).limited(data.people) for source in everybody]
     for source in learnt:
         print(source.describe())
+    for source in everybody:  # that nobody is left to compare with is better said now
+        source.part(settings.evaluation.split, data.split_seed)
     shares = config.weights(data)
     of_tasks = sources.families(learnt, data.rows_per_step, data.one_by_one, shares)
     of_files = map(example_files.family, config.names(data.examples))

@@ -30,7 +30,7 @@ from befm_jax.adapters import lora
 from befm_jax.config import Config, ConfigError
 from befm_jax.data import examples as example_files
 from befm_jax.data.mixture import Family, Mixture, weighted
-from befm_jax.data.responses import Exact, Sampled
+from befm_jax.data.responses import Sampled
 from befm_jax.distributed import mesh as meshes
 from befm_jax.distributed import processes
 from befm_jax.errors import DataError, UserError
@@ -94,10 +94,9 @@ def learn_and_compare(settings: Config, workdir: Path, watch: Watch) -> None:
     data = settings.data
     everybody = sources.configured(data.games, data.humans, data.tasks, data.wording)
     learnt = [source.part("train", data.split_seed).limited(data.people) for source in everybody]
-    for source in learnt:
-        print(source.describe())
-    for source in everybody:  # that nobody is left to compare with is better said now
-        source.part(settings.evaluation.split, data.split_seed)
+    for source, people in zip(everybody, learnt, strict=True):
+        print(people.describe())
+        source.part(settings.evaluation.split, data.split_seed)  # an error now, if nobody is
     shares = config.weights(data)
     of_tasks = sources.families(learnt, data.rows_per_step, data.one_by_one, shares)
     of_files = map(example_files.family, config.names(data.examples))
@@ -167,8 +166,7 @@ def validation_of(
     try:
         families = [source.part("validation", data.split_seed).family() for source in everybody]
         shares = config.weights(data)
-        names = {family.name for family in families}
-        families = weighted(families, {name: shares[name] for name in names & set(shares)})
+        families = weighted(families, {one.name: shares[one.name] for one in families if shares})
     except DataError as error:
         if settings.checkpoints.use == "best":
             raise ConfigError(f"checkpoints.use is 'best', which needs people: {error}") from error
@@ -257,20 +255,20 @@ def tune(
 
 
 def compare(settings: Config, base: Engine, tuned: Engine, everybody: Sequence[Source]) -> Results:
-    """Compares base and tuned model with people held out: exact, and populations sampled too."""
-    seed, resamples = settings.data.split_seed, settings.evaluation.resamples
-    sampled = Sampled(settings.evaluation.participants, settings.seed)
-    exact = [("tuned", tuned, Exact()), ("base", base, Exact())]
+    """Compares base and tuned model with people held out; populations by draws, too."""
+    evaluation, seed = settings.evaluation, settings.data.split_seed
+    sampled = Sampled(evaluation.participants, settings.seed)
     results = Results(main="tuned")
     for source in everybody:
-        held_out = source.part(settings.evaluation.split, seed).limited(settings.evaluation.people)
-        learnt = source.part("train", seed)
-        # A population is sampled; of a person the distribution of the answer is what is wanted.
-        of_population = [] if source.task.cluster else [("tuned, sampled", tuned, sampled)]
-        respondents: list[NamedRespondent] = [*exact, *of_population]
+        held_out = source.part(evaluation.split, seed).limited(evaluation.people)
+        how = source.task.how
+        respondents: list[NamedRespondent] = [("tuned", tuned, how), ("base", base, how)]
+        if not source.task.cluster:
+            respondents.append(("tuned, sampled", tuned, sampled))
         comparing.compare(
-            results, held_out, learnt, respondents, resamples=resamples, seed=settings.seed
-        )
+            results, held_out, source.part("train", seed), respondents,
+            resamples=evaluation.resamples, seed=settings.seed,
+        )  # fmt: skip
     return results
 
 

@@ -34,7 +34,7 @@ def write(folder: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def add(folder: Path, within: Iterable[str]) -> None:
-    """Writes anew the checksums of some files, and of all files right in some subfolders.
+    """Updates the checksums of some files, and of all files directly in some subfolders.
 
     Raises:
         ChecksumError: `SUMS.json` is there, and damaged.

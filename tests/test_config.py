@@ -151,3 +151,12 @@ def test_a_run_goes_on_under_another_checkpoint_interval_but_not_another_seed(tm
 def test_the_saved_config_is_plain_json(tmp_path):
     config.save(Config(), tmp_path / "config.json")
     assert json.loads((tmp_path / "config.json").read_text())["lora"]["rank"] == 8
+
+
+def test_shares_of_the_loss_are_read_by_family():
+    data = config.Data(weights="games=1, survey/next=2.5,a=b.jsonl=1")
+    assert config.weights(data) == {"games": 1.0, "survey/next": 2.5, "a=b.jsonl": 1.0}
+    assert config.weights(config.Data()) == {}
+    for entry in ("games", "games=", "=1", "games=0", "games=-1", "games=nan", "games=inf"):
+        with pytest.raises(ConfigError, match=f"data.weights: {entry!r} is no share of the loss"):
+            config.weights(config.Data(weights=entry))

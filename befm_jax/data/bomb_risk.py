@@ -1,7 +1,7 @@
 """Bomb risk outside the classroom: how many boxes people of known age, sex and country open.
 
 The table has one line a person, CSV, in gzip or Parquet: `study, id, age, gender` (1: female, 0:
-male), `country, treatment, boxes` and `choice`, of so many boxes.
+male), `country, treatment, boxes` and `choice`, the number of boxes opened.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Opened:
 
     @property
     def game(self) -> Game:
-        """Bomb risk with so many boxes."""
+        """The bomb risk game with this number of boxes."""
         return _game(self.boxes)
 
 

@@ -9,6 +9,7 @@ tested is in no training, whoever played it, however its rows, columns and playe
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -48,14 +49,14 @@ class Game:
         """The same game with one's own actions, or the other's, in the other order."""
         row, column = (-1 if rows else 1), (-1 if columns else 1)
         own, other = (
-            tuple(one[::column] for one in side[::row]) for side in (self.own, self.other)
+            _payoffs(one[::column] for one in side[::row]) for side in (self.own, self.other)
         )
-        return Game(own, other)  # type: ignore[arg-type]
+        return Game(own, other)
 
     def other_side(self) -> Game:
         """The game as the other player sees it."""
-        own, other = (tuple(zip(*side, strict=True)) for side in (self.other, self.own))
-        return Game(own, other)  # type: ignore[arg-type]
+        own, other = (_payoffs(zip(*side, strict=True)) for side in (self.other, self.own))
+        return Game(own, other)
 
     @cached_property
     def id(self) -> str:
@@ -92,7 +93,7 @@ class Game:
 
     def _mixed(self) -> float | None:
         """The share of the first action where both players mix; None where they can't."""
-        first = _indifference(tuple(zip(*self.other, strict=True)))  # type: ignore[arg-type]
+        first = _indifference(self.other_side().own)
         return None if first is None or _indifference(self.own) is None else first
 
     @cached_property
@@ -169,13 +170,18 @@ def _held_out_with(row: Player, split: str, seed: int) -> Player | None:
 def _game(cells: dict[str, str]) -> Game | None:
     try:
         own, other = (
-            tuple(tuple(float(cells[name]) for name in row) for row in side) for side in _CELLS
+            _payoffs([float(cells[name]) for name in row] for row in side) for side in _CELLS
         )
     except ValueError:
         return None
     if not all(math.isfinite(number) for side in (own, other) for row in side for number in row):
         return None
-    return Game(own, other)  # type: ignore[arg-type]
+    return Game(own, other)
+
+
+def _payoffs(rows: Iterable[Iterable[float]]) -> Payoffs:
+    (a, b), (c, d) = rows
+    return (a, b), (c, d)
 
 
 def _dominates(own: Payoffs) -> bool:

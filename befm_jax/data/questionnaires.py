@@ -138,7 +138,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Tells cells apart: "female/18-24"."""
+        """The sex and age band: "female/18-24"."""
         return "/".join(self.labels[label] for label in CELLS)
 
 
@@ -218,7 +218,7 @@ def read(path: str | Path) -> Rows[Questionnaire]:
                 labels["age_band"] = age_band(age)
             else:
                 left_out.add(NO_AGE, place, repr(value))
-        # Who is who follows from what they said, wherever the row stands.
+        # A person's id is a hash of all that is known of them, wherever the row is.
         said = repr((form.id, sorted(answers.items()), age, sorted(labels.items())))
         content = hashlib.sha256(said.encode()).hexdigest()[:16]
         if content in rows:

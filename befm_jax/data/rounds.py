@@ -260,7 +260,7 @@ def _with_errors(path: str | Path, left_out: LeftOut) -> _Lines:
         return name, {**payoffs, "continuation": 0.875, "error": error}
 
     lines = list(_dilemma_lines(path, left_out, _FUDENBERG, treatment))
-    # What a round came to is told in the line of the next one.
+    # The outcome of a round is in the next round's line.
     after = {}
     for _, cells, row, decision in lines:
         own, other = (_MOVES.get(cells[name]) for name in ("last.choice", "last.other"))

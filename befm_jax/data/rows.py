@@ -276,7 +276,7 @@ def drawn_part(
 ) -> Int64[np.ndarray, " A"]:
     """The part of a histogram of unknown persons that is in a split, drawn without replacement.
 
-    `name` tells histograms apart: a histogram's parts do not depend on which others there are.
+    The draw depends on `seed` and the histogram's `name`, not on other histograms.
     """
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     generator = np.random.default_rng([seed, number])

@@ -19,7 +19,7 @@ from befm_jax.tasks import Task
 from befm_jax.tasks.sources import Source
 
 NamedRespondent = tuple[str, Respondent, How]
-# Baselines are fitted on the first so many: two thousand people's fifty answers each.
+# Baselines are fitted on at most this number of items: 2,000 people's 50 answers each.
 _TRAINING_ITEMS = 100_000
 
 

@@ -144,3 +144,17 @@ def test_without_a_table_the_embedded_counts_serve():
     )
     with pytest.raises(DataError, match="survey/next: it reads a table; give survey/next=PATH"):
         sources.select("survey/next", [])
+
+
+def test_fewer_persons_are_the_first_and_a_population_keeps_everybody(tmp_path):
+    path = tmp_path / "people.csv"
+    rows = [",".join(str((person + at) % 7) for at in range(25)) for person in range(9)]
+    path.write_text("\n".join([",".join(FORM.statements), *rows]))
+    people, cells = sources.select(f"survey/next={path},survey/groups", [])
+    assert people.limited(4).rows.rows == people.rows.rows[:4]
+    assert people.limited(0) is people
+    assert cells.limited(4) is cells
+    assert [item.id for item in people.items(per_row=2)][:2] == [
+        item.id for item in people.items(most=2)
+    ]
+    assert len(people.items(per_row=2)) == 2 * len(people.rows.rows)

@@ -27,7 +27,7 @@ Shares = Float64[np.ndarray, " A"]
 Floats = NDArray[np.float64]
 # How many people all training people count as, beside those of a group.
 _OF_EVERYBODY = 10.0
-# Of the mean variance, added to every variance.
+# Of each variance, added to it.
 _RIDGE, _ROUNDING = 0.01, 1e-9
 
 DEFINITIONS: Mapping[str, str] = {
@@ -236,8 +236,8 @@ class _Training:
     def _moments(self) -> tuple[dict[str, int], Floats, Floats]:
         """Place of each question, `[Q]` means and `[Q, Q]` covariances of the training people.
 
-        Of two questions the covariance is over the people who answered both.  The ridge keeps it
-        positive definite.
+        Where people left out questions, the covariance of two is smaller by how few answered both
+        (`n_ij / sqrt(n_i n_j)`): so it belongs to a distribution, whoever answered what.
         """
         keys = [key for key, of in self.answers.items() if key in self.persons and of.values]
         people = {
@@ -253,9 +253,10 @@ class _Training:
                 table[people[person], place] = values[int(target.argmax())]
         mean = np.nanmean(table, 0)
         centred = np.nan_to_num(table - mean)
-        there = np.isfinite(table).astype(np.float64)
-        covariance = (centred.T @ centred) / np.maximum(there.T @ there, 1.0)
-        ridge = _RIDGE * np.diag(covariance).mean() * np.eye(len(keys))
+        number = np.sqrt(np.isfinite(table).sum(0))
+        covariance = (centred.T @ centred) / np.outer(number, number)
+        # Scales differ between questions; to one of them everybody may give the same answer.
+        ridge = _RIDGE * np.diag(np.maximum(np.diag(covariance), _ROUNDING))
         return {key: place for place, key in enumerate(keys)}, mean, covariance + ridge
 
     def previous_choice(self, item: Item, answers: AnswerSet) -> Shares:

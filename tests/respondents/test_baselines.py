@@ -313,13 +313,13 @@ class TestOtherAnswers:
         (item, *_) = self.items([[2, 5, 1, 4]], known=(1, 2, 3))
         (response,) = fitted.respond([item], Exact())
         centred = table - table.mean(0)
-        ridge = 0.01 * centred.var(0).mean() * len(table)
+        ridge = 0.01 * np.diag(table.var(0))
         outcome, given = centred[:, 0], centred[:, 1:]
         # Ridge regression is least squares with one more row for each coefficient.
-        rows = np.concatenate([given, np.sqrt(ridge) * np.eye(3)])
+        rows = np.concatenate([given, np.sqrt(ridge[1:, 1:] * len(table))])
         slopes, *_ = np.linalg.lstsq(rows, np.concatenate([outcome, np.zeros(3)]), rcond=None)
         expected = table[:, 0].mean() + slopes @ (np.array([5, 1, 4]) - table[:, 1:].mean(0))
-        covariance = np.cov(table.T, ddof=0) + ridge / len(table) * np.eye(4)
+        covariance = np.cov(table.T, ddof=0) + ridge
         variance = 1 / np.linalg.inv(covariance)[0, 0]
         cumulated = scipy.stats.norm.cdf([1.5, 2.5, 3.5, 4.5], expected, np.sqrt(variance))
         shares = np.diff(np.concatenate([[0], cumulated, [1]]))
@@ -344,6 +344,18 @@ class TestOtherAnswers:
             for name, baseline in fitted.items()
         }
         assert missed["other_answers"] < 0.8 * missed["training_people"]
+
+    def test_it_serves_where_most_people_answered_few_questions(self):
+        """Moments of pairs that different people answered would belong to no distribution."""
+        for seed in range(20):
+            rng = np.random.default_rng(seed)
+            training = [item for item in self.items(self.people(12)) if rng.random() < 0.6]
+            fitted = baselines.fit("other_answers", training, "game")
+            for item in self.items(self.people(5), known=(1, 2, 3)):
+                (response,) = fitted.respond([item], Exact())
+                assert np.isfinite(response.weights).all()
+            _, _, covariance = baselines._Training(training, "game", ())._moments
+            assert np.linalg.eigvalsh(covariance).min() > 0
 
     def test_of_whom_nothing_is_known_it_does_not_serve(self):
         training = self.items(self.people(20))

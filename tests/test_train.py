@@ -30,7 +30,7 @@ from befm_jax.config import (
     Optimizer,
     Scratch,
 )
-from befm_jax.data import choices, games
+from befm_jax.data import choices, games, literature
 from befm_jax.data.examples import write_chat
 from befm_jax.data.items import Example
 from befm_jax.data.pipeline import encode, lay_out
@@ -600,3 +600,35 @@ def test_the_best_checkpoint_can_be_the_tuned_model(tmp_path, undoing):
     batch, _ = lay_out(encode(people, tuned.tokenizer), slots=2048, parts=1, seed=0)
     loss = make_loss(tuned.model, train_all)(tuned.params, None, batch)
     assert float(loss) == pytest.approx(figures[best], rel=1e-5)
+
+
+def test_tasks_are_asked_as_they_ask_and_only_populations_are_sampled(tmp_path, monkeypatch):
+    (tmp_path / "papers.csv").write_text(
+        "title,abstract\n" + "".join(f"Paper {n},Abstract {n}.\n" for n in range(60))
+    )
+    selected = games.select(GAMES)
+    everybody = sources.select(f"games,literature/title={tmp_path / 'papers.csv'}", selected)
+    asked = {}
+
+    def compare(results, held_out, learnt, respondents, **options):
+        assert held_out.rows.split == "test"
+        asked[held_out.task.name] = [(name, type(how).__name__) for name, _, how in respondents]
+
+    monkeypatch.setattr(training.comparing, "compare", compare)
+    training.compare(tiny(tmp_path), None, None, everybody)
+    assert asked == {
+        "games": [("tuned", "Exact"), ("base", "Exact"), ("tuned, sampled", "Sampled")],
+        "literature/title": [("tuned", "Sampled"), ("base", "Sampled")],
+    }
+
+
+def test_without_people_to_compare_with_nothing_is_trained(tmp_path):
+    path = tmp_path / "papers.csv"
+    path.write_text("title,abstract\n" + "".join(f"Paper {n},Abstract.\n" for n in range(30)))
+    learnt = literature.read_abstracts(path).part("train").rows
+    path.write_text("title,abstract\n" + "".join(f"{one.title},Abstract.\n" for one in learnt))
+    settings = tiny(tmp_path / "run")
+    settings.data.tasks = f"literature/title={path}"
+    with pytest.raises(UserError, match="nobody is in the test split"):
+        training.train(settings)
+    assert not (tmp_path / "run" / "base").exists()

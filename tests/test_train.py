@@ -499,6 +499,14 @@ def test_a_run_with_an_adapter_is_no_model_to_tune(run, tmp_path):
         training.train(config)
 
 
+def test_rows_longer_than_the_models_positions_are_refused(run, tmp_path):
+    config = tiny(tmp_path / "run")
+    config.model.path = str(shutil.copytree(run / "base", tmp_path / "model"))
+    config.data.slots = 2049  # positions of a base made here are the slots that it learnt at
+    with pytest.raises(ConfigError, match=r"data\.slots is 2049; it must be at most 2048"):
+        training.train(config)
+
+
 def test_an_adapter_of_another_depth_is_refused(run, tmp_path):
     adapter = peft.load(run / "adapter", llama_config.read(run / "base"))
     deeper = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), adapter)

@@ -19,7 +19,7 @@ def tokens_read():
     return wanted
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("processes", [2, 4])
 def test_processes_together_read_every_example_exactly_once_an_epoch(tmp_path, processes):
     pod(processes, "-m", "tests.helpers.pod_rows", str(tmp_path))
     read = [json.loads((tmp_path / f"{index}.json").read_text()) for index in range(processes)]
@@ -32,7 +32,7 @@ def test_processes_together_read_every_example_exactly_once_an_epoch(tmp_path, p
     # Everyone is handed a part of it, and nobody all of it.
     shares = [sum(observations for *_, observations in mine) for mine in read]
     assert min(shares) > 0
-    assert processes == 1 or max(shares) < found.total()
+    assert max(shares) < found.total()
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,7 @@ def alone(tmp_path_factory):
     ("processes", "mesh"),
     [
         (2, ()),
-        (4, ()),
         (2, ("--config.mesh.data=1", "--config.mesh.tensor=2")),
-        (2, ("--config.mesh.data=1", "--config.mesh.fsdp=2")),
         (4, ("--config.mesh.data=2", "--config.mesh.fsdp=2")),
     ],
 )

@@ -109,8 +109,9 @@ LEARNING_RATE = 1e-4
 CHECKED = 8
 # More than are ever gone through, and the steps of the first that are compiled for at the start.
 EPOCHS, LOOKED_AT = 100_000, 40
-# In float32; in bfloat16 the two round differently, and their difference is shown only.
-EQUAL = 1e-4
+# In float32; in bfloat16 the two round differently, and their difference is shown only.  Rounding
+# adds up over the layers: four in a model made here, thirty or more in a checkpoint.
+EQUAL, EQUAL_OF_CHECKPOINTS = 1e-4, 1e-3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -194,7 +195,7 @@ def run(arguments: argparse.Namespace) -> Bench:
         },
         found.with_preparation(),
         {"observations a second": ratio},
-        _goals(found, name, at, ratio, difference, rows_per_step),
+        _goals(found, name, at, ratio, difference, arguments),
         [f"data: {said}", *found.said(), *_utilisation_in_words(found), *_checked(difference, at)],
     )
 
@@ -205,14 +206,16 @@ def _goals(
     at: Where,
     ratio: Ratio,
     difference: float | None,
-    rows_per_step: int,
+    arguments: argparse.Namespace,
 ) -> list[Goal]:
-    bound = (GOALS_BY_STEPS if rows_per_step else GOALS).get(name, 1.0)
+    by_steps = arguments.rows_per_step or arguments.config
+    bound = (GOALS_BY_STEPS if by_steps else GOALS).get(name, 1.0)
+    equal = EQUAL_OF_CHECKPOINTS if arguments.model else EQUAL
     goals = [Goal("against the peer", ratio.median, bound, "times", at_least=True)]
     if difference is not None and at.dtype == "float32":
-        goals.append(Goal("relative difference of the gradients", difference, EQUAL, ""))
+        goals.append(Goal("relative difference of the gradients", difference, equal, ""))
         ours, peer = (found.prepared[side]["loss"] for side in ("ours", "peer"))
-        goals.append(Goal("relative difference of the loss", abs(ours / peer - 1), EQUAL, ""))
+        goals.append(Goal("relative difference of the loss", abs(ours / peer - 1), equal, ""))
     if at.device == "gpu" and name == PACKED:
         share = statistics.median(one["utilisation"] for one in found.runs["ours"])
         goals.append(Goal("of the matrix-product peak", share, UTILISATION, "%", at_least=True))

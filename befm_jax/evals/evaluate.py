@@ -30,7 +30,7 @@ from befm_jax.data.items import AnswerSet, FreeText, Item
 from befm_jax.data.responses import Response
 from befm_jax.errors import DataError
 from befm_jax.evals import measures, resampling, text_measures
-from befm_jax.evals.measures import Answered, Floats, Measure, Sums
+from befm_jax.evals.measures import Answered, Floats, Measure, Side, Sums
 from befm_jax.evals.resampling import ClusterSums, Resampled
 from befm_jax.evals.results import (
     WARN_OUTSIDE,
@@ -257,6 +257,17 @@ class _Leaf:
     def outside(self) -> float:
         """Share of answers outside the answer sets."""
         return _weighted([(one.people, one.response.outside) for one in self.answered])
+
+    @cached_property
+    def people_spread(self) -> float:
+        """E|Y - Y'| of two people's answers in points, where every answer set has an order."""
+        spreads = []
+        for table in (*self.tables, *([one] for one in self.histograms)):
+            answered = _answered(table)
+            assert answered.values is not None
+            people = Side("people", answered.values, answered.target.sum(0), exact=False)
+            spreads.append((float(answered.people.sum()), 2.0 * float(people.spread)))
+        return _weighted(spreads)
 
     @cached_property
     def ends_after_answer(self) -> float | None:
@@ -512,6 +523,10 @@ class _Run:
             why = "; ".join(sorted(set(reasons) - {""}))
             note = _undefined(measure, value, ends, why, one_cluster, few)
             others = {name: _finite(own[place]) for name, own in beside.items()}
+            worth = None
+            if measure.name == "energy" and np.isfinite(value):
+                spread = float(np.mean([leaf.people_spread for leaf in leaves]))
+                worth = _worth_people(spread, value, ends)
             figures.append(
                 Figure(
                     task=self.task.name,
@@ -532,6 +547,7 @@ class _Run:
                     per_point=span / 100.0
                     if span and measure.ordered and measure.unit == "points"
                     else None,
+                    worth_people=worth,
                     beside=others,
                     **counted,
                 )
@@ -631,6 +647,20 @@ def _undefined(
     if few:
         return ["so few people that many resamples have none of them, so it has no interval"]
     return ["the figure is undefined in some resamples, so it has no interval"]
+
+
+def _worth_people(
+    spread: float, energy: float, ends: tuple[float, float] | None
+) -> tuple[float | None, float | None, float | None]:
+    """How many people, if asked, would be as close to everybody as the respondent: k, low, high.
+
+    A sample of k people has the expected energy distance E|Y - Y'| / k from everybody, so k is
+    `spread` / `energy`.  None: so many that it can't be distinguished from everybody; for the low
+    end, unknown.
+    """
+    lowest, highest = ends or (np.nan, np.nan)
+    k, low, high = (spread / one if one > 0.0 else None for one in (energy, highest, lowest))
+    return k, low, high
 
 
 def _skill(measure: Measure, value: float, floor: float, uniform: float | None) -> float | None:

@@ -50,6 +50,10 @@ DEFINITIONS: Mapping[str, str] = {
     "answers drawn from its own prediction for each of them.",
     "other people": "The score of other people: two samples of as many people each, drawn from the "
     "people's histogram; mean.",
+    "worth so many people": "How many people, if asked, would be as close to everybody as the "
+    "respondent is: the mean difference of two people's answers over the respondent's energy "
+    "distance, since a sample of k people has on average a k-th of that difference as its own. "
+    "No more may be claimed than the lower end of the interval.",
     "skill": "(uniform - figure) / (uniform - floor): 0 no better than answering at random, 1 as "
     "good as a perfect model; above 1 is noise.",
     "outside": "Probability, or share of drawn answers, outside the answer set or unreadable; "
@@ -95,6 +99,7 @@ class Section:
         in_sample: baselines that are fitted on the compared people themselves.
         ladder: all respondents and references that can be compared, best first.
         withheld: why respondents are not in it, a sentence each.
+        worth: how many people each respondent is worth, a sentence each.
         pictures: one per value.
         hidden_pictures: the number of values without a picture.
     """
@@ -110,6 +115,7 @@ class Section:
     in_sample: Sequence[str]
     ladder: list[dict[str, Any]]
     withheld: list[str]
+    worth: list[str]
     pictures: list[Picture]
     hidden_pictures: int
 
@@ -221,6 +227,13 @@ def _section(results: Results, name: str) -> Section:
         in_sample=in_sample,
         ladder=_ladder(headline, task["measures"][known[0]]["better"], main, in_sample),
         withheld=_withheld(headline),
+        worth=[
+            sentence
+            for own in row("", "energy", ()).by_respondent.values()
+            if (sentence := worth_people(own))
+        ]
+        if "energy" in known
+        else [],
         pictures=[
             Picture(
                 drawn[(main, *where)],
@@ -287,6 +300,21 @@ def _withheld(row: Row) -> list[str]:
         for name, own in row.by_respondent.items()
         if withheld(own)
     ]
+
+
+def worth_people(figure: Figure) -> str:
+    """How many people a respondent is worth, as a sentence; "" where that is not known."""
+    if figure.worth_people is None or withheld(figure):
+        return ""
+    k, low, high = (
+        None if one is None else f"{one:,.0f}" if one >= 10.0 else f"{one:.1f}"
+        for one in figure.worth_people
+    )
+    if low is None:
+        return ""
+    if k is None or high is None:
+        return f"{figure.respondent} is worth at least {low} people: no difference from everybody"
+    return f"{figure.respondent} is worth {k} people ({low} to {high})"
 
 
 def _value(step: Mapping[str, Any]) -> float:
@@ -372,6 +400,7 @@ def _table(results: Results, section: Section) -> str:
     if any(warned(own) for own in section.headline.by_respondent.values()):
         lines.append("! figures are of the answers inside the answer sets alone")
     lines += section.withheld
+    lines += section.worth
     for who, reasons in section.task["skipped"].items():
         lines += [
             f"{who}: {entry['items']} items left out, {reason} ({', '.join(entry['first'])})"

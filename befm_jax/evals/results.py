@@ -14,9 +14,12 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
 
 from befm_jax import files
 from befm_jax.data.responses import How, how_as_dict
@@ -25,6 +28,9 @@ from befm_jax.evals import measures
 from befm_jax.tasks import Task
 
 SCHEMA = "befm_jax.results/2"
+_SCHEMA_FILE = resources.files("befm_jax.evals").joinpath("results.schema.json")
+# A message that quotes a whole list of figures is replaced by the name of the rule.
+_LONGEST_MESSAGE = 200
 _PACKAGES = ("befm_jax", "jax", "flax", "numpy", "scipy", "transformers")
 _IDS_NAMED = 5
 # Shares of a respondent's answers outside the answer sets from which its figure has a warning, and
@@ -58,6 +64,9 @@ class Figure:
         per_point: one point in `own_unit`; None where items differ, or it does not apply.
         draws: answers drawn; 0 for an exact respondent.
         ends_after_answer: share of answers after which the turn ends; None where unknown.
+        worth_people: of an energy distance: the number of people who, if asked, would be as close
+            to everybody as the respondent, and the ends of its interval.  None: too many to be
+            distinguished from everybody.
         beside: the same figure of other respondents, by name.
     """
 
@@ -81,6 +90,7 @@ class Figure:
     per_point: float | None = None
     draws: int = 0
     ends_after_answer: float | None = None
+    worth_people: tuple[float | None, float | None, float | None] | None = None
     beside: Mapping[str, float | None] = field(default_factory=dict)
 
 
@@ -277,6 +287,11 @@ def read(path: str | Path) -> Results:
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != SCHEMA:
         raise DataError(f"{path}: schema is {schema!r}; it must be {SCHEMA!r}")
+    validator = Draft202012Validator(json.loads(_SCHEMA_FILE.read_text(encoding="utf-8")))
+    wrong = best_match(validator.iter_errors(content))
+    if wrong is not None:
+        message = wrong.message if len(wrong.message) <= _LONGEST_MESSAGE else wrong.validator
+        raise DataError(f"{path}: {wrong.json_path}: {message} (see results.schema.json)")
     try:
         results = Results(
             **{
@@ -294,8 +309,14 @@ def read(path: str | Path) -> Results:
 
 
 def _figure(record: Mapping[str, Any]) -> Figure:
-    ends = record["ci95"]
-    return Figure(**{**record, "ci95": None if ends is None else (ends[0], ends[1])})
+    ends, worth = record["ci95"], record["worth_people"]
+    return Figure(
+        **{
+            **record,
+            "ci95": None if ends is None else (ends[0], ends[1]),
+            "worth_people": None if worth is None else (worth[0], worth[1], worth[2]),
+        }
+    )
 
 
 def _plain(record: Figure | Distribution) -> dict[str, Any]:
@@ -303,7 +324,7 @@ def _plain(record: Figure | Distribution) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping | tuple):
         return json.dumps(value, ensure_ascii=False) if value else ""
     return "" if value is None else value
 

@@ -21,9 +21,10 @@ from befm_jax.llama.attention import ForestAttention
 from befm_jax.llama.linear import ShardingRules, after, placed
 from befm_jax.llama.model import Llama, Params, hidden_states, logical_axes, vocabulary_logits
 
-# Slots per chunk on a device, over all its rows: enough for an efficient matrix product.  Fewer for
-# large vocabularies, so that a chunk has at most `_LOGITS` logits (float32: 256 MB).
-_COLUMNS = 2048
+# Slots per chunk on a device, over all its rows: enough for an efficient matrix product (512 FLOPs
+# a byte of bfloat16 weights; a TPU v5e has 240), and few, since the last chunk is computed to its
+# end.  Fewer for a vocabulary of which they would have more than `_LOGITS` logits (256 MB).
+_COLUMNS = 512
 _LOGITS = 2**26
 
 _Sum = TypeVar("_Sum")

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from befm_jax import config
 from befm_jax.adapters import lora
-from befm_jax.config import Config
+from befm_jax.config import Config, ConfigError
 from befm_jax.data.pipeline import Batch
 from befm_jax.distributed import mesh as meshes
 from befm_jax.distributed import processes, transfer
@@ -109,9 +109,16 @@ def of(settings: Config, shape: LlamaConfig, params: Params, mesh: AnyMesh, step
     `steps` is the length of the schedule.
 
     Raises:
+        ConfigError: rows are longer than the model has positions.
         ShardingError: the adapter can't be sharded over the mesh.
         AdapterError: the adapter does not fit the model.
     """
+    if settings.data.slots > shape.max_position_embeddings:
+        raise ConfigError(
+            f"data.slots is {settings.data.slots}; it must be at most "
+            f"{shape.max_position_embeddings}, the model's positions (max_position_embeddings in "
+            "its config.json), since one conversation may fill a row"
+        )
     rates = optimizers.schedule(
         settings.optimizer.learning_rate, steps, settings.optimizer.warmup_fraction
     )

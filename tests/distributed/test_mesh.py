@@ -26,15 +26,8 @@ FIELDS = {
     "vocab_size": 96, "hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 8,
     "head_dim": 8,
 }  # fmt: skip
-# Every mesh of eight in one slice (slices, data, fsdp, tensor), and some in two.
-SHAPES = [
-    (1, data, fsdp, 8 // (data * fsdp))
-    for data in (1, 2, 4, 8)
-    for fsdp in (1, 2, 4, 8)
-    if data * fsdp <= 8
-] + [(2, 1, 4, 1), (2, 1, 2, 2)]
-# Each axis alone, all of them, and two slices: for what would take long over every mesh.
-FEWER = [(1, 1, 1, 8), (1, 1, 8, 1), (1, 8, 1, 1), (1, 2, 2, 2), (2, 1, 2, 2)]
+# Each axis alone, all of them, and two slices (slices, data, fsdp, tensor): every mesh takes long.
+SHAPES = [(1, 1, 1, 8), (1, 1, 8, 1), (1, 8, 1, 1), (1, 2, 2, 2), (2, 1, 2, 2)]
 
 
 def mesh_of(shape):
@@ -104,7 +97,7 @@ def over(case, shape, kind):
 
 @pytest.mark.parametrize(
     ("shape", "kind"),
-    [*((shape, "plain") for shape in SHAPES), *((shape, "int8") for shape in FEWER)],
+    [*((shape, "plain") for shape in SHAPES), ((1, 1, 8, 1), "int8"), ((1, 2, 2, 2), "int8")],
     ids=str,
 )
 def test_loss_and_gradient_over_a_mesh_are_those_of_one_device(case, alone, shape, kind):
@@ -125,8 +118,9 @@ def assert_equal(loss, slopes, alone):
         assert np.abs(one - other).max() <= 1e-5 * max(np.abs(other).max(), 1e-6)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("shape", [(1, 1, 8, 1), (1, 1, 4, 2), (1, 2, 2, 2), (2, 1, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "tied"), [((1, 1, 8, 1), False), ((1, 2, 2, 2), True), ((2, 1, 2, 2), False)], ids=str
+)
 def test_so_are_those_of_every_parameter(case, shape, tied):
     model, params = small_model(4, **FIELDS, tie_word_embeddings=tied)
     batch, mesh = case[-1], mesh_of(shape)

@@ -386,3 +386,42 @@ def test_what_can_not_be_compared_is_refused(change, error, message):
     asked = task(change.pop("measures", ("crps",)))
     with pytest.raises(error, match=message):
         evaluate(asked, items, responses, respondent="me", **{"resamples": 10, **change})
+
+
+def test_a_sample_of_people_is_worth_as_many_as_it_is_of():
+    """On average of 1 / k, which is the energy distance over the people's own."""
+    everybody = np.array([0.1, 0.2, 0.4, 0.2, 0.1])
+    items = [Item(f"{n}", ASKED, SCALE, np.round(1e7 * everybody)) for n in range(600)]
+    rng = np.random.default_rng(5)
+    samples = rng.multinomial(25, everybody, len(items)) / 25
+    responses = {
+        item.id: Response(item.id, shares, True)
+        for item, shares in zip(items, samples, strict=True)
+    }
+    found = evaluate(task(("energy",)), items, responses, respondent="few", resamples=20)
+    mean, *each = found.figures
+    shares_of_one = [1.0 / one.worth_people[0] for one in each]
+    assert 1.0 / np.mean(shares_of_one) == pytest.approx(25, rel=0.1)
+    assert mean.worth_people[0] == pytest.approx(1.0 / np.mean(shares_of_one), rel=1e-6)
+    k, low, high = mean.worth_people
+    assert low < k < high
+
+
+def test_who_can_not_be_told_from_everybody_is_worth_at_least_so_many():
+    (item,) = histograms(1)
+    right = Response(item.id, np.array([0.3, 0.1, 0.2, 0.1, 0.3]), True)
+    found = evaluate(task(("energy", "crps")), [item], {item.id: right}, respondent="right")
+    energy, crps = found.figures[:2]
+    _, low, high = energy.worth_people
+    assert low > 5
+    assert high is None
+    # As the interval of the energy distance has it, by hand: 60 people.
+    spread = (
+        2
+        * 60
+        / 59
+        * np.sum(np.cumsum(item.target / 60)[:4] * (1 - np.cumsum(item.target / 60)[:4]))
+        * 25
+    )
+    assert low == pytest.approx(spread / energy.ci95[1])
+    assert crps.worth_people is None

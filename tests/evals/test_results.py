@@ -109,8 +109,12 @@ def test_nan_and_figures_of_nobody_are_refused_before_anything_is_written(found,
         (lambda one: json.dumps([1]), "schema is None"),
         (lambda one: json.dumps({**one, "schema": "befm_jax.results/1"}), "results/1"),
         (lambda one: json.dumps({k: v for k, v in one.items() if k != "tasks"}), "tasks"),
-        (lambda one: json.dumps({**one, "figures": [{"task": "games"}]}), "ci95"),
+        (lambda one: json.dumps({**one, "figures": [{"task": "games"}]}), r"figures\[0\]"),
         (lambda one: json.dumps({**one, "main": "nobody"}), "nobody"),
+        (
+            lambda one: json.dumps({**one, "people": {"games": []}}),
+            r"\$\.people\.games: \[\] is not",
+        ),
     ],
 )
 def test_other_files_are_refused_with_the_reason(found, tmp_path, change, message):

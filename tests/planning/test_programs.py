@@ -65,8 +65,8 @@ def test_over_data_alone_nothing_goes_about_but_gradients():
 
 def test_a_device_meets_as_much_of_the_vocabulary_at_a_time_as_if_it_were_alone():
     layout = Layout(meshes.make_mesh(data=2, fsdp=2, tensor=2, devices=jax.devices()[:8]))
-    alone = columns_at_once(64_000, 4, 2048)
-    assert columns_at_once(128_000, 16, 2048, layout) == alone == 2**26 // 64_000 // 4
+    alone = columns_at_once(600_000, 4, 2048)
+    assert columns_at_once(1_200_000, 16, 2048, layout) == alone == 2**26 // 600_000 // 4
 
 
 def test_bytes_held_are_those_of_the_shards():

@@ -91,6 +91,7 @@ def simulate(items: Sequence[Item], how: How, out: Path) -> None:
         "model": engine.describe() | {"first_prompt": engine.first_prompt(items)},
         "answers": how_as_dict(how),
         "device": engine.device,
+        "fingerprint": recorded.Recorded(out).fingerprint,
     }
     files.write_object(out.with_name(out.name + ".json"), metadata)
     for response in responses:

@@ -13,6 +13,7 @@ import golden
 import numpy as np
 import pytest
 
+from befm_jax import config
 from befm_jax.evals import results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,3 +110,45 @@ def test_every_documented_command_runs_in_order(newcomer):
     assert "commute" in results.read(folder / "runs" / "commute" / "results.json").tasks
     assert "survey/next" in results.read(folder / "people" / "results.json").tasks
     assert (folder / "merged" / "README.md").is_file()
+
+
+def documented():
+    """Every documented call of a command of ours: the page, the command, its arguments."""
+    called = re.compile(r"(?:python -m befm_jax\.|\bbefm |python (?=launch/))([\w./]+) (.*)")
+    for page in (ROOT / "README.md", ROOT / "launch" / "README.md", *(ROOT / "docs").glob("*.md")):
+        blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+        lines = [line.split("  #")[0] for line in "".join(blocks).replace("\\\n", " ").splitlines()]
+        for line in lines:
+            if "configs/NAME.py" in line:
+                continue
+            # A launcher's command comes after its own arguments.
+            for part in line.split(" -- "):
+                if match := called.search(part.split(" > ")[0]):
+                    yield page.name, match[1], shlex.split(match[2])
+
+
+def test_every_documented_option_and_config_field_is_there():
+    """Also of commands that need a hub, a cloud or an accelerator, and can't be run here."""
+    helps, unknown, calls = {}, [], 0
+    for page, command, arguments in documented():
+        if command == "lm_harness":  # its options are lm-eval's
+            continue
+        program = [command] if command.startswith("launch/") else ["-m", f"befm_jax.{command}"]
+        # A launcher that has commands of its own takes one first.
+        program += [] if arguments[0].startswith("-") else arguments[:1]
+        if tuple(program) not in helps:
+            helps[tuple(program)] = subprocess.run(
+                [sys.executable, *program, "--help"], cwd=ROOT, check=False,
+                capture_output=True, text=True,
+            ).stdout  # fmt: skip
+        config.check_arguments(arguments)
+        options = [one.partition("=")[0] for one in arguments if one.startswith("--")]
+        unknown += [
+            (page, command, option)
+            for option in options
+            if not option.startswith("--config")
+            and not re.search(rf"--(\[no\])?{option[2:]}\b", helps[tuple(program)])
+        ]
+        calls += 1
+    assert calls > 20
+    assert unknown == []

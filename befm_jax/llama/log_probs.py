@@ -21,9 +21,9 @@ from befm_jax.llama.attention import ForestAttention
 from befm_jax.llama.linear import ShardingRules, after, placed
 from befm_jax.llama.model import Llama, Params, hidden_states, logical_axes, vocabulary_logits
 
-# Slots per chunk on a device, over all its rows: enough for an efficient matrix product (512 FLOPs
-# a byte of bfloat16 weights; a TPU v5e has 240), and few, since the last chunk is computed to its
-# end.  Fewer for a vocabulary of which they would have more than `_LOGITS` logits (256 MB).
+# Most slots per chunk on a device, over all its rows: enough for an efficient matrix product (512
+# FLOPs a byte of bfloat16 weights; a TPU v5e has 240), and few, since the last chunk is computed to
+# its end.  Fewer for a vocabulary of which they would have more than `_LOGITS` logits (256 MB).
 _COLUMNS = 512
 _LOGITS = 2**26
 
@@ -204,7 +204,9 @@ def columns_at_once(
     if layout is not None:
         rows = -(-rows // layout.parts("rows"))
         vocab_size = -(-vocab_size // layout.parts("each_logit"))
-    return max(1, min(slots, min(_COLUMNS, _LOGITS // vocab_size) // rows))
+    most = max(1, min(_COLUMNS, _LOGITS // vocab_size) // rows)
+    # Equal chunks, so that the last one of a row that is read everywhere is full.
+    return -(-slots // -(-slots // most))
 
 
 def _columns_at_once(model: Llama, hidden: Float[Array, "B N D"]) -> int:

@@ -65,7 +65,8 @@ class Recorded:
 
         Raises:
             DataError: no such file, an empty or damaged one, a missing column or field, an invalid
-                probability, or Parquet without pyarrow.
+                probability, Parquet without pyarrow, or answers that are not those which the
+                FILE.json beside them describes.
         """
         self.path = Path(path)
         self.name = name or self.path.stem
@@ -84,6 +85,11 @@ class Recorded:
                 "respondent": _object(metadata, "model", beside),
                 "how": _object(metadata, "answers", beside),
             }
+            if metadata.get("fingerprint", self.fingerprint) != self.fingerprint:
+                raise DataError(
+                    f"{path}: not the answers that {beside.name} describes; restore them, or "
+                    f"delete {beside.name} to have them as of unknown origin"
+                )
         if not self._lines and not self._responses:
             raise DataError(f"{path}: has no answers")
 
@@ -93,6 +99,16 @@ class Recorded:
         if self.layout == "responses":
             return all(response.exact for response in self._responses.values())
         return self.layout == "distribution"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of a table's or of texts' answers, in whatever order and however written."""
+        lines = sorted(
+            f"{key.casefold()},{_as_number(line.answer)},{line.probability!r}\n"
+            for key, of_key in self._lines.items()
+            for line in of_key
+        )
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """The file's path, format and SHA-256, and the metadata of the `respondent` and `how`.
@@ -120,8 +136,8 @@ class Recorded:
         Answers outside the set are counted, and their texts kept.
 
         Raises:
-            DataError: an item without answers in the file, or invalid answers: a probability
-                without an answer, an answer with two, probabilities that sum to more than 1.
+            DataError: an item without answers in the file, one that was asked in other words, or
+                invalid answers: a probability without an answer, an answer with two, probabilities that sum to more than 1.
         """
         for item in items:
             key = self._key(item)
@@ -220,6 +236,11 @@ class Recorded:
                 f"{self.path}: {item.id}: {recorded or 'no'} weights; the item has "
                 f"{answers or 'free text as its'} answers"
             )
+        if response.asked not in ("", item.fingerprint):
+            raise DataError(
+                f"{self.path}: {item.id} was asked in other words, or with other answers; give the "
+                "--wording and the data that it was asked with"
+            )
         return replace(response, item=item.id)
 
     def _draws(self, item: Item, key: str) -> Response:
@@ -265,6 +286,14 @@ class Recorded:
             if position is not None:
                 mass[position] = line.probability
         return Response.from_mass(item.id, mass)
+
+
+def _as_number(answer: str | None) -> str:
+    """An answer as text: 33, 33.0 and 33.00 are one."""
+    try:
+        return repr(float(answer or ""))
+    except ValueError:
+        return (answer or "").casefold()
 
 
 def _object(content: Mapping[str, Any], name: str, path: Path) -> dict[str, Any] | None:

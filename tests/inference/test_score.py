@@ -112,7 +112,7 @@ def test_one_row_at_a_time_order_moves_no_bit(one_at_a_time):
         np.testing.assert_array_equal(found.greedy, expected.greedy)
 
 
-@pytest.mark.parametrize(("rows", "backwards"), [(2, False), (3, True), (16, False)])
+@pytest.mark.parametrize(("rows", "backwards"), [(3, True), (16, False)])
 def test_rows_together_move_scores_by_rounding_alone(one_at_a_time, rows, backwards):
     order = list(range(len(QUESTIONS)))[:: -1 if backwards else 1]
     for found, expected in zip(

@@ -381,6 +381,19 @@ class TestWhoIsAsked:
             with pytest.raises(DataError, match=rf"csv\.json: {says}"):
                 Recorded(path)
 
+    def test_a_table_that_was_changed_is_not_the_one_that_the_file_beside_it_describes(
+        self, tmp_path
+    ):
+        path = written(tmp_path, CHOICES + "push_pull,0,1\ndictator,0,50\n")
+        made = {"model": {"name": "tuned"}, "fingerprint": Recorded(path).fingerprint}
+        written(tmp_path, json.dumps(made), "answers.csv.json")
+        # Saved again by another program: other line ends, numbers and order.
+        path.write_text(CHOICES.replace("\n", "\r\n") + "Dictator,0,50.0\r\npush_pull,0,1\r\n")
+        assert Recorded(path).describe()["respondent"] == made["model"]
+        path.write_text(CHOICES + "push_pull,0,1\ndictator,0,51\n")
+        with pytest.raises(DataError, match=r"answers that answers\.csv\.json describes"):
+            Recorded(path)
+
 
 def test_another_models_answers_have_the_distance_that_raw_numbers_give(moblab_csv, tmp_path):
     """From texts and a table to a figure, against scipy on the numbers as they are in the files."""

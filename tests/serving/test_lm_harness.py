@@ -176,8 +176,9 @@ def assert_same_log_likelihoods(found, expected):
     np.testing.assert_allclose(found, expected, atol=3e-5, rtol=2e-7)
 
 
-@pytest.mark.parametrize("with_adapter", [False, True], ids=["base", "adapter"])
-@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+@pytest.mark.parametrize(
+    ("chat", "with_adapter"), [(False, False), (True, True)], ids=["plain", "chat, adapter"]
+)
 def test_every_sample_of_every_kind_of_task_is_that_of_hf(
     chat, with_adapter, checkpoint, adapter, tasks
 ):

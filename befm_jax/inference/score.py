@@ -136,8 +136,8 @@ def each_group(
     """Scores groups one by one; yields each group's index and scores when they are done.
 
     Up to `rows` rows of one length are a batch, per data-parallel device, but no more slots than
-    the longest row has, so that memory does not depend on `rows`.  The last batch is padded with
-    empty rows, so that it needs no further compilation.
+    the longest row has, so that memory does not depend on `rows`.  The last batch has fewer, and a
+    program of its own: for a few questions it is the only one.
 
     Raises:
         ValueError: `rows` is below 1.
@@ -277,8 +277,8 @@ def _batches(laid_out: Iterable[_LaidOut], rows: int, shared: int) -> Iterator[_
             members.append((groups, row))
             if len(members) == size:
                 yield _Batch(waiting.pop(shape), size)
-    for (length, _), members in waiting.items():
-        yield _Batch(members, _batch_rows(length, rows, shared))
+    for members in waiting.values():
+        yield _Batch(members, -(-len(members) // shared) * shared)
 
 
 def _lay_out(groups: Sequence[tuple[int, Sequence[Encoded]]], slots: int) -> _LaidOut:

@@ -137,7 +137,8 @@ class Recorded:
 
         Raises:
             DataError: an item without answers in the file, one that was asked in other words, or
-                invalid answers: a probability without an answer, an answer with two, probabilities that sum to more than 1.
+                invalid answers: a probability without an answer, an answer with two, probabilities
+                that sum to more than 1.
         """
         for item in items:
             key = self._key(item)

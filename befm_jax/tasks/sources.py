@@ -16,6 +16,7 @@ from befm_jax.data import (
     bomb_risk,
     builders,
     choices,
+    gambles,
     knowledge,
     literature,
     matrix_games,
@@ -246,6 +247,7 @@ _READERS: Mapping[str, Callable[[str], Rows[Any]]] = {
     "abstracts": literature.read_abstracts,
     "bomb_risk": bomb_risk.read,
     "matrix_games": matrix_games.read,
+    "gambles": gambles.read,
     "rounds": rounds.read,
 }
 _REFERENCES: Mapping[str, Callable[[], Rows[Any]]] = {

@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from befm_jax.data import bomb_risk, choices, literature, matrix_games, questionnaires, rounds
+from befm_jax.data import (
+    bomb_risk,
+    choices,
+    gambles,
+    literature,
+    matrix_games,
+    questionnaires,
+    rounds,
+)
 from befm_jax.data import games as library
 from befm_jax.data.builders.row_texts import row_of
 from befm_jax.data.rows import LeftOut, Rows, of_person
@@ -58,6 +66,7 @@ KINDS = {
         "befm_games", matrix_games.Player, _of_table(matrix_games.read), matrix_games.in_split
     ),
     "bomb_risk": Kind("befm_games", bomb_risk.Opened, _of_table(bomb_risk.read)),
+    "gambles": Kind("befm_games", gambles.Problem, _of_table(gambles.read)),
     "questionnaires": Kind(
         "befm_surveys", questionnaires.Questionnaire, _of_table(questionnaires.read)
     ),

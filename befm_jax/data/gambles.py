@@ -1,7 +1,7 @@
 """Choices between two gambles: what each may pay, and how many people took which.
 
-The table has one line a problem, CSV, in gzip or Parquet, as in choices13k (Peterson et al., Science
-372, 2021): `Problem`, `Feedback` (True or False), `n` people, and `bRate`, the mean share of their
+The table has one line a problem, CSV, in gzip or Parquet, as in choices13k (Peterson et al.,
+Science 372, 2021): `Problem`, `Feedback` (True or False), `n` people, and `bRate`, the mean share of their
 five choices that was B.  Gamble A pays `Ha` with probability `pHa`, else `La`; B pays a lottery of
 mean `Hb` with probability `pHb`, else `Lb`.  The lottery has `LotNumB` outcomes, `LotShapeB` 0
 (one), 1 (symmetric), 2 (skewed to the right) or 3 (to the left), as in Erev et al. (Psychological
@@ -108,9 +108,7 @@ def read(path: str | Path) -> Rows[Problem]:
                     (known["Lb"], 1 - known["pHb"]),
                 ]
             )
-            rows[id] = Problem(
-                id, first, second, hidden, linked, feedback, people, known["bRate"]
-            )
+            rows[id] = Problem(id, first, second, hidden, linked, feedback, people, known["bRate"])
     if not rows:
         raise DataError(f"{path}: no problem; {'; '.join(left_out.lines()) or 'no rows'}")
     facts = {repr(row) for row in rows.values()}
@@ -124,9 +122,7 @@ def _lottery(mean: float, shape: int, outcomes: int) -> list[tuple[float, float]
         return [(mean, 1.0)]
     if shape == 1:
         steps = outcomes - 1
-        return [
-            (mean - steps / 2 + at, math.comb(steps, at) / 2**steps) for at in range(outcomes)
-        ]
+        return [(mean - steps / 2 + at, math.comb(steps, at) / 2**steps) for at in range(outcomes)]
     sign = 1 if shape == 2 else -1
     # The last two are equally likely.
     return [

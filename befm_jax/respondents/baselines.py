@@ -50,8 +50,8 @@ DEFINITIONS: Mapping[str, str] = {
     "expected_value": "The logit response to the means of what two gambles pay, its precision "
     "fitted to the training people by maximum likelihood.",
     "expected_utility": "The same with a power of what is paid, fitted likewise.",
-    "prospect_theory": "The same with cumulative prospect theory's values, its power, loss aversion "
-    "and weighting of probabilities fitted likewise.",
+    "prospect_theory": "The same with the values of cumulative prospect theory, its power, loss "
+    "aversion and weighting of probabilities fitted likewise.",
     "training_people": "The training people's own answers to the same question.",
     "same_group": "The answers to the same question of training people of the same sex and age "
     "band (or the task's other groups); those of all training people count as ten more of them.",

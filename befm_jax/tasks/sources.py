@@ -19,6 +19,7 @@ from befm_jax.data import (
     gambles,
     knowledge,
     literature,
+    logs,
     matrix_games,
     questionnaires,
     rounds,
@@ -248,6 +249,7 @@ _READERS: Mapping[str, Callable[[str], Rows[Any]]] = {
     "bomb_risk": bomb_risk.read,
     "matrix_games": matrix_games.read,
     "gambles": gambles.read,
+    "logs": logs.read,
     "rounds": rounds.read,
 }
 _REFERENCES: Mapping[str, Callable[[], Rows[Any]]] = {

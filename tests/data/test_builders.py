@@ -18,6 +18,7 @@ from tests.conftest import SHARED
 
 pytest.importorskip("tensorflow_datasets")
 CODES = [f"{trait}{number}" for trait in "ACENO" for number in range(1, 6)]
+GAMBLES = "Problem,Feedback,n,Ha,pHa,La,Hb,pHb,Lb,LotShapeB,LotNumB,Amb,Corr,bRate"
 PAYOFFS = "AC_you,AC_other,AD_you,AD_other,BC_you,BC_other,BD_you,BD_other"
 
 
@@ -37,13 +38,24 @@ def tables():
     yield "rounds", ".csv", [public_goods, *people(
         60, lambda n, rng: f"s{n // 4},p{n},4,{1 + n / 20:g},variable,opt_in,0,1,0,,1,"
         f"{rng.integers(21)},60,3,{'' if n % 2 else 10}"
-    ), "s,p,4,2,all_or_nothing,opt_out,1,0,1,12,1,20,60,3,10"], ["rounds/next", "rounds/first"]  # fmt: skip
+    ), "s,p,4,2,all_or_nothing,opt_out,1,0,1,12,1,20,60,3,10"], [
+        "rounds/next", "rounds/first"
+    ]  # fmt: skip
     yield "matrix_games", ".csv", [f"participant,trial,{PAYOFFS},choice", *people(
         90, lambda n, rng: f"{n // 3},{n},{','.join(map(str, rng.integers(0, 9, 8)))},{'AB'[n % 2]}"
     ), "1,1,1,1,1,1,1,1,1,nan,A"], ["games/matrix"]  # fmt: skip
     yield "bomb_risk", ".csv", ["study,id,age,gender,country,treatment,boxes,choice", *people(
         40, lambda n, rng: f"S,{n},{n},{n % 2},Austria,,100,{rng.integers(101)}"
     )], ["games/bomb_risk"]  # fmt: skip
+    yield "gambles", ".csv", [GAMBLES, *people(
+        60, lambda n, rng: f"{n},True,9,{n},.95,-1,8,.5,-5,{n % 4},{1 + n % 5},False,{n % 3 - 1},.3"
+    )], ["games/risky"]  # fmt: skip
+    yield "logs", ".jsonl", people(60, lambda n, rng: json.dumps(
+        {"person": n // 3, "time": 100 - n, "prompt": f"«{n}»?", "answer": "ja"}
+        | {"options": ["ja", "nein"], "question": "q", "labels": {"sex": "f"}} if n % 2 else
+        {"person": f"x{n}", "time": n, "messages": [{"role": "system", "content": "s"}, {"role":
+        "user", "content": "a\nb"}, {"role": "assistant", "content": "«c»"}]}
+    )), ["logs/choice", "logs/text"]  # fmt: skip
     yield "questionnaires", ".csv", [",".join(["age", "gender", *CODES]), *people(
         40, lambda n, rng: f"{n + 10},{n % 2 + 1}," + ",".join(map(str, rng.integers(0, 7, 25)))
     )], ["survey/next", "survey/masked", "survey/groups", "survey/traits"]  # fmt: skip

@@ -21,6 +21,7 @@ from befm_jax.data import (
     choices,
     gambles,
     literature,
+    logs,
     matrix_games,
     questionnaires,
     rounds,
@@ -72,6 +73,7 @@ KINDS = {
     ),
     "workflows": Kind("befm_literature", literature.Paper, _of_table(literature.read_workflows)),
     "abstracts": Kind("befm_literature", literature.Paper, _of_table(literature.read_abstracts)),
+    "logs": Kind("befm_jsonl", logs.Log, _of_table(logs.read)),
 }
 
 

@@ -1,4 +1,4 @@
-"""The builders: `befm_games`, `befm_surveys` and `befm_literature`.
+"""The builders: `befm_games`, `befm_surveys`, `befm_literature` and `befm_jsonl`.
 
     BefmSurveys(table="bigfive.csv", config="questionnaires", data_dir="data",
                 file_format="array_record").download_and_prepare()
@@ -90,4 +90,12 @@ class BefmLiterature(_Builder):
     BUILDER_CONFIGS: ClassVar = _configs("befm_literature")
 
 
-BUILDERS = {builder.name: builder for builder in (BefmGames, BefmSurveys, BefmLiterature)}
+class BefmJsonl(_Builder):
+    """Logs and conversations, one row a person."""
+
+    BUILDER_CONFIGS: ClassVar = _configs("befm_jsonl")
+
+
+BUILDERS = {
+    builder.name: builder for builder in (BefmGames, BefmSurveys, BefmLiterature, BefmJsonl)
+}

@@ -28,7 +28,9 @@ def row_of(kind: type[Row], texts: Mapping[str, str]) -> Row:
         ValueError, TypeError, KeyError, AttributeError: they are those of no such row.
     """
     hints = _hints(kind)
-    values = {name: texts[name] if hints[name] is str else json.loads(texts[name]) for name in texts}
+    values = {
+        name: texts[name] if hints[name] is str else json.loads(texts[name]) for name in texts
+    }
     return _typed(kind, values)
 
 

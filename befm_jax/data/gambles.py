@@ -1,12 +1,12 @@
 """Choices between two gambles: what each may pay, and how many people took which.
 
 The table has one line a problem, CSV, in gzip or Parquet, as in choices13k (Peterson et al.,
-Science 372, 2021): `Problem`, `Feedback` (True or False), `n` people, and `bRate`, the mean share of their
-five choices that was B.  Gamble A pays `Ha` with probability `pHa`, else `La`; B pays a lottery of
-mean `Hb` with probability `pHb`, else `Lb`.  The lottery has `LotNumB` outcomes, `LotShapeB` 0
-(one), 1 (symmetric), 2 (skewed to the right) or 3 (to the left), as in Erev et al. (Psychological
-Review 124, 2017).  `Amb`: the probabilities of B are hidden; `Corr`: 1 where both gambles are drawn
-together, -1 where they are drawn against each other, else 0.
+Science 372, 2021): `Problem`, `Feedback` (True or False), `n` people, and `bRate`, the mean share
+of their five choices that was B.  Gamble A pays `Ha` with probability `pHa`, else `La`; B pays a
+lottery of mean `Hb` with probability `pHb`, else `Lb`.  The lottery has `LotNumB` outcomes and
+`LotShapeB` 0 (one outcome), 1 (symmetric), 2 (skewed to the right) or 3 (to the left), as in Erev
+et al. (Psychological Review 124, 2017).  `Amb`: the probabilities of B are hidden; `Corr`: 1 where
+both gambles are drawn together, -1 where they are drawn against each other, else 0.
 
 A row is a line.  Lines with the same two gambles are in one split, however they are asked.
 """

@@ -154,12 +154,12 @@ def select(spec: str | Sequence[str]) -> list[Task]:
 
 # Last, because the module's tasks use the names above.
 from befm_jax.tasks import (  # noqa: E402, F401
-    gambles,
     games,
     knowledge,
     literature,
     logs,
     matrix_games,
+    risky,
     rounds,
     surveys,
     workflows,

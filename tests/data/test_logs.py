@@ -84,7 +84,7 @@ def test_what_can_not_be_used_is_counted_by_reason(tmp_path):
         asked(8, time=8, system="other"), asked(9, time=9, labels={"sex": "m"}),
         asked(10, time=10, labels={"person": "x"}), asked(11, time=11, labels=["x"]),
         asked(12, time=12, answer=" "), {"person": "p", "text": "x"},
-        {"time": 1, "messages": [{"role": "assistant", "content": "x"}]},
+        {"messages": [{"role": "system", "content": "x"}, {"role": "assistant", "content": "x"}]},
         asked(13, time=13, weight=2, labels={"city": "x"}),
     )  # fmt: skip
     (row,) = rows.rows

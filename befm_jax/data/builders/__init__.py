@@ -10,6 +10,8 @@ well, with the same rows, splits and items.  TensorFlow is not needed; `pip inst
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -100,8 +102,8 @@ def build(kind: str, table: str, out: str | Path, games: str = "all") -> Path:
     folder = Path(builder.data_path)
     if folder.exists():
         raise DataError(f"{folder}: there is a data set already; give another --out, or delete it")
-    # Nothing is downloaded, but TensorFlow Datasets makes a folder for it.
-    with tempfile.TemporaryDirectory() as downloads:
+    # Nothing is downloaded, but TensorFlow Datasets makes a folder for it, and says that it does.
+    with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_dir=downloads)
     return folder
 

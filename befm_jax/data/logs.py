@@ -88,7 +88,7 @@ def read(path: str | Path) -> Rows[Log]:
         except DataError as error:
             left_out.add(f"record: {error}", place, "")
             continue
-        if record.get("weight", 1) != 1:
+        if float(record.get("weight", 1)) != 1:
             left_out.add("weight: not used, records count alike", place, str(record["weight"]))
         usable.append((time, line, log))
     timed = any(time is not None for time, _, _ in usable)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 Row = TypeVar("Row")
+# The types of a class's fields, by name.
+_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
 def texts_of(row: Any) -> dict[str, str]:
@@ -44,7 +46,7 @@ def _plain(value: Any) -> dict[str, Any]:
 def _typed(hint: Any, value: Any) -> Any:
     """A value of JSON as what the hint says."""
     kind, inside = get_origin(hint), get_args(hint)
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         hints = _hints(hint)
         return hint(**{name: _typed(hints[name], one) for name, one in value.items()})
     if kind is UnionType:  # of one type and None
@@ -56,8 +58,3 @@ def _typed(hint: Any, value: Any) -> Any:
     if kind is Mapping:
         return {name: _typed(inside[1], one) for name, one in value.items()}
     return value
-
-
-@cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)

@@ -13,6 +13,7 @@ precision.  They differ in the value:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -134,7 +135,8 @@ class Fitted:
         others = np.zeros(len(self.model.ranges))
         start = min((np.array([one, *others]) for one in tried), key=loss)
         # A power changes the size of values by much, and the precision with it.
-        bounds = [(tried[0] - 10.0, tried[-1] + 10.0), *(np.log(one) for one in self.model.ranges)]
+        bounds = [(float(tried[0]) - 10.0, float(tried[-1]) + 10.0)]
+        bounds += [(math.log(low), math.log(high)) for low, high in self.model.ranges]
         found = minimize(loss, start, method="L-BFGS-B", bounds=bounds)
         return tuple(np.exp(found.x).tolist())
 

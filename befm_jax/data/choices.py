@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import TypeGuard
@@ -183,6 +183,22 @@ def by_person(choices: Choices) -> Rows[Plays]:
         f"{choices.source}: counts of people, which do not say who chose what; this needs a table "
         "with UserID and a column a game, or with game, participant, choice"
     )
+
+
+def of_games(choices: Rows[Plays], games: Sequence[Game]) -> Rows[Plays]:
+    """What people chose in some games; who played none of them is not among the rows.
+
+    Raises:
+        DataError: nobody played any.
+    """
+    ids = {game.id for game in games}
+    rows = []
+    for row in choices.rows:
+        if kept := {game: position for game, position in row.choices.items() if game in ids}:
+            rows.append(replace(row, choices=kept))
+    if not rows:
+        raise DataError(f"{choices.source}: no choice of {', '.join(ids) or 'no games'}")
+    return replace(choices, rows=rows)
 
 
 def histograms(choices: Choices, games: Sequence[Game]) -> dict[str, Int64[np.ndarray, " A"]]:

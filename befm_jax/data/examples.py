@@ -175,7 +175,7 @@ def read_json(path: str | Path) -> list[Example]:
     examples = []
     for number, record in enumerate(records, 1):
         with _at(f"{path}: record {number}"):
-            examples.append(_example(record))
+            examples.append(of_record(record))
     return examples
 
 
@@ -243,11 +243,15 @@ def _line_example(content: bytes, path: str | Path, line: int) -> Example:
             record = _parse_json(text)
         except json.JSONDecodeError as error:
             raise DataError(f"not JSON ({error.msg})") from None
-        return _example(record)
+        return of_record(record)
 
 
-def _example(record: Any) -> Example:
-    """The example of a JSON record, in whichever of the module's layouts it is."""
+def of_record(record: Any) -> Example:
+    """The example of a JSON record, in whichever of the module's layouts it is.
+
+    Raises:
+        DataError: a record of no layout, or a malformed one; names the field.
+    """
     if not isinstance(record, dict):
         raise DataError(f"expected an object with fields, not {_kind(record)}")
     for name in _DISLIKED:

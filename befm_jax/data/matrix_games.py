@@ -155,12 +155,11 @@ def read(path: str | Path) -> Rows[Player]:
     rows = [Player(person, tuple(trials.values())) for person, trials in people.items()]
     facts = [repr((row.person, one.game, one.choice)) for row in rows for one in row.trials]
     source = f"{Path(path).name} (2x2 games)"
-    return Rows(
-        rows, source, fingerprint_of(facts), sketch_of(facts), left_out, within=_held_out_with
-    )
+    return Rows(rows, source, fingerprint_of(facts), sketch_of(facts), left_out, within=in_split)
 
 
-def _held_out_with(row: Player, split: str, seed: int) -> Player | None:
+def in_split(row: Player, split: str, seed: int) -> Player | None:
+    """The choices of a person of the split in its games; None where there are none."""
     if of_person(row, split, seed) is None:
         return None
     trials = tuple(one for one in row.trials if split_of(one.game.id, seed) == split)

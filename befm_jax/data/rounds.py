@@ -132,16 +132,17 @@ def read(path: str | Path) -> Rows[Played]:
         raise DataError(f"{path}: no choice; {'; '.join(left_out.lines()) or 'no rows'}")
     facts = {repr((row.person, row.game, row.design, row.decisions)) for row in rows}
     source = f"{Path(path).name} ({layout.name})"
-    return Rows(
-        rows, source, fingerprint_of(facts), sketch_of(facts), left_out, within=layout.within
-    )
+    return Rows(rows, source, fingerprint_of(facts), sketch_of(facts), left_out, within=in_split)
 
 
 def _in_order(decision: Decision) -> tuple[int, int]:
     return decision.match, decision.round
 
 
-def _with_design(row: Played, split: str, seed: int) -> Played | None:
+def in_split(row: Played, split: str, seed: int) -> Played | None:
+    """The row where it is in the split, else None: public goods by design, the others by person."""
+    if row.game != "public_goods":
+        return of_person(row, split, seed)
     return row if split_of(row.labels["design"], seed) == split else None
 
 
@@ -153,7 +154,6 @@ class _Layout(NamedTuple):
     name: str
     columns: tuple[str, ...]
     lines: Callable[[str | Path, LeftOut], _Lines]
-    within: Callable[[Played, str, int], Played | None] = of_person
 
 
 def _public_goods(path: str | Path, left_out: LeftOut) -> _Lines:
@@ -348,7 +348,7 @@ _MOBLAB_GAMES = {
     "ultimatum_strategy": ("ultimatum", _DOLLARS),
 }
 _LAYOUTS = (
-    _Layout("public goods", _PUBLIC_GOODS, _public_goods, _with_design),
+    _Layout("public goods", _PUBLIC_GOODS, _public_goods),
     _Layout("repeated dilemmas", _DAL_BO, _without_errors),
     _Layout("repeated dilemmas with errors", _FUDENBERG, _with_errors),
     _Layout("MobLab's rounds", _MOBLAB, _moblab),

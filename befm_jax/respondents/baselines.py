@@ -21,7 +21,7 @@ from scipy.stats import norm
 from befm_jax.data.items import AnswerSet, FreeText, Item
 from befm_jax.data.responses import How, Response, Sampled
 from befm_jax.errors import DataError, unknown
-from befm_jax.respondents import strategic
+from befm_jax.respondents import risky, strategic
 
 Shares = Float64[np.ndarray, " A"]
 Floats = NDArray[np.float64]
@@ -47,6 +47,11 @@ DEFINITIONS: Mapping[str, str] = {
     "precision fitted likewise.",
     "level_2": "The logit response to an opponent who is at level 1, its precision fitted "
     "likewise.",
+    "expected_value": "The logit response to the means of what two gambles pay, its precision "
+    "fitted to the training people by maximum likelihood.",
+    "expected_utility": "The same with a power of what is paid, fitted likewise.",
+    "prospect_theory": "The same with the values of cumulative prospect theory, its power, loss "
+    "aversion and weighting of probabilities fitted likewise.",
     "training_people": "The training people's own answers to the same question.",
     "same_group": "The answers to the same question of training people of the same sex and age "
     "band (or the task's other groups); those of all training people count as ten more of them.",
@@ -138,6 +143,7 @@ def fit(name: str, training: Sequence[Item], question: str, groups: Sequence[str
             name: strategic.Fitted(model, training).shares
             for name, model in strategic.MODELS.items()
         },
+        **{name: risky.Fitted(model, training).shares for name, model in risky.MODELS.items()},
     }
 
     def exact(item: Item, how: How) -> Response:

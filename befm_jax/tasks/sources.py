@@ -14,9 +14,12 @@ import numpy as np
 from befm_jax import tasks
 from befm_jax.data import (
     bomb_risk,
+    builders,
     choices,
+    gambles,
     knowledge,
     literature,
+    logs,
     matrix_games,
     questionnaires,
     rounds,
@@ -44,7 +47,7 @@ class Source:
     Attributes:
         task: the task.
         rows: all rows of a table, or a split of them.
-        table: the path of the table; "" for the embedded reference.
+        table: the path of the table, or of a data set on disk; "" for the embedded reference.
         games: the games, for tasks of games.
         wording: the texts in which the task asks.
     """
@@ -179,7 +182,8 @@ def select(spec: str, games: Sequence[Game], humans: str = "", wording: str = ""
 
     Args:
         spec: comma-separated entries: a task's name or a `.py` file of tasks, followed by `=` and
-            the path of a table where the task reads one: "games,commute.py=trips.csv".
+            the path of a table, or of a data set made of it (`befm_jax.data.builders`), where the
+            task reads one: "games,commute.py=trips.csv".
         games: the games for tasks of games.
         humans: the table of people's choices in games; "": the embedded reference.
         wording: a file of the texts in which tasks ask (`Wording.read`); "": the package's.
@@ -244,12 +248,16 @@ _READERS: Mapping[str, Callable[[str], Rows[Any]]] = {
     "abstracts": literature.read_abstracts,
     "bomb_risk": bomb_risk.read,
     "matrix_games": matrix_games.read,
+    "gambles": gambles.read,
+    "logs": logs.read,
     "rounds": rounds.read,
 }
 _REFERENCES: Mapping[str, Callable[[], Rows[Any]]] = {
     "cells": questionnaires.read_reference,
     "questions": knowledge.read_reference,
 }
+# Kinds whose rows are those of another one before they are counted.
+_COUNTED = {"histograms": "plays", "cells": "questionnaires"}
 # Kinds whose rows are not split by `Rows.part`, and those of tasks about populations.
 _PARTS: Mapping[str, Callable[..., Rows[Any]]] = {
     "histograms": choices.part,
@@ -274,13 +282,19 @@ def _source(
             raise DataError(f"task {task.name}: it reads a table; give {task.name}=PATH")
         key = (task.name if task.read else task.needs, table)
         if key not in tables:
-            tables[key] = read(table)
+            stored = not task.read and builders.is_data_set(table)
+            kind = _COUNTED.get(task.needs, task.needs)
+            tables[key] = builders.read(table, kind) if stored else read(table)
         return Source(task, _served(tables[key], task), table)
     if task.needs not in ("histograms", "plays"):
         raise DataError(f"task {task.name}: needs is {task.needs}, for which `read` is required")
-    found = choices.read(table or humans, games)
+    path = table or humans
+    if path and builders.is_data_set(path):
+        found = choices.of_games(builders.read(path, "plays"), games)
+    else:
+        found = choices.read(path, games)
     rows = choices.by_person(found) if task.needs == "plays" else found
-    return Source(task, _served(rows, task), table or humans, tuple(games))
+    return Source(task, _served(rows, task), path, tuple(games))
 
 
 def _served(rows: Rows[Any], task: Task) -> Rows[Any]:

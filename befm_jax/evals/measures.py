@@ -34,7 +34,8 @@ from scipy.stats import rankdata
 
 from befm_jax.data.items import Item
 from befm_jax.errors import unknown
-from befm_jax.evals import text_measures
+from befm_jax.evals import retrieval, text_measures
+from befm_jax.evals.retrieval import Retrieved
 
 Floats = NDArray[np.float64]
 _ROUNDING = 1e-12
@@ -364,6 +365,11 @@ class Answered:
         return Pair.of(places, self.model, self.target, exact=self.exact)
 
     @cached_property
+    def shares(self) -> Float64[np.ndarray, "I A"]:
+        """The model's shares."""
+        return self.model / self.model.sum(1, keepdims=True)
+
+    @cached_property
     def histograms(self) -> Floats:
         """`[I, 2A]` columns that sum to the pooled model's people and to the pooled people."""
         return np.concatenate([self.pair.model.shares * self.people[:, None], self.target], 1)
@@ -497,6 +503,37 @@ def _macro_f1(answered: Answered) -> Sums:
     return Sums(np.concatenate(columns, 1), finish)
 
 
+def _retrieved(columns: Callable[[Retrieved], Floats], finish: Callable[[Floats], Floats]) -> Summed:
+    """A function of the mean over behaviours of columns `[I, K]`; every context counts alike."""
+
+    def sums(answered: Answered) -> Sums:
+        found = Retrieved.of(answered.shares, answered.target, _candidates(answered))
+        values = columns(found)
+        number = np.ones((len(values), 1))
+
+        def finished(totals: Floats, _: Floats) -> Floats:
+            return finish(_ratio(totals[..., :-1], totals[..., -1:]))
+
+        return Sums(np.concatenate([values, number], 1), finished)
+
+    return sums
+
+
+def _candidates(answered: Answered) -> NDArray[np.int64]:
+    """`[I, K]` the rows of each item's candidates, -1 for none.
+
+    Items without a response are nobody's candidates.
+    """
+    rows = {item.labels["context"]: row for row, item in enumerate(answered.items)}
+    found = [
+        [rows[name] for name in item.notes["candidates"] if name in rows] for item in answered.items
+    ]
+    table = np.full((len(found), max(map(len, found))), -1)
+    for row, own in zip(table, found, strict=True):
+        row[: len(own)] = own
+    return table
+
+
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     """A quotient that is NaN where the denominator is 0."""
     defined = np.asarray(denominator) > _ROUNDING
@@ -520,6 +557,7 @@ class Measure:
         skill: whether skill is defined: less is better, and the true distribution is best.
         ordered: whether answers must have values on a scale.
         perfect: a perfect model's score, where that is known without simulation.
+        others: what other people score in the model's place, for measures without a kernel.
     """
 
     name: str
@@ -534,6 +572,7 @@ class Measure:
     skill: bool = False
     ordered: bool = True
     perfect: float | None = None
+    others: Callable[[np.random.Generator, Answered], float] | None = None
 
     def compute(self, answered: Answered, weights: Float64[np.ndarray, "R I"]) -> Floats:
         """The measure `[R]` for each row of item weights."""
@@ -563,6 +602,25 @@ def _text(name: str, unit: str, high: float, definition: str) -> Measure:
         name, definition, unit, "individual", scored(score),
         high=high, better="high", ordered=False,
     )  # fmt: skip
+
+
+def _retrieval(
+    name: str, definition: str, columns: Callable[[Retrieved], Floats], **more: Any
+) -> Measure:
+    """A measure of contexts inferred from behaviour; its ceiling is half of the people's score."""
+    finish = more.pop("finish", lambda means: means[..., 0])
+
+    def others(rng: np.random.Generator, answered: Answered) -> float:
+        def score(found: Retrieved) -> float:
+            return float(finish(columns(found).mean(0)))
+
+        return retrieval.against_halves(rng, answered.target, _candidates(answered), score)
+
+    unit, ordered = more.pop("unit", "share"), False
+    sums = _retrieved(columns, finish)
+    return Measure(
+        name, definition, unit, "distribution", sums, ordered=ordered, others=others, **more
+    )
 
 
 _DECLARED = (
@@ -706,6 +764,47 @@ _DECLARED = (
         high=1.0,
         better="high",
         ordered=False,
+    ),
+    _retrieval(
+        "retrieved_first",
+        "Share of contexts that are the likeliest of their candidates, by the probability of what "
+        "people did there; ties share the hit.",
+        lambda found: found.within(1)[:, None],
+        high=1.0,
+        better="high",
+    ),
+    _retrieval(
+        "retrieved_in_3",
+        "Share of contexts that are among the three likeliest of their candidates; ties share the "
+        "hit.",
+        lambda found: found.within(3)[:, None],
+        high=1.0,
+        better="high",
+    ),
+    _retrieval(
+        "reciprocal_rank",
+        "Mean of 1 / the rank of the true context among its candidates, by the probability of what "
+        "people did there; the mean over the ranks that ties share.",
+        lambda found: found.reciprocal_rank[:, None],
+        high=1.0,
+        better="high",
+    ),
+    _retrieval(
+        "posterior_log_loss",
+        "Mean of -ln of the true context's posterior probability, its candidates being equally "
+        "likely before: softmax of the sums of counts x ln p; undefined where a context does not "
+        "allow what people did in it.",
+        lambda found: found.log_loss[:, None],
+        unit="nats",
+    ),
+    _retrieval(
+        "posterior_ece",
+        "Expected calibration error of that posterior: |mean probability of the likeliest "
+        "candidate - how often it is the true one|, in tenths of the probability; few contexts "
+        "make it too high.",
+        lambda found: found.calibration(),
+        finish=lambda means: np.abs(means).sum(-1),
+        high=1.0,
     ),
     _text(
         "rouge1",

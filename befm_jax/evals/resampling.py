@@ -201,12 +201,15 @@ class ClusterSums:
 def reference_points(
     rng: np.random.Generator, answered: Answered, measures: Iterable[Measure]
 ) -> dict[str, tuple[float, float]]:
-    """Floor and ceiling of distribution-level measures, where persons are known; by name.
+    """Floor and ceiling of distribution-level measures, where clusters are known; by name.
 
     Floor: answers drawn from the model's prediction for each person (a Poisson-binomial histogram,
     narrower than a multinomial one), compared with the model.  Ceiling: two samples of as many
     people from their pooled histogram.
     """
+    ceilings = {
+        one.name: (np.nan, one.others(rng, answered)) for one in measures if one.others is not None
+    }
     kernels: dict[str, Callable[[Pair], Floats]] = {}
     floors: dict[str, float] = {}
     for one in measures:
@@ -215,12 +218,12 @@ def reference_points(
             if one.perfect is not None:
                 floors[one.name] = one.perfect
     if not kernels:
-        return {}
+        return ceilings
     values, length = answered.pair.model.values, answered.model.shape[1]
     repeats = answered.people.astype(np.int64)
     # Whole observations only: fractions of people can't be drawn.
     if not repeats.sum():
-        return {}
+        return ceilings
     cdf = np.repeat(answered.pair.model.cdf, repeats, axis=0)
     people = np.empty((_SIMULATIONS, length))
     for simulation in people:
@@ -230,7 +233,7 @@ def reference_points(
     a_perfect = Pair.of(values, model, people)
     drawn = rng.multinomial(len(cdf), observed / observed.sum(), size=(2, _SIMULATIONS))
     others = Pair.of(values, drawn[0], drawn[1], exact=False)
-    return {
+    return ceilings | {
         name: (
             floors[name] if name in floors else float(np.mean(kernel(a_perfect))),
             float(np.mean(kernel(others))),

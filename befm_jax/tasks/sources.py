@@ -15,6 +15,7 @@ from befm_jax import tasks
 from befm_jax.data import (
     bomb_risk,
     choices,
+    contexts,
     knowledge,
     literature,
     matrix_games,
@@ -94,6 +95,8 @@ class Source:
         """The rows; for a task about populations, one a population."""
         if self.task.needs == "histograms":
             return choices.counted(self.rows, self.games)
+        if self.task.needs == "contexts":
+            return contexts.counted(self.rows)
         return questionnaires.counted(self.rows) if self.task.needs == "cells" else self.rows
 
     def family(self, apart: bool = False) -> Family:
@@ -245,6 +248,7 @@ _READERS: Mapping[str, Callable[[str], Rows[Any]]] = {
     "bomb_risk": bomb_risk.read,
     "matrix_games": matrix_games.read,
     "rounds": rounds.read,
+    "contexts": contexts.read,
 }
 _REFERENCES: Mapping[str, Callable[[], Rows[Any]]] = {
     "cells": questionnaires.read_reference,
@@ -256,7 +260,7 @@ _PARTS: Mapping[str, Callable[..., Rows[Any]]] = {
     "plays": choices.part,
     "cells": questionnaires.part,
 }
-_POPULATIONS = ("histograms", "cells")
+_POPULATIONS = ("histograms", "cells", "contexts")
 
 
 def _source(

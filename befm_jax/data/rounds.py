@@ -42,14 +42,14 @@ from befm_jax.data.rows import (
 from befm_jax.errors import DataError
 
 COINS = 20
-_ANY, _ALL = (
+ANY, ALL = (
     AnswerSet.numbers(range(COINS + 1), "coins"),
     AnswerSet.labels("Nothing", "Everything", values=(0, COINS)),
 )
 _DOLLARS, _BOXES = (AnswerSet.numbers(range(101), unit) for unit in ("dollars", "boxes"))
 # Push is to cooperate, Pull to defect.
-_DILEMMA = games.get("push_pull").answers
-_MOVES = {"c": _DILEMMA.read_cell("Push"), "d": _DILEMMA.read_cell("Pull")}
+DILEMMA = games.get("push_pull").answers
+_MOVES = {"c": DILEMMA.read_cell("Push"), "d": DILEMMA.read_cell("Pull")}
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def _public_goods(path: str | Path, left_out: LeftOut) -> _Lines:
             what = ", ".join(cells[name] for name in _DESIGN)
             left_out.add("row: a design that can't be", place, what)
             continue
-        answers = _ALL if kind == "all_or_nothing" else _ANY
+        answers = ALL if kind == "all_or_nothing" else ANY
         choice, reason = answers.parse_cell(cells["contribution"])
         if round_number is None or choice is None:
             left_out.add(f"contribution: {reason}" if reason else "row: no round", place, person)
@@ -223,7 +223,7 @@ def _dilemma_lines(
         else:
             setting, design = treatment
             labels = {"design": setting}
-            row = Played(person, "dilemma", _DILEMMA, design, setting, person, labels)
+            row = Played(person, "dilemma", DILEMMA, design, setting, person, labels)
             yield place, cells, row, Decision(match, number, choice)
 
 
@@ -248,16 +248,20 @@ def _without_errors(path: str | Path, left_out: LeftOut) -> _Lines:
         yield place, row, replace(decision, after=after)
 
 
+def payoffs_of(ratio: float) -> dict[str, float]:
+    """The payoffs of a dilemma in which to cooperate costs 2 units and gives the other `ratio` as many."""
+    benefit, cost = 2.0 * ratio, 2.0
+    return {"reward": benefit - cost, "sucker": -cost, "temptation": benefit, "penalty": 0.0}
+
+
 def _with_errors(path: str | Path, left_out: LeftOut) -> _Lines:
     def treatment(cells: Mapping[str, str]) -> _Treatment:
         ratio, error = _number(cells["bc"]), _number(cells["error"])
         if ratio is None or error is None or not 0 <= error < 1:
             return None
-        # To cooperate costs 2 units and gives the other 2 times the ratio; 7/8 as in the paper.
-        benefit, cost = 2.0 * ratio, 2.0
-        payoffs = {"reward": benefit - cost, "sucker": -cost, "temptation": benefit, "penalty": 0.0}
         name = f"benefit {ratio:g} times the cost, error {error:g}"
-        return name, {**payoffs, "continuation": 0.875, "error": error}
+        # 7/8 as in the paper.
+        return name, {**payoffs_of(ratio), "continuation": 0.875, "error": error}
 
     lines = list(_dilemma_lines(path, left_out, _FUDENBERG, treatment))
     # The outcome of a round is in the next round's line.

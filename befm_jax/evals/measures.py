@@ -34,7 +34,8 @@ from scipy.stats import rankdata
 
 from befm_jax.data.items import Item
 from befm_jax.errors import unknown
-from befm_jax.evals import retrieval, text_measures
+from befm_jax.evals import effects, retrieval, text_measures
+from befm_jax.evals.effects import Effects
 from befm_jax.evals.retrieval import Retrieved
 
 Floats = NDArray[np.float64]
@@ -338,7 +339,8 @@ class Answered:
     Attributes:
         values: `[A]` the answers' values, ascending; None where they have no order.
         model: `[I, A]` shares (`exact`) or counts of draws.
-        target: `[I, A]` observations.
+        target: `[I, A]` observations; of arms of published effects, which may have different
+            answer sets, `[I, 1]` with 1 each, and `model` is 0 beyond an item's answers.
         exact: whether `model` holds distributions.
         items: the items, for measures that need their labels or notes (payoffs, equilibrium).
         texts: for free text, the texts of each item; then `A` is 0.
@@ -532,6 +534,38 @@ def _candidates(answered: Answered) -> NDArray[np.int64]:
     for row, own in zip(table, found, strict=True):
         row[: len(own)] = own
     return table
+
+
+def _of_effects(name: str) -> Summed:
+    """A measure of `befm_jax.evals.effects`; a contrast is in the row of its control."""
+
+    def sums(answered: Answered) -> Sums:
+        means = {
+            (item.labels["effect"], item.labels["arm"]): float(
+                shares[: len(item.notes["values"])] @ np.array(item.notes["values"])
+            )
+            for item, shares in zip(answered.items, answered.shares, strict=True)
+        }
+        known = [
+            (row, item.notes["published"], means[item.labels["effect"], "treatment"] - mean)
+            for row, (item, mean) in enumerate(zip(answered.items, means.values(), strict=True))
+            if item.labels["arm"] == "control" and (item.labels["effect"], "treatment") in means
+        ]
+
+        def column(published: str) -> Floats:
+            return np.array([getattr(one, published) for _, one, _ in known], np.float64)
+
+        ends = [one.interval or (np.nan, np.nan) for _, one, _ in known]
+        low, high = np.array(ends, np.float64).reshape(-1, 2).T
+        found = Effects(
+            np.array([difference for *_, difference in known]),
+            column("difference"), column("standard_error"), low, high, column("direction"),
+        ).columns[name]  # fmt: skip
+        columns = np.zeros((len(answered.items), found.shape[1]))
+        columns[[row for row, *_ in known]] = found
+        return Sums(columns, lambda totals, _: effects.FINISH[name](totals))
+
+    return sums
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
@@ -805,6 +839,50 @@ _DECLARED = (
         lambda found: found.calibration(),
         finish=lambda means: np.abs(means).sum(-1),
         high=1.0,
+    ),
+    Measure(
+        "effect_sign",
+        "Share of contrasts with a published sign whose predicted difference, the mean of the "
+        "treatment less that of the control, has it; half of one where no difference is predicted.",
+        "share",
+        "distribution",
+        _of_effects("sign"),
+        high=1.0,
+        better="high",
+        ordered=False,
+    ),
+    Measure(
+        "effect_correlation",
+        "Correlation of predicted and published differences through the origin, sum xy / "
+        "sqrt(sum x^2 sum y^2), which does not depend on which arm is the control.",
+        "correlation",
+        "distribution",
+        _of_effects("correlation"),
+        low=-1.0,
+        high=1.0,
+        better="high",
+        ordered=False,
+    ),
+    Measure(
+        "effect_slope",
+        "Slope of predicted on published differences through the origin, corrected for the "
+        "published standard errors s: sum xy / sum (x^2 - s^2); below 1, effects are too small.",
+        "ratio",
+        "distribution",
+        _of_effects("slope"),
+        low=-np.inf,
+        better="1",
+        ordered=False,
+    ),
+    Measure(
+        "effect_coverage",
+        "Share of contrasts with a published 95 % interval that holds the predicted difference.",
+        "share",
+        "distribution",
+        _of_effects("coverage"),
+        high=1.0,
+        better="high",
+        ordered=False,
     ),
     _text(
         "rouge1",

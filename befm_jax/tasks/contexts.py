@@ -16,6 +16,15 @@ It can show whether a respondent's answers move with the parameters as people's 
 in size: a respondent that answers alike everywhere is at chance.  It can't show whether the answers
 are right on the whole, since a mistake that is the same in all candidates is not seen, nor what
 people do after the first round.
+
+`contexts/effects` asks both arms of published contrasts (`befm_jax.data.effects`), and takes the
+difference of the two means as the effect that the respondent predicts.  Which arm is called the
+control is arbitrary, so that its measures do not depend on it: correlation and slope go through the
+origin.  It can show whether a respondent knows what matters, which way and how much.  Published
+effects may stand in the texts that a model was trained on: right signs are no proof that it
+predicts effects that nobody has measured.  Arms are asked in the package's own words, at the middle
+of the ranges that were pooled, of people of no country and without their history in the game: a
+slope below 1 may come from that, too.
 """
 
 from __future__ import annotations
@@ -27,8 +36,11 @@ import numpy as np
 
 from befm_jax.data import contexts
 from befm_jax.data.contexts import Context
-from befm_jax.data.items import Item
+from befm_jax.data.effects import Effect, Gift
+from befm_jax.data.games import Game
+from befm_jax.data.items import Item, Message
 from befm_jax.data.matrix_games import Player
+from befm_jax.data.rounds import Played
 from befm_jax.tasks import Task, register
 from befm_jax.tasks.matrix_games import matrix
 from befm_jax.tasks.rounds import next_choice
@@ -61,6 +73,37 @@ def retrieval(row: Context, wording: Wording, rng: np.random.Generator) -> Itera
         )
 
 
+def effects(row: Effect, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
+    """Both arms of a contrast.
+
+    `notes["values"]` are what each answer counts for, and `notes["published"]` is what is known.
+    """
+    for which, arm in (("control", row.control), ("treatment", row.treatment)):
+        before, question, after = _question(arm.asked, wording)
+        yield Item(
+            f"{row.id}/{which}",
+            (*before, *wording("contexts/arm", game=question, arm=arm), *after),
+            arm.asked.answers,
+            labels={**row.labels, "effect": row.id, "arm": which},
+            notes={"values": arm.values, "published": row.published},
+        )
+
+
+def _question(
+    asked: Game | Gift | Played, wording: Wording
+) -> tuple[tuple[Message, ...], str, tuple[Message, ...]]:
+    """The text that explains a game, with the messages before and after it."""
+    if isinstance(asked, Played):
+        *_, last = next_choice(asked, wording, np.random.default_rng(0))
+        prompt, at = last.prompt, 0
+    elif isinstance(asked, Gift):
+        prompt, at = wording("contexts/gift", gift=asked, request=asked.answers.request), 0
+    else:
+        prompt, at = asked.prompt(), -1
+    at = range(len(prompt))[at]
+    return prompt[:at], prompt[at].text, prompt[at + 1 :]
+
+
 register(
     Task(
         "contexts/retrieval",
@@ -73,5 +116,15 @@ register(
         average="distractors",
         cluster="experiment",
         serves=contexts.serves,
+    )
+)
+register(
+    Task(
+        "contexts/effects",
+        effects,
+        needs="effects",
+        measures=("effect_sign", "effect_correlation", "effect_slope", "effect_coverage"),
+        cluster="source",
+        groups=("kind", "assignment", "game"),
     )
 )

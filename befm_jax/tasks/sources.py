@@ -16,6 +16,7 @@ from befm_jax.data import (
     bomb_risk,
     choices,
     contexts,
+    effects,
     knowledge,
     literature,
     matrix_games,
@@ -249,6 +250,7 @@ _READERS: Mapping[str, Callable[[str], Rows[Any]]] = {
     "matrix_games": matrix_games.read,
     "rounds": rounds.read,
     "contexts": contexts.read,
+    "effects": effects.read,
 }
 _REFERENCES: Mapping[str, Callable[[], Rows[Any]]] = {
     "cells": questionnaires.read_reference,
@@ -260,7 +262,7 @@ _PARTS: Mapping[str, Callable[..., Rows[Any]]] = {
     "plays": choices.part,
     "cells": questionnaires.part,
 }
-_POPULATIONS = ("histograms", "cells", "contexts")
+_POPULATIONS = ("histograms", "cells", "contexts", "effects")
 
 
 def _source(

@@ -17,7 +17,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -115,7 +115,7 @@ def _first_choices(row: Played | Player) -> Iterator[tuple[Context, int]]:
         yield _without_counts(_shown(game), game.kind, asked, _ACTIONS), trial.choice ^ flipped
 
 
-@lru_cache(maxsize=None)
+@cache
 def _arranged(game: Game) -> tuple[Game, bool]:
     """One arrangement for all of a game, whose order means nothing; whether its rows changed."""
     both = (False, True)

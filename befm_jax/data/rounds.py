@@ -249,7 +249,7 @@ def _without_errors(path: str | Path, left_out: LeftOut) -> _Lines:
 
 
 def payoffs_of(ratio: float) -> dict[str, float]:
-    """The payoffs of a dilemma in which to cooperate costs 2 units and gives the other `ratio` as many."""
+    """The payoffs where to cooperate costs 2 units and gives the other `ratio` times as many."""
     benefit, cost = 2.0 * ratio, 2.0
     return {"reward": benefit - cost, "sucker": -cost, "temptation": benefit, "penalty": 0.0}
 

@@ -505,7 +505,9 @@ def _macro_f1(answered: Answered) -> Sums:
     return Sums(np.concatenate(columns, 1), finish)
 
 
-def _retrieved(columns: Callable[[Retrieved], Floats], finish: Callable[[Floats], Floats]) -> Summed:
+def _retrieved(
+    columns: Callable[[Retrieved], Floats], finish: Callable[[Floats], Floats]
+) -> Summed:
     """A function of the mean over behaviours of columns `[I, K]`; every context counts alike."""
 
     def sums(answered: Answered) -> Sums:

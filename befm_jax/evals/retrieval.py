@@ -23,7 +23,7 @@ _TIED = 1e-9
 BINS = 10
 # How many people all people count as, beside those of a context, in `against_halves`.
 _OF_EVERYBODY = 10.0
-_HALVINGS = 20
+_HALVINGS = 10
 
 
 @dataclass(frozen=True, eq=False)

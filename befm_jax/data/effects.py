@@ -27,7 +27,7 @@ from typing import NamedTuple
 from befm_jax.data import games, rounds
 from befm_jax.data.games import Game
 from befm_jax.data.items import AnswerSet
-from befm_jax.data.rounds import COINS, Decision, Played
+from befm_jax.data.rounds import COINS, PAYOFFS, Decision, Played
 from befm_jax.data.rows import LeftOut, Rows, fingerprint_of, sketch_of, usable
 from befm_jax.errors import DataError
 
@@ -321,16 +321,15 @@ def _public_goods(left: dict[str, str], outcome: str) -> Played:
 
 
 _FRAMES = {"opt_in": False, "provision": False, "opt_out": True, "maintenance": True}
-_PAYOFFS = {"R": "reward", "S": "sucker", "T": "temptation", "P": "penalty"}
 _NO_PAYOFFS = {"reward": 400.0, "sucker": 0.0, "temptation": 700.0, "penalty": 300.0}
 
 
 def _dilemma(left: dict[str, str], outcome: str) -> Game | Played:
-    payoffs = {name: _number_of(left, key) for key, name in _PAYOFFS.items() if key in left}
+    payoffs = {name: _number_of(left, key) for key, name in PAYOFFS.items() if key in left}
     if "bc" in left:
         payoffs = rounds.payoffs_of(_number_of(left, "bc"))
     payoffs = payoffs or _NO_PAYOFFS
-    if len(payoffs) < len(_PAYOFFS):
+    if len(payoffs) < len(PAYOFFS):
         raise DataError("some payoffs are not known")
     if left.get("group_size", "2") != "2":
         raise DataError("dilemmas are asked of two people")

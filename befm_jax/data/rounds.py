@@ -319,9 +319,9 @@ def _versions(path: Path) -> dict[str, dict[str, float]]:
     designs = {}
     for line, cells in files.records(path, _VERSIONS):
         numbers = {name: _number(cells[name]) for name in _VERSIONS[1:]}
-        if (wrong := [name for name, number in numbers.items() if number is None]) != []:
-            raise DataError(f"{path}:{line}: {wrong[0]} is {cells[wrong[0]]!r}; it must be a number")
         known = {name: number for name, number in numbers.items() if number is not None}
+        for name in (name for name in numbers if name not in known):
+            raise DataError(f"{path}:{line}: {name} is {cells[name]!r}; it must be a number")
         design = {name: known[key] for key, name in PAYOFFS.items()}
         design |= {"continuation": known["continuation"], "error": known["error"]}
         if not known["infinite"]:

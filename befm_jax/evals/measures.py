@@ -34,7 +34,7 @@ from scipy.stats import rankdata
 
 from befm_jax.data.items import Item
 from befm_jax.errors import unknown
-from befm_jax.evals import effects, retrieval, text_measures
+from befm_jax.evals import effects, text_measures
 from befm_jax.evals.effects import Effects
 from befm_jax.evals.retrieval import Retrieved
 
@@ -372,6 +372,19 @@ class Answered:
         return self.model / self.model.sum(1, keepdims=True)
 
     @cached_property
+    def retrieved(self) -> Retrieved:
+        """What people did in each item's context, under `notes["candidates"]`, its own first.
+
+        A context whose item has no response is nobody's candidate.
+        """
+        rows = {item.labels["context"]: row for row, item in enumerate(self.items)}
+        found = [[rows.get(name, -1) for name in one.notes["candidates"]] for one in self.items]
+        candidates = np.full((len(found), max(map(len, found))), -1)
+        for own, names in zip(candidates, found, strict=True):
+            own[: len(names)] = names
+        return Retrieved.of(self.shares, self.target, candidates)
+
+    @cached_property
     def histograms(self) -> Floats:
         """`[I, 2A]` columns that sum to the pooled model's people and to the pooled people."""
         return np.concatenate([self.pair.model.shares * self.people[:, None], self.target], 1)
@@ -511,8 +524,7 @@ def _retrieved(
     """A function of the mean over behaviours of columns `[I, K]`; every context counts alike."""
 
     def sums(answered: Answered) -> Sums:
-        found = Retrieved.of(answered.shares, answered.target, _candidates(answered))
-        values = columns(found)
+        values = columns(answered.retrieved)
         number = np.ones((len(values), 1))
 
         def finished(totals: Floats, _: Floats) -> Floats:
@@ -521,21 +533,6 @@ def _retrieved(
         return Sums(np.concatenate([values, number], 1), finished)
 
     return sums
-
-
-def _candidates(answered: Answered) -> NDArray[np.int64]:
-    """`[I, K]` the rows of each item's candidates, -1 for none.
-
-    Items without a response are nobody's candidates.
-    """
-    rows = {item.labels["context"]: row for row, item in enumerate(answered.items)}
-    found = [
-        [rows[name] for name in item.notes["candidates"] if name in rows] for item in answered.items
-    ]
-    table = np.full((len(found), max(map(len, found))), -1)
-    for row, own in zip(table, found, strict=True):
-        row[: len(own)] = own
-    return table
 
 
 def _of_effects(name: str) -> Summed:
@@ -593,7 +590,8 @@ class Measure:
         skill: whether skill is defined: less is better, and the true distribution is best.
         ordered: whether answers must have values on a scale.
         perfect: a perfect model's score, where that is known without simulation.
-        others: what other people score in the model's place, for measures without a kernel.
+        halves: whether other people's score is that of half of each item's people as the model of
+            the other half, for measures without a kernel.
     """
 
     name: str
@@ -608,7 +606,7 @@ class Measure:
     skill: bool = False
     ordered: bool = True
     perfect: float | None = None
-    others: Callable[[np.random.Generator, Answered], float] | None = None
+    halves: bool = False
 
     def compute(self, answered: Answered, weights: Float64[np.ndarray, "R I"]) -> Floats:
         """The measure `[R]` for each row of item weights."""
@@ -641,22 +639,16 @@ def _text(name: str, unit: str, high: float, definition: str) -> Measure:
 
 
 def _retrieval(
-    name: str, definition: str, columns: Callable[[Retrieved], Floats], **more: Any
+    name: str,
+    definition: str,
+    columns: Callable[[Retrieved], Floats],
+    finish: Callable[[Floats], Floats] = lambda means: means[..., 0],
+    unit: str = "share",
+    **more: Any,
 ) -> Measure:
-    """A measure of contexts inferred from behaviour; its ceiling is half of the people's score."""
-    finish = more.pop("finish", lambda means: means[..., 0])
-
-    def others(rng: np.random.Generator, answered: Answered) -> float:
-        def score(found: Retrieved) -> float:
-            return float(finish(columns(found).mean(0)))
-
-        return retrieval.against_halves(rng, answered.target, _candidates(answered), score)
-
-    unit, ordered = more.pop("unit", "share"), False
+    """A measure of contexts that are inferred from behaviour."""
     sums = _retrieved(columns, finish)
-    return Measure(
-        name, definition, unit, "distribution", sums, ordered=ordered, others=others, **more
-    )
+    return Measure(name, definition, unit, "distribution", sums, ordered=False, halves=True, **more)
 
 
 _DECLARED = (

@@ -8,7 +8,6 @@ Letters: `B` behaviours, `K` candidates at most, `A` answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,9 +20,6 @@ Floats = NDArray[np.float64]
 # Log-likelihoods that differ by less are equal.
 _TIED = 1e-9
 BINS = 10
-# How many people all people count as, beside those of a context, in `against_halves`.
-_OF_EVERYBODY = 10.0
-_HALVINGS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,25 +112,3 @@ class Retrieved:
         gaps = np.zeros((len(confidence), BINS))
         gaps[np.arange(len(confidence)), column] = confidence - right
         return gaps
-
-
-def against_halves(
-    rng: np.random.Generator,
-    counts: Float64[np.ndarray, "I A"],
-    candidates: Int[np.ndarray, "I K"],
-    score: Callable[[Retrieved], float],
-) -> float:
-    """The score of half of each context's people as the model of its other half; mean.
-
-    A context's model is its half, with everybody's answers in these halves counting as ten people
-    more: else an answer that none of a few gave would be impossible.
-    """
-    whole = counts.astype(np.int64)
-    scores = []
-    for _ in range(_HALVINGS):
-        half = np.array([rng.multivariate_hypergeometric(n, n.sum() // 2) for n in whole])
-        everybody = (half.sum(0) + 1.0 / half.shape[1]) / (half.sum() + 1.0)
-        model = half + _OF_EVERYBODY * everybody
-        shares = model / model.sum(1, keepdims=True)
-        scores.append(score(Retrieved.of(shares, (whole - half).astype(np.float64), candidates)))
-    return float(np.mean(scores))

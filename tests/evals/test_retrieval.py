@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from befm_jax.evals.retrieval import BINS, Retrieved, against_halves
+from befm_jax.evals.resampling import halves
+from befm_jax.evals.retrieval import BINS, Retrieved
 
 
 def by_loop(shares, counts, candidates):
@@ -106,14 +107,22 @@ def test_halves_know_what_there_is_to_know():
     rng = np.random.default_rng(0)
     candidates = (np.arange(4)[:, None] + np.arange(4)) % 4
 
-    def score(found):
-        return float(found.within(1).mean())
+    def score(counts):
+        shares, others = halves(rng, counts)
+        assert (others.sum(1) == 200).all()
+        np.testing.assert_allclose(shares.sum(1), 1.0)
+        return Retrieved.of(shares, others, candidates).within(1).mean()
 
     shares = np.array([[0.7, 0.2, 0.1], [0.1, 0.7, 0.2], [0.2, 0.1, 0.7], [0.4, 0.4, 0.2]])
-    apart = rng.multinomial(400, shares).astype(float)
-    assert against_halves(rng, apart, candidates, score) > 0.95
-    repeated = [
-        against_halves(rng, rng.multinomial(400, shares[[0] * 4]).astype(float), candidates, score)
-        for _ in range(10)
-    ]
-    assert abs(np.mean(repeated) - 0.25) < 0.08
+    assert score(rng.multinomial(400, shares).astype(float)) > 0.95
+    alike = [score(rng.multinomial(400, shares[[0] * 4]).astype(float)) for _ in range(100)]
+    assert abs(np.mean(alike) - 0.25) < 0.08
+
+
+def test_halves_are_of_the_people_and_no_answer_is_impossible():
+    counts = np.array([[4.0, 0, 0], [0, 7, 0]])
+    shares, others = halves(np.random.default_rng(0), counts)
+    np.testing.assert_array_equal(others, [[2, 0, 0], [0, 4, 0]])
+    everybody = np.array([2 + 1 / 3, 3 + 1 / 3, 1 / 3]) / 6
+    np.testing.assert_allclose(shares[0], (np.array([2, 0, 0]) + 10 * everybody) / 12)
+    assert (shares > 0).all()

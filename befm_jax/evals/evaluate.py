@@ -524,7 +524,8 @@ class _Run:
                 _why_not(measure, [one], False) for leaf in leaves for one in leaf.histograms
             ]
             why = "; ".join(sorted(set(reasons) - {""}))
-            note = _undefined(measure, value, ends, why, one_cluster, few)
+            one = self.task.cluster if one_cluster else ""
+            note = _undefined(measure, value, ends, why, one, few)
             others = {name: _finite(own[place]) for name, own in beside.items()}
             figures.append(
                 Figure(
@@ -633,15 +634,15 @@ def _own_unit(joined: Sequence[_Joined]) -> tuple[str, float]:
 
 
 def _undefined(
-    measure: Measure, value: float, ends: object, why: str, one_cluster: bool, few: bool
+    measure: Measure, value: float, ends: object, why: str, one: str, few: bool
 ) -> list[str]:
-    """The notes on why a figure or its interval is None."""
+    """The notes on why a figure or its interval is None; `one`: whose all of it is, "" for many."""
     if not np.isfinite(value):
         return [f"undefined for these answers: {why or measure.definition}"]
     if ends is not None:
         return []
-    if one_cluster:
-        return ["all of it is one person's, so it has no interval"]
+    if one:
+        return [f"all of it is of one {one}, so it has no interval"]
     if few:
         return ["so few people that many resamples have none of them, so it has no interval"]
     return ["the figure is undefined in some resamples, so it has no interval"]

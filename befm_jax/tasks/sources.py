@@ -228,9 +228,14 @@ def families(
     Counts of a population have no persons.  With a share of the loss (`shares` are the names of
     the tasks that have one) all of them are in every step; else each answer is a row, unless every
     step has everything (`rows_per_step` is 0).  `by_observation`: each answer is a row everywhere.
+
+    Raises:
+        DataError: a task of which nobody's answers are known.
     """
     training = []
     for source in learnt:
+        if source.task.needs == "effects":
+            raise DataError(f"task {source.task.name}: nobody's answers are known to learn from")
         counted = source.task.needs in _POPULATIONS and not source.has_persons
         every_step = counted and source.task.name in shares and not by_observation
         apart = rows_per_step > 0 and (by_observation or counted) and not every_step

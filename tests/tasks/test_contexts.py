@@ -12,9 +12,10 @@ from befm_jax.data.matrix_games import Game, Player, Trial
 from befm_jax.data.responses import Exact, Response
 from befm_jax.data.rounds import Decision, Played
 from befm_jax.data.rows import Rows
+from befm_jax.errors import DataError
 from befm_jax.evals.evaluate import evaluate
 from befm_jax.respondents import baselines
-from befm_jax.tasks.sources import Source
+from befm_jax.tasks.sources import Source, families
 from befm_jax.tasks.wording import DEFAULT
 
 RETRIEVAL, EFFECTS = (tasks.get(f"contexts/{name}") for name in ("retrieval", "effects"))
@@ -124,6 +125,11 @@ class TestRetrieval:
         # With two studies a resample has one of them alone half of the time.
         assert low < 0.35 < 0.65 < high
 
+    def test_what_everybody_did_is_learnt_too(self):
+        (family,) = families([Source(RETRIEVAL, self.rows)], 0, False)
+        examples = list(family.examples(family.rows[0], np.random.default_rng(0)))
+        assert sum(example.weight for example in examples) == 2 * 30
+
     def test_a_missing_response_is_nobodys_candidate(self):
         responses = list(uniform(self.items))
         found = evaluated(self.items, responses[2:])
@@ -192,6 +198,8 @@ class TestEffects:
 
     def test_nothing_is_learnt_of_them(self):
         assert [example for item in self.items for example in item.examples()] == []
+        with pytest.raises(DataError, match="task contexts/effects: nobody's answers are known"):
+            families([Source(EFFECTS, Rows.of(CONTRASTS, "contrasts"))], 0, False)
 
     def test_the_published_differences_score_best(self):
         published = {row.id: row.published.difference for row in CONTRASTS}

@@ -126,7 +126,7 @@ def _arranged(game: Game) -> tuple[Game, bool]:
 def _shown(game: Game) -> str:
     """The payoffs, one's own before the other's, row by row."""
     sides = game.own, game.other
-    return " | ".join(" ".join(f"{pays:g}" for row in side for pays in row) for side in sides)
+    return " | ".join(" ".join(f"{pays:.12g}" for row in side for pays in row) for side in sides)
 
 
 def _without_counts(name: str, kind: str, asked: Played | Player, answers: AnswerSet) -> Context:

@@ -318,10 +318,12 @@ def _versions(path: Path) -> dict[str, dict[str, float]]:
     """
     designs = {}
     for line, cells in files.records(path, _VERSIONS):
-        numbers = {name: _number(cells[name]) for name in _VERSIONS[1:]}
-        known = {name: number for name, number in numbers.items() if number is not None}
-        for name in (name for name in numbers if name not in known):
-            raise DataError(f"{path}:{line}: {name} is {cells[name]!r}; it must be a number")
+        known = {}
+        for name in _VERSIONS[1:]:
+            number = _number(cells[name])
+            if number is None:
+                raise DataError(f"{path}:{line}: {name} is {cells[name]!r}; it must be a number")
+            known[name] = number
         design = {name: known[key] for key, name in PAYOFFS.items()}
         design |= {"continuation": known["continuation"], "error": known["error"]}
         if not known["infinite"]:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Float64, Int
 from numpy.typing import NDArray
 
 from befm_jax.evals.measures import Answered, Floats, Measure, Pair, Side

@@ -126,6 +126,11 @@ class Player:
     trials: tuple[Trial, ...]
 
 
+def is_table(header: Iterable[str]) -> bool:
+    """Whether a table with these columns is one of 2x2 games."""
+    return {*_COLUMNS, "choice"} <= set(header)
+
+
 def read(path: str | Path) -> Rows[Player]:
     """Everybody's choices in a table; what can't be used is counted by reason.
 

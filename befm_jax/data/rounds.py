@@ -1,6 +1,6 @@
 """Games that are played for several rounds: each person's choices in order, and what they learnt.
 
-Four tables are known by their columns (CSV, in gzip or Parquet):
+Five tables are known by their columns (CSV, in gzip or Parquet):
 
 - public goods in many designs, after Alsobay et al. (2025): `session, participant, group_size,
   multiplier, contribution_type, framing, chat, punishment, reward, rounds_shown, round,
@@ -10,11 +10,15 @@ Four tables are known by their columns (CSV, in gzip or Parquet):
 - repeated dilemmas in which moves may go wrong, after Fudenberg, Rand and Dreber (AER 102, 2012):
   the same, with `bc` (benefit by cost), `error`, and `last.choice`, `last.other` as they were
   carried out;
+- repeated dilemmas of several studies, after Nay and Vorobeychik (PLOS ONE 11, 2016): `data,
+  version, sequence, period, me, other_previous`, with `versions.csv` beside it: `version,
+  stochastic_payoffs, continuation, infinite, continuous_time, error, R, S, T, P, longest`.  A
+  sequence is somebody's choices in one match; nobody knows whose, so that each counts as a person;
 - MobLab's records: `UserID, Role, Round, totalRound, move, Total, roundResult, gameType`, of the
   dictator game, bomb risk and the ultimatum game, whose move is `[offer, least accepted]`.
 
-Public goods are split by design, so that groups and designs of the test are in no training.  The
-others are split by person; a person's partners may be in another split.
+Public goods and the studies' dilemmas are split by design, so that groups and designs of the test
+are in no training.  The others are split by person; a person's partners may be in another split.
 """
 
 from __future__ import annotations
@@ -42,14 +46,15 @@ from befm_jax.data.rows import (
 from befm_jax.errors import DataError
 
 COINS = 20
-_ANY, _ALL = (
+ANY, ALL = (
     AnswerSet.numbers(range(COINS + 1), "coins"),
     AnswerSet.labels("Nothing", "Everything", values=(0, COINS)),
 )
 _DOLLARS, _BOXES = (AnswerSet.numbers(range(101), unit) for unit in ("dollars", "boxes"))
+PAYOFFS = {"R": "reward", "S": "sucker", "T": "temptation", "P": "penalty"}
 # Push is to cooperate, Pull to defect.
-_DILEMMA = games.get("push_pull").answers
-_MOVES = {"c": _DILEMMA.read_cell("Push"), "d": _DILEMMA.read_cell("Pull")}
+DILEMMA = games.get("push_pull").answers
+_MOVES = {"c": DILEMMA.read_cell("Push"), "d": DILEMMA.read_cell("Pull")}
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,7 @@ def _public_goods(path: str | Path, left_out: LeftOut) -> _Lines:
             what = ", ".join(cells[name] for name in _DESIGN)
             left_out.add("row: a design that can't be", place, what)
             continue
-        answers = _ALL if kind == "all_or_nothing" else _ANY
+        answers = ALL if kind == "all_or_nothing" else ANY
         choice, reason = answers.parse_cell(cells["contribution"])
         if round_number is None or choice is None:
             left_out.add(f"contribution: {reason}" if reason else "row: no round", place, person)
@@ -223,7 +228,7 @@ def _dilemma_lines(
         else:
             setting, design = treatment
             labels = {"design": setting}
-            row = Played(person, "dilemma", _DILEMMA, design, setting, person, labels)
+            row = Played(person, "dilemma", DILEMMA, design, setting, person, labels)
             yield place, cells, row, Decision(match, number, choice)
 
 
@@ -248,16 +253,20 @@ def _without_errors(path: str | Path, left_out: LeftOut) -> _Lines:
         yield place, row, replace(decision, after=after)
 
 
+def payoffs_of(ratio: float) -> dict[str, float]:
+    """The payoffs where to cooperate costs 2 units and gives the other `ratio` times as many."""
+    benefit, cost = 2.0 * ratio, 2.0
+    return {"reward": benefit - cost, "sucker": -cost, "temptation": benefit, "penalty": 0.0}
+
+
 def _with_errors(path: str | Path, left_out: LeftOut) -> _Lines:
     def treatment(cells: Mapping[str, str]) -> _Treatment:
         ratio, error = _number(cells["bc"]), _number(cells["error"])
         if ratio is None or error is None or not 0 <= error < 1:
             return None
-        # To cooperate costs 2 units and gives the other 2 times the ratio; 7/8 as in the paper.
-        benefit, cost = 2.0 * ratio, 2.0
-        payoffs = {"reward": benefit - cost, "sucker": -cost, "temptation": benefit, "penalty": 0.0}
         name = f"benefit {ratio:g} times the cost, error {error:g}"
-        return name, {**payoffs, "continuation": 0.875, "error": error}
+        # 7/8 as in the paper.
+        return name, {**payoffs_of(ratio), "continuation": 0.875, "error": error}
 
     lines = list(_dilemma_lines(path, left_out, _FUDENBERG, treatment))
     # The outcome of a round is in the next round's line.
@@ -270,6 +279,58 @@ def _with_errors(path: str | Path, left_out: LeftOut) -> _Lines:
     for place, _, row, decision in lines:
         learnt = after.get((row.person, decision.match, decision.round), {})
         yield place, row, replace(decision, after=learnt)
+
+
+def _several_studies(path: str | Path, left_out: LeftOut) -> _Lines:
+    designs = _versions(Path(path).with_name("versions.csv"))
+    found: list[tuple[str, Played, int, int]] = []
+    others: dict[tuple[str, int], int] = {}
+    for line, cells in usable(path, _NAY, left_out):
+        place, version, sequence = f"line {line}", cells["version"], cells["sequence"]
+        design, choice = designs.get(version), _MOVES.get(cells["me"])
+        number = _whole(cells["period"], 1)
+        if not sequence or number is None:
+            left_out.add("row: no sequence or period", place, "")
+        elif design is None:
+            reason = "row: a version with random payoffs or continuous time, or an unknown one"
+            left_out.add(reason, place, repr(version))
+        elif choice is None:
+            left_out.add("choice: not c or d", place, repr(cells["me"]))
+        else:
+            person, name = f"{version}/{sequence}", f"{cells['data']} {version}"
+            labels = {"design": name, "study": cells["data"]}
+            row = Played(person, "dilemma", DILEMMA, design, name, person, labels)
+            found.append((place, row, number, choice))
+            if (other := _MOVES.get(cells["other_previous"])) is not None:
+                # Of the round before.
+                others[person, number - 1] = other
+    for place, row, number, choice in found:
+        told = others.get((row.person, number))
+        after = {} if told is None else {"own": choice, "other": told}
+        yield place, row, Decision(1, number, choice, after=after)
+
+
+def _versions(path: Path) -> dict[str, dict[str, float]]:
+    """The parameters of dilemmas by version, of those that are played as the package asks them.
+
+    Raises:
+        DataError: no such table, or a parameter that is no number, with its line.
+    """
+    designs = {}
+    for line, cells in files.records(path, _VERSIONS):
+        known = {}
+        for name in _VERSIONS[1:]:
+            number = _number(cells[name])
+            if number is None:
+                raise DataError(f"{path}:{line}: {name} is {cells[name]!r}; it must be a number")
+            known[name] = number
+        design = {name: known[key] for key, name in PAYOFFS.items()}
+        design |= {"continuation": known["continuation"], "error": known["error"]}
+        if not known["infinite"]:
+            design |= {"rounds": int(known["longest"]), "continuation": 0.0}
+        if not known["stochastic_payoffs"] and not known["continuous_time"]:
+            designs[cells["version"]] = design
+    return designs
 
 
 def _moblab(path: str | Path, left_out: LeftOut) -> _Lines:
@@ -341,6 +402,11 @@ _DAL_BO = ("treatment", "id", "game", "period", "choice", "other.choice")
 _FUDENBERG = (
     *("treatment", "id", "game", "period", "last.choice", "last.other", "choice", "bc", "error"),
 )
+_NAY = ("data", "version", "sequence", "period", "me", "other_previous")
+_VERSIONS = (
+    *("version", "stochastic_payoffs", "continuation", "infinite", "continuous_time", "error"),
+    *("R", "S", "T", "P", "longest"),
+)
 _MOBLAB = ("UserID", "Role", "Round", "totalRound", "move", "Total", "roundResult", "gameType")
 _MOBLAB_GAMES = {
     "dictator": ("dictator", _DOLLARS),
@@ -351,5 +417,6 @@ _LAYOUTS = (
     _Layout("public goods", _PUBLIC_GOODS, _public_goods),
     _Layout("repeated dilemmas", _DAL_BO, _without_errors),
     _Layout("repeated dilemmas with errors", _FUDENBERG, _with_errors),
+    _Layout("repeated dilemmas of several studies", _NAY, _several_studies, _with_design),
     _Layout("MobLab's rounds", _MOBLAB, _moblab),
 )

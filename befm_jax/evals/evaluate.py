@@ -166,10 +166,17 @@ def _not_compared(item: Item, people: float, response: Response | None) -> str:
 
 
 def _observations(item: Item) -> float:
-    """The number of observations in an item's target; 1 for reference texts."""
+    """The number of observations in an item's target; 1 for reference texts.
+
+    1, too, for an arm of a published effect, of which nobody's answers are known.
+    """
     if isinstance(item.target, np.ndarray):
         return float(item.target.sum())
-    return 1.0 if item.target else 0.0
+    return 1.0 if item.target or _is_arm(item) else 0.0
+
+
+def _is_arm(item: Item) -> bool:
+    return item.target is None and "published" in item.notes
 
 
 def _with_clusters(task: Task, items: Iterable[Item]) -> Iterator[tuple[Item, float, int]]:
@@ -190,7 +197,7 @@ def _with_clusters(task: Task, items: Iterable[Item]) -> Iterator[tuple[Item, fl
 
 
 def _answered(joined: Sequence[_Joined]) -> Answered:
-    """Joined items of one answer set as arrays."""
+    """Joined items of one answer set, or arms of effects, as arrays."""
     items = tuple(one.item for one in joined)
     exact, answers = joined[0].response.exact, items[0].answers
     if isinstance(answers, FreeText):
@@ -198,6 +205,12 @@ def _answered(joined: Sequence[_Joined]) -> Answered:
         texts = tuple(one.response.texts for one in joined)
         references = tuple(tuple(map(str, item.target or ())) for item in items)
         return Answered(None, empty, empty, exact, items, texts, references)
+    if _is_arm(items[0]):
+        padded = np.zeros((len(items), max(len(item.answers) for item in items)))  # type: ignore[arg-type]
+        for row, one in zip(padded, joined, strict=True):
+            shares = np.asarray(one.response.weights)
+            row[: len(shares)] = shares
+        return Answered(None, padded, np.ones((len(items), 1)), exact, items)
     model = np.concatenate([np.asarray(one.response.weights) for one in joined])
     target = np.concatenate([np.asarray(item.target) for item in items])
     shape = len(items), len(answers)
@@ -224,7 +237,7 @@ class _Leaf:
         answered: every item with a target and a response.
         compared: those that can be compared.
         people: their observations.
-        tables: items of persons, one list per answer set.
+        tables: items of clusters, one list per answer set; arms of effects are one list.
         histograms: items of anonymous people.
         sums: each table's, of the respondent.
         points: `[M]` figures of every respondent, by name.
@@ -244,12 +257,13 @@ class _Leaf:
         self.compared = [one for one in answered if one.inside]
         self.people = sum(one.people for one in self.compared)
         self.histograms = [one for one in self.compared if one.cluster < 0]
-        tables: dict[AnswerSet | FreeText, list[_Joined]] = {}
+        tables: dict[AnswerSet | FreeText | None, list[_Joined]] = {}
         for one in self.compared:
             if one.cluster >= 0:
-                # FreeText sets with different max_tokens are one table.
+                # FreeText sets with different max_tokens are one table, and so are all arms.
                 answers = one.item.answers
                 key = FreeText() if isinstance(answers, FreeText) else answers
+                key = None if _is_arm(one.item) else key
                 tables.setdefault(key, []).append(one)
         self.tables = list(tables.values())
 
@@ -521,7 +535,8 @@ class _Run:
                 _why_not(measure, [one], False) for leaf in leaves for one in leaf.histograms
             ]
             why = "; ".join(sorted(set(reasons) - {""}))
-            note = _undefined(measure, value, ends, why, one_cluster, few)
+            one = self.task.cluster if one_cluster else ""
+            note = _undefined(measure, value, ends, why, one, few)
             others = {name: _finite(own[place]) for name, own in beside.items()}
             worth = None
             if measure.name == "energy" and np.isfinite(value):
@@ -559,7 +574,7 @@ class _Run:
         for leaf in leaves:
             answers = {one.item.answers for one in leaf.compared}
             first = leaf.compared[0].item.answers
-            if len(answers) > 1 or isinstance(first, FreeText):
+            if len(answers) > 1 or isinstance(first, FreeText) or _is_arm(leaf.compared[0].item):
                 continue
             model, people = np.split(_answered(leaf.compared).histograms.sum(0), 2)
             titles = {str(one.item.notes.get("title", "")) for one in leaf.compared}
@@ -635,15 +650,15 @@ def _own_unit(joined: Sequence[_Joined]) -> tuple[str, float]:
 
 
 def _undefined(
-    measure: Measure, value: float, ends: object, why: str, one_cluster: bool, few: bool
+    measure: Measure, value: float, ends: object, why: str, one: str, few: bool
 ) -> list[str]:
-    """The notes on why a figure or its interval is None."""
+    """The notes on why a figure or its interval is None; `one`: whose all of it is, "" for many."""
     if not np.isfinite(value):
         return [f"undefined for these answers: {why or measure.definition}"]
     if ends is not None:
         return []
-    if one_cluster:
-        return ["all of it is one person's, so it has no interval"]
+    if one:
+        return [f"all of it is of one {one}, so it has no interval"]
     if few:
         return ["so few people that many resamples have none of them, so it has no interval"]
     return ["the figure is undefined in some resamples, so it has no interval"]

@@ -34,7 +34,9 @@ from scipy.stats import rankdata
 
 from befm_jax.data.items import Item
 from befm_jax.errors import unknown
-from befm_jax.evals import text_measures
+from befm_jax.evals import effects, text_measures
+from befm_jax.evals.effects import Effects
+from befm_jax.evals.retrieval import Retrieved
 
 Floats = NDArray[np.float64]
 _ROUNDING = 1e-12
@@ -337,7 +339,8 @@ class Answered:
     Attributes:
         values: `[A]` the answers' values, ascending; None where they have no order.
         model: `[I, A]` shares (`exact`) or counts of draws.
-        target: `[I, A]` observations.
+        target: `[I, A]` observations; of arms of published effects, which may have different
+            answer sets, `[I, 1]` with 1 each, and `model` is 0 beyond an item's answers.
         exact: whether `model` holds distributions.
         items: the items, for measures that need their labels or notes (payoffs, equilibrium).
         texts: for free text, the texts of each item; then `A` is 0.
@@ -362,6 +365,24 @@ class Answered:
         """Both sides, `[I, A]`; answers without an order are 0, 1, 2, ..."""
         places = np.arange(self.model.shape[1]) if self.values is None else self.values
         return Pair.of(places, self.model, self.target, exact=self.exact)
+
+    @cached_property
+    def shares(self) -> Float64[np.ndarray, "I A"]:
+        """The model's shares."""
+        return self.model / self.model.sum(1, keepdims=True)
+
+    @cached_property
+    def retrieved(self) -> Retrieved:
+        """What people did in each item's context, under `notes["candidates"]`, its own first.
+
+        A context whose item has no response is nobody's candidate.
+        """
+        rows = {item.labels["context"]: row for row, item in enumerate(self.items)}
+        found = [[rows.get(name, -1) for name in one.notes["candidates"]] for one in self.items]
+        candidates = np.full((len(found), max(map(len, found))), -1)
+        for own, names in zip(candidates, found, strict=True):
+            own[: len(names)] = names
+        return Retrieved.of(self.shares, self.target, candidates)
 
     @cached_property
     def histograms(self) -> Floats:
@@ -497,6 +518,55 @@ def _macro_f1(answered: Answered) -> Sums:
     return Sums(np.concatenate(columns, 1), finish)
 
 
+def _retrieved(
+    columns: Callable[[Retrieved], Floats], finish: Callable[[Floats], Floats]
+) -> Summed:
+    """A function of the mean over behaviours of columns `[I, K]`; every context counts alike."""
+
+    def sums(answered: Answered) -> Sums:
+        values = columns(answered.retrieved)
+        number = np.ones((len(values), 1))
+
+        def finished(totals: Floats, _: Floats) -> Floats:
+            return finish(_ratio(totals[..., :-1], totals[..., -1:]))
+
+        return Sums(np.concatenate([values, number], 1), finished)
+
+    return sums
+
+
+def _of_effects(name: str) -> Summed:
+    """A measure of `befm_jax.evals.effects`; a contrast is in the row of its control."""
+
+    def sums(answered: Answered) -> Sums:
+        means = {
+            (item.labels["effect"], item.labels["arm"]): float(
+                shares[: len(item.notes["values"])] @ np.array(item.notes["values"])
+            )
+            for item, shares in zip(answered.items, answered.shares, strict=True)
+        }
+        known = [
+            (row, item.notes["published"], means[item.labels["effect"], "treatment"] - mean)
+            for row, (item, mean) in enumerate(zip(answered.items, means.values(), strict=True))
+            if item.labels["arm"] == "control" and (item.labels["effect"], "treatment") in means
+        ]
+
+        def column(published: str) -> Floats:
+            return np.array([getattr(one, published) for _, one, _ in known], np.float64)
+
+        ends = [one.interval or (np.nan, np.nan) for _, one, _ in known]
+        low, high = np.array(ends, np.float64).reshape(-1, 2).T
+        found = Effects(
+            np.array([difference for *_, difference in known]),
+            column("difference"), column("standard_error"), low, high, column("direction"),
+        ).columns[name]  # fmt: skip
+        columns = np.zeros((len(answered.items), found.shape[1]))
+        columns[[row for row, *_ in known]] = found
+        return Sums(columns, lambda totals, _: effects.FINISH[name](totals))
+
+    return sums
+
+
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     """A quotient that is NaN where the denominator is 0."""
     defined = np.asarray(denominator) > _ROUNDING
@@ -520,6 +590,8 @@ class Measure:
         skill: whether skill is defined: less is better, and the true distribution is best.
         ordered: whether answers must have values on a scale.
         perfect: a perfect model's score, where that is known without simulation.
+        halves: whether other people's score is that of half of each item's people as the model of
+            the other half, for measures without a kernel.
     """
 
     name: str
@@ -534,6 +606,7 @@ class Measure:
     skill: bool = False
     ordered: bool = True
     perfect: float | None = None
+    halves: bool = False
 
     def compute(self, answered: Answered, weights: Float64[np.ndarray, "R I"]) -> Floats:
         """The measure `[R]` for each row of item weights."""
@@ -563,6 +636,19 @@ def _text(name: str, unit: str, high: float, definition: str) -> Measure:
         name, definition, unit, "individual", scored(score),
         high=high, better="high", ordered=False,
     )  # fmt: skip
+
+
+def _retrieval(
+    name: str,
+    definition: str,
+    columns: Callable[[Retrieved], Floats],
+    finish: Callable[[Floats], Floats] = lambda means: means[..., 0],
+    unit: str = "share",
+    **more: Any,
+) -> Measure:
+    """A measure of contexts that are inferred from behaviour."""
+    sums = _retrieved(columns, finish)
+    return Measure(name, definition, unit, "distribution", sums, ordered=False, halves=True, **more)
 
 
 _DECLARED = (
@@ -703,6 +789,91 @@ _DECLARED = (
         "share",
         "individual",
         _macro_f1,
+        high=1.0,
+        better="high",
+        ordered=False,
+    ),
+    _retrieval(
+        "retrieved_first",
+        "Share of contexts that are the likeliest of their candidates, by the probability of what "
+        "people did there; ties share the hit.",
+        lambda found: found.within(1)[:, None],
+        high=1.0,
+        better="high",
+    ),
+    _retrieval(
+        "retrieved_in_3",
+        "Share of contexts that are among the three likeliest of their candidates; ties share the "
+        "hit.",
+        lambda found: found.within(3)[:, None],
+        high=1.0,
+        better="high",
+    ),
+    _retrieval(
+        "reciprocal_rank",
+        "Mean of 1 / the rank of the true context among its candidates, by the probability of what "
+        "people did there; the mean over the ranks that ties share.",
+        lambda found: found.reciprocal_rank[:, None],
+        high=1.0,
+        better="high",
+    ),
+    _retrieval(
+        "posterior_log_loss",
+        "Mean of -ln of the true context's posterior probability, its candidates being equally "
+        "likely before: softmax of the sums of counts x ln p; undefined where a context does not "
+        "allow what people did in it.",
+        lambda found: found.log_loss[:, None],
+        unit="nats",
+    ),
+    _retrieval(
+        "posterior_ece",
+        "Expected calibration error of that posterior: |mean probability of the likeliest "
+        "candidate - how often it is the true one|, in tenths of the probability; few contexts "
+        "make it too high.",
+        lambda found: found.calibration(),
+        finish=lambda means: np.abs(means).sum(-1),
+        high=1.0,
+    ),
+    Measure(
+        "effect_sign",
+        "Share of contrasts with a published sign whose predicted difference, the mean of the "
+        "treatment less that of the control, has it; half of one where no difference is predicted.",
+        "share",
+        "distribution",
+        _of_effects("sign"),
+        high=1.0,
+        better="high",
+        ordered=False,
+    ),
+    Measure(
+        "effect_correlation",
+        "Correlation of predicted and published differences through the origin, sum xy / "
+        "sqrt(sum x^2 sum y^2), which does not depend on which arm is the control.",
+        "correlation",
+        "distribution",
+        _of_effects("correlation"),
+        low=-1.0,
+        high=1.0,
+        better="high",
+        ordered=False,
+    ),
+    Measure(
+        "effect_slope",
+        "Slope of predicted on published differences through the origin, corrected for the "
+        "published standard errors s: sum xy / sum (x^2 - s^2); below 1, effects are too small.",
+        "ratio",
+        "distribution",
+        _of_effects("slope"),
+        low=-np.inf,
+        better="1",
+        ordered=False,
+    ),
+    Measure(
+        "effect_coverage",
+        "Share of contrasts with a published 95 % interval that holds the predicted difference.",
+        "share",
+        "distribution",
+        _of_effects("coverage"),
         high=1.0,
         better="high",
         ordered=False,

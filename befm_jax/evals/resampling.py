@@ -11,17 +11,18 @@ that is a histogram of anonymous people is resampled within itself (`compare`):
 - *floor*: the expected score of a perfect model: the people's own histogram as the model, against n
   people drawn from it; mean.  For a sampled model the perfect one is sampled as often.  Where
   persons are known: the model, against answers drawn from its own predictions for each person.
-- *ceiling*: the score of other people: two independent draws of n people; mean.
+- *ceiling*: the score of other people: two independent draws of n people; mean.  Of contexts that
+  are inferred: half of each context's people as the model of its other half.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Float64, Int
 from numpy.typing import NDArray
 
 from befm_jax.evals.measures import Answered, Floats, Measure, Pair, Side
@@ -33,6 +34,8 @@ _CHUNK = 1000
 _BLOCK = 8_000_000
 # Simulations behind a floor or a ceiling where persons are known: 200 give a mean within 5 %.
 _SIMULATIONS = 200
+# How often people are halved; and how many people everybody counts as, beside those of a half.
+_HALVINGS, _OF_EVERYBODY = 10, 10.0
 # Cells of a histogram with fewer expected draws than this are drawn member by member.
 _SELDOM = 30
 
@@ -201,12 +204,13 @@ class ClusterSums:
 def reference_points(
     rng: np.random.Generator, answered: Answered, measures: Iterable[Measure]
 ) -> dict[str, tuple[float, float]]:
-    """Floor and ceiling of distribution-level measures, where persons are known; by name.
+    """Floor and ceiling of distribution-level measures, where clusters are known; by name.
 
     Floor: answers drawn from the model's prediction for each person (a Poisson-binomial histogram,
     narrower than a multinomial one), compared with the model.  Ceiling: two samples of as many
     people from their pooled histogram.
     """
+    ceilings = _of_halves(rng, answered, [one for one in measures if one.halves])
     kernels: dict[str, Callable[[Pair], Floats]] = {}
     floors: dict[str, float] = {}
     for one in measures:
@@ -215,12 +219,12 @@ def reference_points(
             if one.perfect is not None:
                 floors[one.name] = one.perfect
     if not kernels:
-        return {}
+        return ceilings
     values, length = answered.pair.model.values, answered.model.shape[1]
     repeats = answered.people.astype(np.int64)
     # Whole observations only: fractions of people can't be drawn.
     if not repeats.sum():
-        return {}
+        return ceilings
     cdf = np.repeat(answered.pair.model.cdf, repeats, axis=0)
     people = np.empty((_SIMULATIONS, length))
     for simulation in people:
@@ -230,13 +234,44 @@ def reference_points(
     a_perfect = Pair.of(values, model, people)
     drawn = rng.multinomial(len(cdf), observed / observed.sum(), size=(2, _SIMULATIONS))
     others = Pair.of(values, drawn[0], drawn[1], exact=False)
-    return {
+    return ceilings | {
         name: (
             floors[name] if name in floors else float(np.mean(kernel(a_perfect))),
             float(np.mean(kernel(others))),
         )
         for name, kernel in kernels.items()
     }
+
+
+def _of_halves(
+    rng: np.random.Generator, answered: Answered, measures: Sequence[Measure]
+) -> dict[str, tuple[float, float]]:
+    """Ceilings of measures: half of each item's people as the model of its other half; mean."""
+    if not measures:
+        return {}
+    everyone = np.ones((1, len(answered.target)))
+    scores = []
+    for _ in range(_HALVINGS):
+        shares, others = halves(rng, answered.target)
+        halved = replace(answered, model=shares, target=others, exact=True)
+        scores.append([float(one.compute(halved, everyone)[0]) for one in measures])
+    means = np.mean(scores, 0).tolist()
+    return {one.name: (np.nan, mean) for one, mean in zip(measures, means, strict=True)}
+
+
+def halves(
+    rng: np.random.Generator, counts: Float64[np.ndarray, "I A"]
+) -> tuple[Float64[np.ndarray, "I A"], Float64[np.ndarray, "I A"]]:
+    """Half of each histogram's people, drawn, as shares; and the counts of the other half.
+
+    Everybody's answers in these halves count as ten people more of each: else an answer that none
+    of a few gave would be impossible.
+    """
+    whole = counts.astype(np.int64)
+    half = np.array([rng.multivariate_hypergeometric(row, row.sum() // 2) for row in whole])
+    everybody = (half.sum(0) + 1.0 / half.shape[1]) / (half.sum() + 1.0)
+    model = half + _OF_EVERYBODY * everybody
+    return model / model.sum(1, keepdims=True), (whole - half).astype(np.float64)
 
 
 def interval(

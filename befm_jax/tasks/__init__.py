@@ -62,7 +62,8 @@ class Task:
         items: the items of ONE row, so that they are used in training too; randomness comes from
             the generator alone.
         needs: the kind of rows: "plays", "histograms", "questionnaires", "cells", "questions",
-            "workflows", "abstracts", "rounds", "matrix_games", "bomb_risk", "gambles", "logs".
+            "workflows", "abstracts", "rounds", "matrix_games", "bomb_risk", "gambles", "logs",
+            "contexts", "effects".
         measures: names of `befm_jax.evals.measures`, the headline measure first.
         average: the label whose values have equal weight in the mean: "game", "statement"; "" for
             items.
@@ -154,6 +155,7 @@ def select(spec: str | Sequence[str]) -> list[Task]:
 
 # Last, because the module's tasks use the names above.
 from befm_jax.tasks import (  # noqa: E402, F401
+    contexts,
     games,
     knowledge,
     literature,

@@ -16,6 +16,8 @@ from befm_jax.data import (
     bomb_risk,
     builders,
     choices,
+    contexts,
+    effects,
     gambles,
     knowledge,
     literature,
@@ -97,6 +99,8 @@ class Source:
         """The rows; for a task about populations, one a population."""
         if self.task.needs == "histograms":
             return choices.counted(self.rows, self.games)
+        if self.task.needs == "contexts":
+            return contexts.counted(self.rows)
         return questionnaires.counted(self.rows) if self.task.needs == "cells" else self.rows
 
     def family(self, apart: bool = False) -> Family:
@@ -228,9 +232,14 @@ def families(
     Counts of a population have no persons.  With a share of the loss (`shares` are the names of
     the tasks that have one) all of them are in every step; else each answer is a row, unless every
     step has everything (`rows_per_step` is 0).  `by_observation`: each answer is a row everywhere.
+
+    Raises:
+        DataError: a task of which nobody's answers are known.
     """
     training = []
     for source in learnt:
+        if source.task.needs == "effects":
+            raise DataError(f"task {source.task.name}: nobody's answers are known to learn from")
         counted = source.task.needs in _POPULATIONS and not source.has_persons
         every_step = counted and source.task.name in shares and not by_observation
         apart = rows_per_step > 0 and (by_observation or counted) and not every_step
@@ -251,6 +260,8 @@ _READERS: Mapping[str, Callable[[str], Rows[Any]]] = {
     "gambles": gambles.read,
     "logs": logs.read,
     "rounds": rounds.read,
+    "contexts": contexts.read,
+    "effects": effects.read,
 }
 _REFERENCES: Mapping[str, Callable[[], Rows[Any]]] = {
     "cells": questionnaires.read_reference,
@@ -264,7 +275,7 @@ _PARTS: Mapping[str, Callable[..., Rows[Any]]] = {
     "plays": choices.part,
     "cells": questionnaires.part,
 }
-_POPULATIONS = ("histograms", "cells")
+_POPULATIONS = ("histograms", "cells", "contexts", "effects")
 
 
 def _source(

@@ -1,4 +1,4 @@
-"""Games in rounds: four layouts, what came after a choice, and what can't be used."""
+"""Games in rounds: five layouts, what came after a choice, and what can't be used."""
 
 import pytest
 
@@ -117,6 +117,63 @@ class TestDilemmas:
             "continuation": 0.875, "error": 0.125,
         }  # fmt: skip
         assert second.decisions == (Decision(2, 2, 0),)
+
+
+class TestSeveralStudies:
+    HEADER = "data,version,sequence,period,me,other_previous"
+    VERSIONS = (
+        "data,version,stochastic_payoffs,continuation,infinite,continuous_time,error,R,S,T,P,longest",
+        "DF,6,0,0.5,1,0,0.0,0.12,0.0,0.228,0.078,9",
+        "DB,23,0,0.5,0,0,0.0,0.275,0.0,0.45,0.125,2",
+        "BR,2,1,1.0,0,0,0.0,0.1,0.0,0.17,0.07,10",
+        "FO,19,0,0.875,0,1,0.0,0.0625,0.0,0.1125,0.05,8",
+    )
+
+    def read(self, tmp_path, *lines, versions=VERSIONS):
+        (tmp_path / "versions.csv").write_text("\n".join(versions) + "\n")
+        return read(tmp_path, self.HEADER, *lines)
+
+    def test_a_sequence_is_a_person_and_a_version_a_design(self, tmp_path):
+        rows = self.read(
+            tmp_path, "DF,6,1,2,d,d", "DF,6,1,1,c,", "DB,23,1,1,d,", "DF,6,2,1,c,",
+        )  # fmt: skip
+        first, finite, _ = rows.rows
+        assert first.decisions == (
+            Decision(1, 1, 0, after={"own": 0, "other": 1}),
+            Decision(1, 2, 1),
+        )
+        assert first.design == {
+            "reward": 0.12, "sucker": 0, "temptation": 0.228, "penalty": 0.078,
+            "continuation": 0.5, "error": 0,
+        }  # fmt: skip
+        assert first.labels == {"design": "DF 6", "study": "DF"}
+        assert (finite.person, finite.design["rounds"]) == ("23/1", 2)
+        # Nobody knows whose a sequence is: a design is in one part with all of them.
+        designs = [
+            {row.labels["design"] for row in rows.rows if rows.within(row, split, 0)}
+            for split in ("train", "validation", "test")
+        ]
+        assert sorted(name for part in designs for name in part) == ["DB 23", "DF 6"]
+
+    def test_what_can_not_be_used_is_counted_by_reason(self, tmp_path):
+        good = "DF,6,1,1,c,"
+        rows = self.read(
+            tmp_path, good, good, "BR,2,1,1,c,", "FO,19,1,1,c,", "XX,99,1,1,c,", "DF,6,1,2,x,c",
+            "DF,6,,1,c,",
+        )  # fmt: skip
+        assert rows.left_out.counts == {
+            "row: second choice in a round": 1,
+            "row: a version with random payoffs or continuous time, or an unknown one": 3,
+            "choice: not c or d": 1,
+            "row: no sequence or period": 1,
+        }
+
+    def test_versions_are_needed_beside_it(self, tmp_path):
+        with pytest.raises(DataError, match=r"versions.csv"):
+            read(tmp_path, self.HEADER, "DF,6,1,1,c,")
+        versions = self.VERSIONS[0], "DF,6,0,half,1,0,0.0,0.12,0.0,0.228,0.078,9"
+        with pytest.raises(DataError, match=r"versions.csv:2: continuation is 'half'; it must be"):
+            self.read(tmp_path, "DF,6,1,1,c,", versions=versions)
 
 
 class TestMobLab:

@@ -256,7 +256,7 @@ _PARTS: Mapping[str, Callable[..., Rows[Any]]] = {
     "plays": choices.part,
     "cells": questionnaires.part,
 }
-_POPULATIONS = ("histograms", "cells")
+_POPULATIONS = ("histograms", "cells", "populations")
 
 
 def _source(

@@ -13,6 +13,7 @@ the nearest.  An answer outside its range is an error, but for ages: those of jo
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -178,11 +179,10 @@ def read(folder: str | Path, name: str) -> Rows[Record]:
             value or an answer outside its range (with file and line); no record that can be used.
     """
     left_out = LeftOut()
-    rows, facts = [], set()
-    for file in _files_of(name):
-        for record, fact in _records(Path(folder), file, name, left_out):
-            rows.append(record)
-            facts.add(fact)
+    by_file = [list(_records(Path(folder), file, name, left_out)) for file in _files_of(name)]
+    # In turn of each file, so that the first so many are of all games or steps.
+    read = list(filter(None, itertools.chain.from_iterable(itertools.zip_longest(*by_file))))
+    rows, facts = [record for record, _ in read], {fact for _, fact in read}
     if not rows:
         raise DataError(f"{folder}: no record of {name}; {'; '.join(left_out.lines())}")
     return Rows(rows, _source(folder, name), fingerprint_of(facts), sketch_of(facts), left_out)
@@ -212,7 +212,7 @@ def read_populations(folder: str | Path, name: str) -> Rows[Population]:
         positions = [int(record.answer) for record in records]
         counts = np.bincount(positions, minlength=len(first.answers)).astype(np.int64)
         rows.append(Population(file.name, first.prompt, first.answers, counts, file.labels))
-        facts |= {repr((file.path, *fact)) for fact in enumerate(counts.tolist())}
+        facts.add(repr((file.path, first.prompt[-1].text, counts.tolist())))
     source = _source(folder, name)
     fingerprint, sketch = fingerprint_of(facts), sketch_of(facts)
     return Rows(rows, source, fingerprint, sketch, left_out, within=_drawn)

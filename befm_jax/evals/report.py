@@ -443,6 +443,12 @@ def _published_table(results: Results) -> Iterator[str]:
         line = [cell.ljust(width) for cell, width in zip(cells[:3], widths[:3], strict=True)]
         line += [cell.rjust(width) for cell, width in zip(cells[3:], widths[3:], strict=True)]
         lines.append("  ".join(line).rstrip())
+    lines += [
+        f"{row.name}, {row.metric}: {figure.note}"
+        for row in rows
+        for figure in row.figures.values()
+        if figure.value is None
+    ]
     yield "\n".join(map(printable, lines))
 
 

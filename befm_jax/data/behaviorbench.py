@@ -79,7 +79,7 @@ class Population:
 
 
 class _File(NamedTuple):
-    """A file: what it is called, its answers, where it is, and what all of its records are about."""
+    """A file: its name, its answers, where it is, and what all of its records are about."""
 
     name: str
     answers: AnswerSet | FreeText
@@ -238,7 +238,9 @@ def _records(
 ) -> Iterator[tuple[Record, str]]:
     """The records of a file that can be used, each with the fact that it is."""
     path = folder / file.path
-    lines = [(line, _checked(record, f"{path}:{line}")) for line, record in files.json_records(path)]
+    lines = [
+        (line, _checked(record, f"{path}:{line}")) for line, record in files.json_records(path)
+    ]
     answers = _as_written(file.answers, [record["assistant"] for _, record in lines])
     for line, record in lines:
         place = f"{path}:{line}"

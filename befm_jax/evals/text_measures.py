@@ -1,7 +1,8 @@
 """Similarity of texts: ROUGE by rouge-score, chrF by sacrebleu, BLEURT by its own package.
 
-ROUGE and chrF need the extra `text`.  BLEURT needs the package `bleurt` (github.com/google-research/
-bleurt) and, in the environment variable `BLEURT_CHECKPOINT`, the folder of a checkpoint.
+ROUGE and chrF need the extra `text`.  BLEURT needs the package `bleurt`
+(github.com/google-research/bleurt) and, in the environment variable `BLEURT_CHECKPOINT`, the folder
+of a checkpoint.
 """
 
 from __future__ import annotations

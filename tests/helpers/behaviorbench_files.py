@@ -30,7 +30,7 @@ ROUNDS = {
 }
 STEPS = ("idea_generation", "method_recommendation", "outcome_prediction", "impact_prediction",
          "title_prediction")  # fmt: skip
-WORDS = "prices firms people choose learn give trust markets share policy taxes evidence".split()
+WORDS = ["prices", "firms", "people", "choose", "learn", "give", "trust", "markets", "share"]
 
 
 def write(folder: Path, records: int = 12, seed: int = 0) -> dict[str, list[dict]]:

@@ -18,15 +18,16 @@ from befm_jax.data.behaviorbench import SETS
 from befm_jax.data.items import AnswerSet, FreeText
 from befm_jax.data.responses import Exact, Response, Sampled
 from befm_jax.errors import DataError
-from befm_jax.evals import report, text_measures
+from befm_jax.evals import measures, report, text_measures
 from befm_jax.evals.results import Results
 from befm_jax.respondents.comparing import compare
 from befm_jax.tasks import sources
 from befm_jax.tasks.behaviorbench import wins
+from tests.conftest import SHARED
 from tests.helpers import behaviorbench_files
 
 RECORDS = 10
-SPAN = {"across_push_pull": 1, "rounds_push_pull": 1, "push_pull": 1, "age": 120}
+LEVELS = {"individual": "individual", "distributional": "distribution"}
 
 
 class Drawing:
@@ -208,14 +209,10 @@ FORMULAS = {
     "MAE": mae, "W Distance": distance, "Accuracy": accuracy, "F1": f1, "Accuracy %": contest,
     "Win Rate %": win_rate,
 }  # fmt: skip
-PUBLISHED = [
-    (task.name, one) for task in tasks.select("behaviorbench") for one in task.published
-]
+PUBLISHED = [(task.name, one) for task in tasks.select("behaviorbench") for one in task.published]
 
 
-@pytest.mark.parametrize(
-    ("task", "one"), PUBLISHED, ids=[one.id for _, one in PUBLISHED]
-)  # fmt: skip
+@pytest.mark.parametrize(("task", "one"), PUBLISHED, ids=[one.id for _, one in PUBLISHED])
 def test_a_figure_of_draws_is_that_of_the_published_formula(drawn, task, one):
     files, texts, results = drawn
     row = next(row for row in report.published(results) if row.id == one.id)
@@ -229,7 +226,7 @@ def test_a_figure_of_draws_is_that_of_the_published_formula(drawn, task, one):
 
 
 def test_unread_draws_are_counted_and_are_in_no_figure(drawn):
-    files, texts, results = drawn
+    _, texts, results = drawn
     for name in ("across", "rounds_push_pull", "games"):
         unread = sum(
             text in ("I can't say.", "Neither.") for own in texts[name].values() for text in own
@@ -254,19 +251,19 @@ def test_rouge_is_the_mean_over_the_steps(drawn):
     assert results.figure("behaviorbench/workflow", "rouge1", "drawing", {"journal": "aer"})
 
 
-def test_they_are_the_leaderboards_25_figures(shared_data):
-    path = shared_data / "behaviorbench" / "leaderboard.json"
+def test_they_are_the_leaderboards_25_figures():
+    path = SHARED / "behaviorbench" / "leaderboard.json"
     if not path.is_file():
-        pytest.skip(f"{path} is not there")
+        pytest.skip("needs ../shared/data/behaviorbench/leaderboard.json, absent here")
     published = json.loads(path.read_text())["scenarios"]
     ours = {one.id: (tasks.get(name), one) for name, one in PUBLISHED}
     assert sorted(ours) == sorted(row["id"] for row in published)
     for row in published:
         task, one = ours[row["id"]]
-        measure = report.measures.get(one.measure)
+        measure = measures.get(one.measure)
         assert (one.name, one.metric) == (row["name"], row["metric"])
         assert measure.better == {"lower": "low", "higher": "high"}[row["direction"]]
-        assert measure.level == row["level"].removesuffix("al").replace("individu", "individual")
+        assert measure.level == LEVELS[row["level"]]
         assert one.measure in task.measures
 
 
@@ -338,10 +335,13 @@ def test_exact_figures_are_what_one_draw_for_each_record_is_expected_to_score(tm
 
 def test_who_wins_is_worked_by_hand():
     answers = AnswerSet.numbers(range(101))
-    # Against 30 and 60: a guess g wins from 2/3 of (g + 90)/3 on, at 30 or nearer than it.
     won = wins(answers, (30.0, 60.0))
-    # g = 22: the target is 24.9, 2.9 away, and 30 is 5.1 away. g = 10: 22.2 is 12.2 away, 30 7.8.
-    assert (won[22], won[10], won[30], won[40]) == (True, False, True, False)
+    # 22 makes the target 2/3 of 112/3, 24.9: it is 2.9 away, and 30 is 5.1 away.
+    assert won[22]
+    # 10 makes it 22.2: it is 12.2 away, and 30 is 7.8 away; 31 makes it 26.9, and 30 is nearer.
+    assert not won[10]
+    assert not won[31]
+    assert won[30]  # as near as the other 30
     assert wins(answers, (0.0,) * 15).nonzero()[0].tolist() == [0]
 
 

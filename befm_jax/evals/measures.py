@@ -485,25 +485,24 @@ def _later(numbers: Floats, columns: Floats) -> Floats:
 
 def _macro_f1(answered: Answered) -> Sums:
     """F1 of the likeliest answer, mean over the answers that are predicted or observed."""
-    return _f1(answered, answered.pair.model.likeliest, lambda sums: sums > 1e-3)
+    return _f1(answered, answered.pair.model.likeliest, lambda predicted, seen: predicted + seen)
 
 
 def _expected_f1(answered: Answered) -> Sums:
     """F1 of one draw, from the expected numbers of hits and predictions, over observed answers."""
-    observed = answered.target.sum(0) > 0.0
-    return _f1(answered, answered.pair.model.shares, lambda sums: observed & (sums > 1e-3))
+    return _f1(answered, answered.pair.model.shares, lambda predicted, seen: seen)
 
 
-def _f1(answered: Answered, guess: Floats, counts: Callable[[Floats], NDArray[np.bool_]]) -> Sums:
-    """The mean F1 of a guess `[I, A]` over the answers that `counts`.
+def _f1(answered: Answered, guess: Floats, counted: Callable[[Floats, Floats], Floats]) -> Sums:
+    """The mean F1 of a guess `[I, A]` over the answers whose `counted` number is not 0.
 
-    `counts` is asked with the summed predictions and observations `[..., A]` of each answer.
+    `counted` is of the numbers of predictions and of observations `[..., A]`.
     """
     columns = (guess * answered.target, guess * answered.people[:, None], answered.target)
 
     def finish(sums: Floats, _: Floats) -> Floats:
         hits, predicted, observed = np.split(sums, 3, -1)
-        present = counts(predicted + observed)
+        present = counted(predicted, observed) > 1e-3
         f1 = np.divide(2.0 * hits, predicted + observed, where=present, out=np.zeros(present.shape))
         return _ratio(f1.sum(-1), present.sum(-1))
 

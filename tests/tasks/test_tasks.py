@@ -129,7 +129,7 @@ class TestRegistry:
     def test_a_misspelt_name_names_the_near_ones(self):
         with pytest.raises(DataError, match="unknown task 'game': did you mean 'games'"):
             tasks.select("game")
-        with pytest.raises(DataError, match="no tasks selected; there are: .*, games,"):
+        with pytest.raises(DataError, match=r"no tasks selected; there are: .*, games,"):
             tasks.select(" , ")
 
     def test_what_names_begin_with_is_all_of_them(self):

@@ -28,7 +28,7 @@ from befm_jax import files
 from befm_jax.data import questionnaires
 from befm_jax.data.items import AnswerSet, FreeText, Message, number_in
 from befm_jax.data.rows import LeftOut, Rows, drawn_part, fingerprint_of, normal_id, sketch_of
-from befm_jax.errors import DataError, unknown
+from befm_jax.errors import DataError
 
 TRAITS = ("Extraversion", "Neuroticism", "Agreeableness", "Conscientiousness", "Openness")
 SCORES, AGES = range(10, 51), range(121)
@@ -179,10 +179,10 @@ def read(folder: str | Path, name: str) -> Rows[Record]:
             value or an answer outside its range (with file and line); no record that can be used.
     """
     left_out = LeftOut()
-    by_file = [list(_records(Path(folder), file, name, left_out)) for file in _files_of(name)]
+    by_file = [list(_records(Path(folder), file, name, left_out)) for file in SETS[name]]
     # In turn of each file, so that the first so many are of all games or steps.
-    read = list(filter(None, itertools.chain.from_iterable(itertools.zip_longest(*by_file))))
-    rows, facts = [record for record, _ in read], {fact for _, fact in read}
+    usable = list(filter(None, itertools.chain.from_iterable(itertools.zip_longest(*by_file))))
+    rows, facts = [record for record, _ in usable], {fact for _, fact in usable}
     if not rows:
         raise DataError(f"{folder}: no record of {name}; {'; '.join(left_out.lines())}")
     return Rows(rows, _source(folder, name), fingerprint_of(facts), sketch_of(facts), left_out)
@@ -198,7 +198,7 @@ def read_populations(folder: str | Path, name: str) -> Rows[Population]:
     """
     left_out = LeftOut()
     rows, facts = [], set()
-    for file in _files_of(name):
+    for file in SETS[name]:
         records = [record for record, _ in _records(Path(folder), file, name, left_out)]
         first = records[0]
         assert isinstance(first.answers, AnswerSet)
@@ -221,12 +221,6 @@ def read_populations(folder: str | Path, name: str) -> Rows[Population]:
 def _drawn(row: Population, split: str, seed: int) -> Population | None:
     counts = drawn_part(row.counts, split, seed, row.id)
     return replace(row, counts=counts) if counts.any() else None
-
-
-def _files_of(name: str) -> tuple[_File, ...]:
-    if name not in SETS:
-        raise unknown("set", name, SETS)
-    return SETS[name]
 
 
 def _source(folder: str | Path, name: str) -> str:
@@ -341,9 +335,10 @@ def _labels(record: Mapping[str, Any], name: str, place: str) -> dict[str, str]:
 
 def _others(record: Mapping[str, Any], place: str) -> tuple[float, ...]:
     others = record.get("metadata", {}).get("other_players_choices")
-    if not isinstance(others, list) or any(type(one) not in (int, float) for one in others):
+    known = isinstance(others, list) and all(type(one) in (int, float) for one in others)
+    if not known or not all(0 <= one <= 100 for one in others):
         raise DataError(
             f"{place}: metadata.other_players_choices is {others!r:.40}; it must be a list of "
-            "numbers"
+            "numbers from 0 to 100"
         )
     return tuple(map(float, others))

@@ -1,17 +1,21 @@
 """BehaviorBench's directory: what is read of it, and what a damaged file says."""
 
 import json
+import random
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from befm_jax import tasks
 from befm_jax.data import behaviorbench, examples, questionnaires
 from befm_jax.data.behaviorbench import SETS, read, read_populations
 from befm_jax.data.items import FreeText, Message
 from befm_jax.data.rows import SPLITS
 from befm_jax.errors import DataError
+from befm_jax.tasks.wording import DEFAULT
 from tests.helpers import behaviorbench_files
+from tests.helpers.damage import damaged
 
 RECORDS = 6
 AGES = "big_five/demo_pred_age/test.jsonl"
@@ -194,7 +198,11 @@ STATEMENTS = "big_five/surv_resp_pred/test.jsonl"
         ("guessing", GUESSES, {"metadata": {}}, "metadata.other_players_choices is None"),
         (
             "guessing", GUESSES, {"metadata": {"other_players_choices": [1, "2"]}},
-            r"other_players_choices is \[1, '2'\]; it must be a list of numbers",
+            r"other_players_choices is \[1, '2'\]; it must be a list of numbers from 0 to 100",
+        ),
+        (
+            "guessing", GUESSES, {"metadata": {"other_players_choices": [1, 1e999]}},
+            r"other_players_choices is \[1, inf\]",
         ),
         ("traits", TRAITS, {"user": "Extraversion?"}, r"must mark the trait .* \*Extraversion\*"),
         ("answer", STATEMENTS, {"user": "I like tea."}, "one of the 50 Big Five statements"),
@@ -226,6 +234,23 @@ def test_a_file_that_cant_be_is_an_error_with_its_name(folder, content, says):
     with pytest.raises(DataError, match=f"^{folder / AGES}{says}"):
         read(folder, "age")
     assert len(read(folder, "masked").rows) == RECORDS  # the others do without it
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [("guessing", GUESSES), ("masked", MASKED), ("contest", CONTEST)]
+)
+def test_changed_bytes_are_read_or_refused_in_words(folder, name, path):
+    content = (folder / path).read_bytes()
+    refusals = []
+    for seed in range(60):
+        (folder / path).write_bytes(damaged(content, random.Random(seed), is_json=True))
+        try:
+            for row in read(folder, name).rows:
+                list(tasks.get(f"behaviorbench/{name}").items(row, DEFAULT, None))
+        except DataError as error:
+            refusals.append(str(error))
+    assert 0 < len(refusals) < 60
+    assert [line for line in refusals if path not in line] == []
 
 
 def test_the_same_records_in_another_folder_are_recognised(made, tmp_path):

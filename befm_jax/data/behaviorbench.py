@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -42,7 +43,7 @@ class Record:
 
     Attributes:
         id: the file's name and the line, "dictator/12".
-        person: whose record it is; where a file does not say, what follows from the prompt.
+        person: whose record it is; where a file does not say, an id that follows from the record.
         prompt: the system's message, if there is one, and the user's.
         answers: the file's answers.
         answer: the position of the answer; of free text, the text.
@@ -255,8 +256,9 @@ def _records(
         fact = repr((file.path, record["user"], record["assistant"]))
         system = (Message("system", record["system"]),) if record["system"] else ()
         prompt = (*system, Message("user", record["user"]))
-        person, labels = _person(record, prompt), {**file.labels, **_labels(record, name, place)}
-        yield Record(f"{file.name}/{line}", person, prompt, answers, answer, labels, others), fact
+        labels = {**file.labels, **_labels(record, name, place)}
+        id, person = f"{file.name}/{line}", _person(record)
+        yield Record(id, person, prompt, answers, answer, labels, others), fact
 
 
 def _checked(record: dict[str, Any], place: str) -> dict[str, Any]:
@@ -300,12 +302,12 @@ def _answer(text: str, answers: AnswerSet | FreeText) -> int | str | None:
     return answers.parse(text).position
 
 
-def _person(record: Mapping[str, Any], prompt: tuple[Message, ...]) -> str:
+def _person(record: Mapping[str, Any]) -> str:
     metadata = record.get("metadata", {})
     for name in ("user_id", "subject_idx"):
         if isinstance(metadata.get(name), int | str):
             return normal_id(str(metadata[name]))
-    return hashlib.sha256(repr(prompt).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _labels(record: Mapping[str, Any], name: str, place: str) -> dict[str, str]:

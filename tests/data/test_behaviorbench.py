@@ -93,9 +93,11 @@ def test_a_game_is_one_row_with_how_many_gave_each_answer(made):
 
 def test_splits_are_disjoint_and_add_up(tmp_path):
     behaviorbench_files.write(tmp_path, 60)
-    people, games = read(tmp_path, "masked"), read_populations(tmp_path, "games")
-    parts = [{row.person for row in people.part(split).rows} for split in SPLITS[1:]]
-    assert sum(map(len, parts)) == len(set.union(*parts)) == 60
+    for name in ("masked", "guessing"):  # whose records they are is said, or not
+        people = read(tmp_path, name)
+        parts = [{row.person for row in people.part(split).rows} for split in SPLITS[1:]]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 60
+    games = read_populations(tmp_path, "games")
     counts = {split: games.part(split).rows for split in SPLITS}
     for place, whole in enumerate(counts["all"]):
         added = sum(counts[split][place].counts for split in SPLITS[1:])

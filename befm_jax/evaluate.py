@@ -174,8 +174,9 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "tasks",
         "games",
-        f"comma-separated: any of {', '.join(tasks.names())}, those that read a table as "
-        "NAME=TABLE, or FILE.py=TABLE for your own tasks",
+        f"comma-separated: any of {', '.join(tasks.names())}, what several of these begin with "
+        "(behaviorbench), those that read a table as NAME=TABLE, or FILE.py=TABLE for your own "
+        "tasks",
     )
     flags.DEFINE_string("humans", "", "CSV of people's choices (default: the embedded reference)")
     flags.DEFINE_string(

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from befm_jax import files
-from befm_jax.evals import results
+from befm_jax.evals import report, results
+from tests.helpers import behaviorbench_files
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND_CACHE = str(Path(tempfile.gettempdir()) / f"befm_jax_commands_{os.getuid()}")
@@ -216,6 +217,32 @@ def test_a_task_of_ones_own_trains_is_scored_and_stands_in_the_report(run, tmp_p
     kept = list((tmp_path / "scored").glob("*.responses.jsonl"))
     assert len(kept) == 1
     assert len(kept[0].read_text().splitlines()) == 1 + whole.people
+
+
+def test_behaviorbench_is_learnt_and_fills_the_leaderboards_table(run, tmp_path):
+    """A made-up directory of its layout: a part of each task's persons is kept apart."""
+    folder, out = tmp_path / "benchmark", tmp_path / "scored"
+    behaviorbench_files.write(folder, 40)
+    task = f"behaviorbench={folder}"
+    command(
+        "train", "--config", run.parent / "config.py", "--workdir", tmp_path / "run",
+        f"--config.data.tasks={task}", "--config.data.games=",
+    )  # fmt: skip
+    flags = ["--model", tmp_path / "run", "--tasks", task, "--out", out, "--resamples", 100]
+    printed = command("evaluate", *flags, "--people", 8)
+    assert "The published leaderboard's figures" in printed
+    found = results.read(out / "results.json")
+    rows = report.published(found)
+    assert len(rows) == 25
+    undefined = [row.id for row in rows if row.figures[found.main].value is None]
+    assert undefined == ["wf_bleurt"]
+    assert {found.people[name]["split"] for name in found.tasks} == {"test"}
+    # A damaged file is one line that names it.
+    damaged = folder / "big_five" / "demo_pred_age" / "test.jsonl"
+    damaged.write_text(damaged.read_text() + "{")
+    printed = command("evaluate", *flags, "--overwrite", fails=True)
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: {damaged}:41: not JSON")
 
 
 def test_evaluate_a_file_of_answers_needs_no_jax(choices, tmp_path):

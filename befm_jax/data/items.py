@@ -63,10 +63,11 @@ class AnswerSet:
     `numbers`, `labels` and `letters` make one.
 
     Attributes:
-        written: how each answer is written: `[33]`, `[Push]`, `[BC]`.
+        written: how each answer is written: `[33]`, `[$33]`, `[Push]`, `[BC]`, `BC`.
         values: places on a scale, ascending; None where the answers have no order.
         unit: what the values count, in the plural ("dollars"); "" for bare numbers and names.
         kind: how texts are read back.
+        nearest: of numbers, whether one between or beyond the values is read as the nearest value.
 
     Raises:
         DataError: fewer than two answers, one written twice, or values that do not ascend.
@@ -76,6 +77,7 @@ class AnswerSet:
     values: tuple[float, ...] | None = None
     unit: str = ""
     kind: Literal["numbers", "labels", "letters"] = "labels"
+    nearest: bool = False
 
     def __post_init__(self) -> None:
         if len(self.written) < 2:
@@ -144,8 +146,8 @@ class AnswerSet:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The answers without their brackets: "33", "Push", "BC"."""
-        return tuple(text[1:-1] for text in self.written)
+        """The answers without brackets and dollar signs: "33", "Push", "BC"."""
+        return tuple(text.strip("[$]") for text in self.written)
 
     @cached_property
     def request(self) -> str:
@@ -200,13 +202,13 @@ class AnswerSet:
             return Parsed(None, "no answer")
         if (position := self._position_of_name.get(text.casefold())) is not None:
             return Parsed(position)
-        number = _number_in(text)
+        number = _as_number(text)
         if number is not None and (position := self._position_of_value.get(number)) is not None:
             return Parsed(position)
         if self.kind == "numbers":
             if number is None:
                 # A decimal comma, or one of thousands: nothing says which.
-                comma = _number_in(text.replace(",", ".", 1)) is not None
+                comma = _as_number(text.replace(",", ".", 1)) is not None
                 return Parsed(None, f"not a number{_COMMA if comma else ''}")
             if not math.isfinite(number):
                 return Parsed(None, "not finite")
@@ -254,22 +256,24 @@ class AnswerSet:
         Numbers: the last one in brackets (`[33]`, `[$33]`, `[1,000]`, `[33.0]`, `[33 dollars]`),
         else the first number in the text.  Labels and letters: the last bracketed one, else the
         last one in the text; of labels upper and lower case are the same.  Letters may come with
-        commas, spaces or "and" between them, in any order.
+        commas, spaces or "and" between them, in any order; without brackets `BC` is read where it
+        is all of the text.
         """
         if self.kind == "numbers":
             return self._parse_number(text)
         return self._parse_letters(text) if self.kind == "letters" else self._parse_label(text)
 
     def _parse_number(self, text: str) -> Parsed:
-        bracketed = _BRACKETED_NUMBER.findall(text)
-        bare = None if bracketed else _BARE_NUMBER.search(text)
-        if not bracketed and bare is None:
+        number = number_in(text)
+        if number is None:
             return Parsed(None, "no answer")
-        # float, not int: thousands of digits become inf instead of an exception.
-        number = float((bracketed[-1] if bare is None else bare[0]).replace(",", ""))
-        if self.values is None or number not in self.values:
+        values = self.values or ()
+        if self.nearest:
+            inside = min(max(number, values[0]), values[-1])
+            return Parsed(min(range(len(self)), key=lambda at: abs(values[at] - inside)))
+        if number not in values:
             return Parsed(None, "outside the answer set")
-        return Parsed(self.values.index(number))
+        return Parsed(values.index(number))
 
     def _parse_label(self, text: str) -> Parsed:
         words = [name.casefold() for name in self.names]
@@ -292,9 +296,10 @@ class AnswerSet:
         bracketed = _BRACKETED_TEXT.findall(text)
         # Capitals alone: "a" is a word. In brackets nothing else is meant.
         bare = re.findall(r"(?<!\w)[A-Z](?:(?:\s*,\s*|\s+and\s+|\s*&\s*)[A-Z])*(?!\w)", text)
-        if not bracketed and not bare:
+        alone = re.findall(r"^\W*([A-Z]+)\W*$", text)
+        if not bracketed and not bare and not alone:
             return Parsed(None, "no answer")
-        chosen = (bracketed or bare)[-1].upper()
+        chosen = (bracketed or alone or bare)[-1].upper()
         name = "".join(sorted(set(re.sub(r"\bAND\b|[\s,&]", "", chosen))))
         if name not in self.names:
             return Parsed(None, "outside the answer set")
@@ -462,12 +467,25 @@ def examples_of(items: Iterable[Item], family: str = "") -> Iterator[Example]:
         yield conversation()
 
 
+def number_in(text: str) -> float | None:
+    """The number that a respondent's text answers with; None where it has none.
+
+    The last one in brackets (`[33]`, `[$33]`, `[1,000]`), else the first one.
+    """
+    bracketed = _BRACKETED_NUMBER.findall(text)
+    bare = None if bracketed else _BARE_NUMBER.search(text)
+    if not bracketed and bare is None:
+        return None
+    # float, not int: thousands of digits become inf instead of an exception.
+    return float((bracketed[-1] if bare is None else bare[0]).replace(",", ""))
+
+
 def _shown(value: float) -> str:
     """A number as it is written in a text: without a point where it is whole."""
     return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
-def _number_in(text: str) -> float | None:
+def _as_number(text: str) -> float | None:
     """The number that a text is; None where it is something else."""
     # float() reads "1_000" and other scripts' digits as well, which no table means as a number.
     if "_" in text or not text.isascii():

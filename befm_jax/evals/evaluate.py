@@ -224,6 +224,8 @@ def _why_not(measure: Measure, joined: Sequence[_Joined], persons: bool) -> str:
     answers_are_closed = isinstance(answers, AnswerSet)
     if answers_are_closed == (measure.name in text_measures.NAMES):
         return f"it is a measure of {'texts' if answers_are_closed else 'closed answers'}"
+    if lacking := text_measures.without(measure.name):
+        return lacking
     if measure.ordered and isinstance(answers, AnswerSet) and answers.values is None:
         return "the answers have no order"
     return "" if persons or measure.kernel else "it needs answers person by person"

@@ -506,12 +506,24 @@ def _later(numbers: Floats, columns: Floats) -> Floats:
 
 def _macro_f1(answered: Answered) -> Sums:
     """F1 of the likeliest answer, mean over the answers that are predicted or observed."""
-    likeliest = answered.pair.model.likeliest
-    columns = (likeliest * answered.target, likeliest * answered.people[:, None], answered.target)
+    return _f1(answered, answered.pair.model.likeliest, lambda predicted, seen: predicted + seen)
+
+
+def _expected_f1(answered: Answered) -> Sums:
+    """F1 of one draw, from the expected numbers of hits and predictions, over observed answers."""
+    return _f1(answered, answered.pair.model.shares, lambda predicted, seen: seen)
+
+
+def _f1(answered: Answered, guess: Floats, counted: Callable[[Floats, Floats], Floats]) -> Sums:
+    """The mean F1 of a guess `[I, A]` over the answers whose `counted` number is not 0.
+
+    `counted` is of the numbers of predictions and of observations `[..., A]`.
+    """
+    columns = (guess * answered.target, guess * answered.people[:, None], answered.target)
 
     def finish(sums: Floats, _: Floats) -> Floats:
         hits, predicted, observed = np.split(sums, 3, -1)
-        present = predicted + observed > 1e-3
+        present = counted(predicted, observed) > 1e-3
         f1 = np.divide(2.0 * hits, predicted + observed, where=present, out=np.zeros(present.shape))
         return _ratio(f1.sum(-1), present.sum(-1))
 
@@ -565,6 +577,12 @@ def _of_effects(name: str) -> Summed:
         return Sums(columns, lambda totals, _: effects.FINISH[name](totals))
 
     return sums
+
+
+def _win_rate(answered: Answered) -> Floats:
+    """`[I]` the probability that a draw is one of the answers that win, `notes["wins"]` `[A]`."""
+    wins = [item.notes["wins"] for item in answered.items]
+    return np.einsum("ia,ia->i", answered.pair.model.shares, np.array(wins, np.float64))
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
@@ -628,13 +646,13 @@ def _individual(
     )
 
 
-def _text(name: str, unit: str, high: float, definition: str) -> Measure:
+def _text(name: str, unit: str, high: float, definition: str, low: float = 0.0) -> Measure:
     def score(answered: Answered) -> Floats:
         return text_measures.scores(name, answered.texts, answered.references)
 
     return Measure(
         name, definition, unit, "individual", scored(score),
-        high=high, better="high", ordered=False,
+        low=low, high=high, better="high", ordered=False,
     )  # fmt: skip
 
 
@@ -878,6 +896,28 @@ _DECLARED = (
         better="high",
         ordered=False,
     ),
+    Measure(
+        "expected_f1",
+        "F1 = 2 hits / (predicted + observed) of one draw of the model for each person, from the "
+        "expected numbers of hits and predictions, mean over the answers that people gave.",
+        "share",
+        "individual",
+        _expected_f1,
+        high=1.0,
+        better="high",
+        ordered=False,
+    ),
+    Measure(
+        "win_rate",
+        "The probability that one draw of the model wins against the people who played together, "
+        "mean over items.",
+        "share",
+        "individual",
+        scored(_win_rate),
+        high=1.0,
+        better="high",
+        ordered=False,
+    ),
     _text(
         "rouge1",
         "share",
@@ -897,6 +937,14 @@ _DECLARED = (
         100.0,
         "chrF2: F of character n-grams of up to 6, recall weighing double, against the references; "
         "0 to 100, mean over the texts.",
+    ),
+    _text(
+        "bleurt",
+        "score",
+        np.inf,
+        "BLEURT: a learned similarity to the nearest reference, about 0 to 1 (BLEURT-20); mean "
+        "over the texts.",
+        low=-np.inf,
     ),
 )
 MEASURES: Mapping[str, Measure] = MappingProxyType({measure.name: measure for measure in _DECLARED})

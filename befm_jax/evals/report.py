@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from io import BytesIO
 from pathlib import Path
@@ -71,6 +71,25 @@ class Row:
     label: str
     main: Figure
     by_respondent: Mapping[str, Figure]
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """A figure of a published leaderboard, as the leaderboard has it.
+
+    Attributes:
+        id: its name in the leaderboard's data.
+        name: what the leaderboard calls it.
+        metric: what the leaderboard calls its measure.
+        level: "individual" or "distribution".
+        figures: each respondent's, in the leaderboard's unit.
+    """
+
+    id: str
+    name: str
+    metric: str
+    level: str
+    figures: Mapping[str, Figure]
 
 
 @dataclass(frozen=True)
@@ -157,6 +176,7 @@ def html(results: Results) -> str:
     return environment.from_string(source.read_text(encoding="utf-8")).render(
         results=results,
         sections=by_task,
+        published=published(results),
         main=results.main,
         others=[name for name in results.respondents if name != results.main],
         uniform=UNIFORM,
@@ -176,6 +196,29 @@ def html(results: Results) -> str:
 def sections(results: Results) -> list[Section]:
     """The tasks that have figures, in their order."""
     return [_section(results, name) for name in results.tasks if results.select(task=name)]
+
+
+def published(results: Results) -> list[PublishedRow]:
+    """The figures of a published leaderboard that the tasks measure, individual ones first."""
+    rows = []
+    for task, known in results.tasks.items():
+        for one in known.get("published", []):
+            figures = {
+                figure.respondent: _scaled(figure, one["per"])
+                for figure in results.select(task, one["measure"], where={})
+            }
+            level = known["measures"][one["measure"]]["level"]
+            rows.append(PublishedRow(one["id"], one["name"], one["metric"], level, figures))
+    return sorted(rows, key=lambda row: row.level != "individual")
+
+
+def _scaled(figure: Figure, per: float) -> Figure:
+    value, ends = figure.value, figure.ci95
+    return replace(
+        figure,
+        value=None if value is None else value * per,
+        ci95=None if ends is None else (ends[0] * per, ends[1] * per),
+    )
 
 
 def _section(results: Results, name: str) -> Section:
@@ -365,6 +408,7 @@ def summary(results: Results) -> str:
     return "\n\n".join(
         [
             *(_table(results, section) for section in sections(results)),
+            *_published_table(results),
             *(f"{name} is not compared: {why}" for name, why in missing.items()),
         ]
     )
@@ -407,6 +451,34 @@ def _table(results: Results, section: Section) -> str:
             for reason, entry in reasons.items()
         ]
     return "\n".join(map(printable, lines))
+
+
+def _published_table(results: Results) -> Iterator[str]:
+    rows = published(results)
+    if not rows:
+        return
+    names = list(results.respondents)
+    table = [["", "", "level", *names]]
+    for row in rows:
+        own = [row.figures.get(name) for name in names]
+        cells = [
+            "–" if one is None else "withheld" if withheld(one) else number(one.value, 3)
+            for one in own
+        ]
+        table.append([row.name, row.metric, row.level, *cells])
+    widths = [max(len(cells[column]) for cells in table) for column in range(len(table[0]))]
+    lines = ["The published leaderboard's figures"]
+    for cells in table:
+        line = [cell.ljust(width) for cell, width in zip(cells[:3], widths[:3], strict=True)]
+        line += [cell.rjust(width) for cell, width in zip(cells[3:], widths[3:], strict=True)]
+        lines.append("  ".join(line).rstrip())
+    lines += [
+        f"{row.name}, {row.metric}: {figure.note}"
+        for row in rows
+        for figure in row.figures.values()
+        if figure.value is None
+    ]
+    yield "\n".join(map(printable, lines))
 
 
 def warned(figure: Figure) -> bool:

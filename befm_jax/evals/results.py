@@ -154,7 +154,8 @@ class Results:
         beside: descriptions of the other respondents in `Figure.beside`, by name.
         extra: further metadata of the run; listed at the end of the report.
         respondents: by name: description, how, warning, first_prompt.
-        tasks: by name: definition, measures, average, cluster, groups, skipped, resamples, seed.
+        tasks: by name: definition, measures, average, cluster, groups, published, how, skipped,
+            resamples, seed.
         figures: all figures.
         distributions: for charts.
         head: created, command, versions.
@@ -348,6 +349,7 @@ def _task(task: Task, evaluation: Evaluation) -> dict[str, Any]:
         "average": task.average,
         "cluster": task.cluster,
         "groups": list(task.groups),
+        "published": [one._asdict() for one in task.published],
         "how": {},
         "skipped": {},
         "resamples": evaluation.resamples,

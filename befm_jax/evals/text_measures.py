@@ -1,15 +1,25 @@
-"""Similarity of texts: ROUGE by rouge-score, chrF by sacrebleu; both need the extra `text`."""
+"""Similarity of texts: ROUGE by rouge-score, chrF by sacrebleu, BLEURT by its own package.
+
+ROUGE and chrF need the extra `text`.  BLEURT needs the package `bleurt`
+(github.com/google-research/bleurt) and, in the environment variable `BLEURT_CHECKPOINT`, the folder
+of a checkpoint.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
 from befm_jax.errors import UserError
 
-NAMES = ("rouge1", "rougeL", "chrf")
+NAMES = ("rouge1", "rougeL", "chrf", "bleurt")
+CHECKPOINT = "BLEURT_CHECKPOINT"
 _Score = Callable[[str, Sequence[str]], float]
 
 
@@ -19,15 +29,16 @@ def scores(
     """Each item's score: the mean over its texts, each compared with all its references.
 
     Args:
-        name: "rouge1" or "rougeL" (F, stemmed, the best reference; 0 to 1; Lin 2004), or "chrf"
-            (chrF2, 0 to 100; Popovic 2015).
+        name: "rouge1" or "rougeL" (F, stemmed, the best reference; 0 to 1; Lin 2004), "chrf"
+            (chrF2, 0 to 100; Popovic 2015), or "bleurt" (the best reference; Sellam et al., ACL
+            2020).
         texts: the texts of each item, at least one.
         references: the reference texts of each item, at least one.
 
     Raises:
         UserError: the packages of the extra `text` are not installed.
     """
-    score = _chrf() if name == "chrf" else _rouge(name)
+    score = {"chrf": _chrf, "bleurt": _bleurt}.get(name, lambda: _rouge(name))()
     return np.array(
         [
             np.mean([score(text, item_references) for text in item_texts])
@@ -51,6 +62,27 @@ def _chrf() -> _Score:
     except ImportError:
         raise _not_installed("chrf", "sacrebleu") from None
     return lambda text, references: sacrebleu.sentence_chrf(text, list(references)).score
+
+
+def without(name: str) -> str:
+    """What a measure lacks that nobody is expected to have; "" where it can be computed."""
+    if name != "bleurt" or (os.environ.get(CHECKPOINT) and importlib.util.find_spec("bleurt")):
+        return ""
+    return f"it needs the package bleurt, and {CHECKPOINT}: the folder of a checkpoint"
+
+
+def _bleurt() -> _Score:
+    scorer = _bleurt_scorer(os.environ[CHECKPOINT])
+    return lambda text, references: max(
+        scorer.score(references=list(references), candidates=[text] * len(references))
+    )
+
+
+@lru_cache(maxsize=1)
+def _bleurt_scorer(checkpoint: str) -> Any:
+    from bleurt import score
+
+    return score.BleurtScorer(checkpoint)
 
 
 def _not_installed(name: str, package: str) -> UserError:

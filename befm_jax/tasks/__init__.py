@@ -40,7 +40,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,6 +53,24 @@ from befm_jax.errors import DataError, unknown
 from befm_jax.tasks.wording import Wording
 
 
+class Published(NamedTuple):
+    """A figure of a published leaderboard.
+
+    Attributes:
+        id: its name in the leaderboard's data.
+        name: what the leaderboard calls it.
+        metric: what the leaderboard calls its measure: "MAE", "W Distance".
+        measure: the task's measure of that formula.
+        per: what the measure is multiplied by, to be in the leaderboard's unit.
+    """
+
+    id: str
+    name: str
+    metric: str
+    measure: str
+    per: float = 1.0
+
+
 @dataclass(frozen=True)
 class Task:
     """One kind of question, asked of rows of one kind.
@@ -63,7 +81,7 @@ class Task:
             the generator alone.
         needs: the kind of rows: "plays", "histograms", "questionnaires", "cells", "questions",
             "workflows", "abstracts", "rounds", "matrix_games", "bomb_risk", "gambles", "logs",
-            "contexts", "effects".
+            "contexts", "effects", "records", "populations".
         measures: names of `befm_jax.evals.measures`, the headline measure first.
         average: the label whose values have equal weight in the mean: "game", "statement"; "" for
             items.
@@ -74,6 +92,7 @@ class Task:
         read: reads the rows of a table, for rows that only this task reads; None for the reader of
             what it `needs`.
         serves: whether a row has items; rows that have none are counted as left out.
+        published: figures of a published leaderboard that are measured by this task.
     """
 
     name: str
@@ -86,6 +105,7 @@ class Task:
     how: How = field(default_factory=Exact)
     read: Callable[[str | Path], Rows[Any]] | None = None
     serves: Callable[[Any], bool] = lambda row: True
+    published: tuple[Published, ...] = ()
 
 
 _REGISTRY: dict[str, Task] = {}
@@ -137,8 +157,9 @@ def select(spec: str | Sequence[str]) -> list[Task]:
     """The tasks of a spec, without duplicates, in its order.
 
     Args:
-        spec: a comma-separated string or a sequence of entries: a name, or the path of a `.py`
-            file of the user's tasks (see `load_file`).
+        spec: a comma-separated string or a sequence of entries: a name, what the names of several
+            begin with ("behaviorbench" for "behaviorbench/age" and the others), or the path of a
+            `.py` file of the user's tasks (see `load_file`).
 
     Raises:
         DataError: an unknown name, a file that does not load, or no entries.
@@ -146,15 +167,21 @@ def select(spec: str | Sequence[str]) -> list[Task]:
     entries = spec.split(",") if isinstance(spec, str) else spec
     selected: dict[str, Task] = {}
     for entry in filter(None, (entry.strip() for entry in entries)):
-        for task in load_file(entry) if entry.endswith(".py") else [get(entry)]:
+        family = [] if entry in _REGISTRY else _family(entry)
+        for task in load_file(entry) if entry.endswith(".py") else family or [get(entry)]:
             selected[task.name] = task
     if not selected:
         raise DataError(f"no tasks selected; there are: {', '.join(_REGISTRY)}")
     return list(selected.values())
 
 
+def _family(name: str) -> list[Task]:
+    return [task for known, task in _REGISTRY.items() if known.startswith(f"{name}/")]
+
+
 # Last, because the module's tasks use the names above.
 from befm_jax.tasks import (  # noqa: E402, F401
+    behaviorbench,
     contexts,
     games,
     knowledge,

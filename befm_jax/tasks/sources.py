@@ -275,7 +275,7 @@ _PARTS: Mapping[str, Callable[..., Rows[Any]]] = {
     "plays": choices.part,
     "cells": questionnaires.part,
 }
-_POPULATIONS = ("histograms", "cells", "contexts", "effects")
+_POPULATIONS = ("histograms", "cells", "contexts", "effects", "populations")
 
 
 def _source(

@@ -1,5 +1,6 @@
 """Items: answer sets and how texts and cells are read by them, examples, items."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -139,6 +140,26 @@ class TestParse:
     def test_a_number_outside_the_set_is_not_confused_with_no_answer(self, text):
         assert MONEY.parse(text) == OUTSIDE
 
+    @pytest.mark.parametrize(
+        ("text", "value"),
+        [("[101]", 100), ("[$-5]", 0), ("33.4", 33), ("33.6", 34), ("9" * 5000, 100), ("no", None)],
+    )
+    def test_of_the_nearest_a_number_that_is_not_in_the_set_is_read_as_the_nearest(
+        self, text, value
+    ):
+        answers = dataclasses.replace(MONEY, nearest=True)
+        assert answers.parse(text).position == value
+        assert answers.parse("[33]") == MONEY.parse("[33]")
+
+    def test_answers_may_be_written_without_brackets_or_with_a_dollar_sign(self):
+        dollars = AnswerSet(("[$0]", "[$1]"), (0.0, 1.0), kind="numbers")
+        letters = AnswerSet(("A", "B", "AB"), kind="letters")
+        assert (dollars.names, letters.names) == (("0", "1"), ("A", "B", "AB"))
+        for answers in (dollars, letters):
+            for position, written in enumerate(answers.written):
+                assert answers.parse(written) == Parsed(position)
+                assert answers.parse_cell(answers.names[position]) == Parsed(position)
+
     @pytest.mark.parametrize("text", ["", "none", "[ ]", "half of it", "٣٣"])
     def test_no_number_is_no_answer(self, text):
         assert MONEY.parse(text) == NO_ANSWER
@@ -176,6 +197,8 @@ class TestParse:
             ("Right are B and D", "BD"),
             ("B, D", "BD"),
             ("[BB]", "B"),
+            ("BD", "BD"),
+            (" **DB**.", "BD"),
         ],
     )
     def test_letters(self, text, name):

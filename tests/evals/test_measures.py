@@ -200,8 +200,12 @@ def test_scores_of_draws_estimate_those_of_the_distribution_behind_them(name):
     assert abs(drawn.mean() - kernel(Pair.of(UNEVEN, p, people))) < 4 * drawn.std() / 200
 
 
-# Ranks are not made again, and texts have no answer set: each has tests of its own.
-@pytest.mark.parametrize("name", sorted(set(MEASURES) - {"spearman", *text_measures.NAMES}))
+# Ranks are not made again, texts have no answer set, and wins are notes of items: each has tests of
+# its own.
+WITH_OWN_TESTS = {"spearman", "win_rate", *text_measures.NAMES}
+
+
+@pytest.mark.parametrize("name", sorted(set(MEASURES) - WITH_OWN_TESTS))
 @pytest.mark.parametrize("exact", [True, False])
 def test_weights_count_items_as_often_as_they_say(name, exact):
     """Whole weights are items that are there several times: each measure by its own loop."""
@@ -294,6 +298,18 @@ def test_macro_f1_equals_scikit_learn():
     likeliest, observed = answered.model.argmax(1), answered.target.argmax(1)
     ours = MEASURES["macro_f1"].compute(answered, np.ones((1, 80)))
     np.testing.assert_allclose(ours, f1_score(observed, likeliest, average="macro"), rtol=1e-12)
+
+
+def test_expected_f1_equals_scikit_learn_with_every_answer_as_likely_as_it_is():
+    answered = by_person(80)
+    observed = answered.target.argmax(1)
+    guesses = np.tile(np.arange(6), 80)
+    ours = MEASURES["expected_f1"].compute(answered, np.ones((1, 80)))
+    expected = f1_score(
+        np.repeat(observed, 6), guesses, labels=sorted(set(observed)), average="macro",
+        sample_weight=answered.model.ravel(),
+    )  # fmt: skip
+    np.testing.assert_allclose(ours, expected, rtol=1e-12)
 
 
 def test_nobody_in_a_resample_leaves_it_undefined():

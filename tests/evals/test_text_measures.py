@@ -17,7 +17,7 @@ def test_rouge_is_the_f_of_shared_stemmed_words():
     assert found == pytest.approx([0.5])
 
 
-@pytest.mark.parametrize("name", text_measures.NAMES)
+@pytest.mark.parametrize("name", ["rouge1", "rougeL", "chrf"])
 def test_the_nearest_reference_counts_and_texts_are_averaged(name):
     full = 100.0 if name == "chrf" else 1.0
     found = text_measures.scores(

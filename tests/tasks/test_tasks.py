@@ -129,8 +129,13 @@ class TestRegistry:
     def test_a_misspelt_name_names_the_near_ones(self):
         with pytest.raises(DataError, match="unknown task 'game': did you mean 'games'"):
             tasks.select("game")
-        with pytest.raises(DataError, match="no tasks selected; there are: games"):
+        with pytest.raises(DataError, match=r"no tasks selected; there are: .*, games,"):
             tasks.select(" , ")
+
+    def test_what_names_begin_with_is_all_of_them(self):
+        surveys = [name for name in tasks.names() if name.startswith("survey/")]
+        assert [task.name for task in tasks.select("survey")] == surveys
+        assert [task.name for task in tasks.select("games")] == ["games"]  # a task of this name
 
     def test_each_is_chosen_once_in_the_order_asked(self):
         chosen = tasks.select("games/person, games,games/person")

@@ -324,7 +324,7 @@ def _of_ending(answer: str, tokens: Sequence[tuple[str, float]]) -> float:
 
 def _log(value: float) -> float:
     """A log-probability; raises ValueError for a number that is none."""
-    if not -math.inf < value <= 1e-3:
+    if not value <= 1e-3:  # NaN, too
         raise ValueError(f"a log-probability is {value}")
     return float(value)
 

@@ -179,13 +179,7 @@ class Client:
             raise UserError(
                 "a model of a server needs openai; install it with pip install 'befm_jax[api]'"
             ) from None
-        address = urlsplit(self.base_url)
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise UserError(f"base_url is {self.base_url!r}; it must be http(s)://HOST[:PORT]/v1")
-        if address.username or address.password or address.query:
-            raise UserError(
-                f"base_url must hold no name, password or query; the key is read from {KEY}"
-            )
+        self.base_url = _address(self.base_url)
         if self.concurrency < 1 or not 0 < self.timeout < math.inf:
             raise UserError("concurrency must be at least 1, and timeout above 0 seconds")
         if not (_key().isascii() and _key().isprintable()):
@@ -320,6 +314,8 @@ class Client:
             try:
                 if not isinstance(reply, dict):
                     raise TypeError("not a JSON object")
+                if reply.get("error"):  # with status 200, as gateways send it
+                    raise ValueError(reply["error"])
                 answer = read(request, reply)
             except UserError:
                 raise
@@ -412,6 +408,22 @@ def _limit(limits: Spending) -> str:
     money = [] if limits.money is None else [f"--budget {limits.money:g}"]
     tokens = [] if limits.tokens is None else [f"--budget_tokens {limits.tokens}"]
     return ", ".join(money + tokens)
+
+
+def _address(url: str) -> str:
+    """A base URL without a last slash.
+
+    Raises UserError where it can't be one, or holds what is not to be in files.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.username or parts.password or parts.query:
+        raise UserError(f"base_url must hold no name, password or query; the key is that of {KEY}")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"base_url is {url!r}; it must be http(s)://HOST[:PORT]/v1")
+    return url.rstrip("/")
 
 
 def _key() -> str:

@@ -106,6 +106,7 @@ FAULTS = [
     Fault(body=b'{"choices": [{"mess'),
     Fault(body=b"[" * 100_000),
     Fault(body=b'{"choices": []}'),
+    Fault(body=b'{"error": {"message": "the model is down"}}'),
     Fault(body=b'{"choices": [{"message": {"content": 7}}]}'),
     Fault(body=b'{"choices": [{"message": {"content": "[0]"}}]}', cut=True),
     Fault(body=b"{}", after=1.0),
@@ -345,7 +346,7 @@ def test_a_server_without_log_probabilities_is_refused_with_the_reason():
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000", "ftp://a/v1", "http://me:pass@a/v1", "https://a/v1?key=1"]
+    "url", ["localhost:8000", "http://[", "ftp://a/v1", "http://me:pass@a/v1", "https://a/v1?key=1"]
 )
 def test_addresses_that_cannot_be_one(url):
     with pytest.raises(UserError, match="base_url"):
@@ -368,6 +369,38 @@ def test_a_loop_that_runs_already_is_no_hindrance():
     with Server(by_seed) as server:
         (response,) = asyncio.run(notebook())
     assert response.draws == 3
+
+
+@pytest.mark.slow
+def test_the_commands_ask_a_server(tmp_path):
+    def command(name, *flags):
+        arguments = [sys.executable, "-m", f"befm_jax.{name}", *map(str, flags)]
+        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert SECRET not in done.stdout + done.stderr
+        return done
+
+    def choice(body):
+        return f"[{random.Random(body['seed']).randrange(101)}]"
+
+    with Server(choice) as server:
+        flags = ["--model", "openai:m", "--base_url", f"{server.base_url}/", "--games", "dictator"]
+        drawn = [*flags, "--participants", 30]
+        refused = command("simulate", *drawn, "--out", tmp_path / "choices.csv")
+        assert refused.returncode == 2
+        assert "nothing was asked: 30 requests" in refused.stderr
+        simulated = command("simulate", *drawn, "--out", tmp_path / "choices.csv", "--yes")
+        assert simulated.returncode == 0, simulated.stderr
+        scored = ["--out", tmp_path / "scored", "--resamples", 200]
+        exact = command("evaluate", *flags, "--yes", *scored)
+        assert exact.returncode == 2
+        assert "no exact distributions; draw answers instead (--sampled)" in exact.stderr
+        shown = command("evaluate", *drawn, "--sampled", "--yes", *scored)
+        assert shown.returncode == 0, shown.stderr
+    assert len((tmp_path / "choices.csv").read_text().splitlines()) == 31
+    results = json.loads((tmp_path / "scored" / "results.json").read_text())
+    described = results["respondents"]["openai:m"]["description"]
+    assert described["base_url"] == server.base_url
+    assert "of unknown origin" in shown.stderr
 
 
 def test_it_can_be_closed_in_the_middle():

@@ -11,8 +11,8 @@ is kept in workflows.csv.answers.jsonl, and the same command goes on from those 
 
 `--check` compares with what several people wrote of the same papers, by ROUGE F against one person
 at a time: people among themselves are the ceiling, what was written of another paper the floor.
-Pairs of which one says nothing are left out of that; `stated` is how often both agree on whether
-the abstract speaks of a part at all.  Needs the extra `text`.
+Papers of which one side says nothing are left out of that; `stated` is how often two agree on
+whether the abstract speaks of a part at all.  Needs the extra `text`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import argparse
 import csv
 import hashlib
 import io
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -152,8 +153,9 @@ def write(path: Path, papers: Sequence[Paper], workflows: Mapping[str, Workflow]
 class Agreement(NamedTuple):
     """How alike the texts of two sides are on one aspect.
 
-    `papers`: with a pair of texts. `rouge`: by measure the mean over papers and its 95 % interval.
-    `stated`: the share of pairs that agree on whether there is anything to say; NaN for the floor.
+    `papers`: of which two people and the extraction say something. `rouge`: by measure the mean
+    over these and its 95 % interval. `stated`: over all papers, the share of pairs that agree on
+    whether there is anything to say.
     """
 
     aspect: str
@@ -179,32 +181,36 @@ def agreements(
     for aspect in ASPECTS:
         people = [[_said(paper, aspect) for paper in annotated[id]] for id in ids]
         model = [_said(extracted[id], aspect) for id in ids]
-        among = [
-            [(text, other) for at, text in enumerate(texts) for other in texts[:at]]
-            for texts in people
-        ]
-        against = [
-            [(text, other) for other in texts] for text, texts in zip(model, people, strict=True)
-        ]
         # The one before in the file; the first has the last one's.
         others = [model[-1], *model[:-1]]
-        floor = [
-            [(text, other) for other in texts] for text, texts in zip(others, people, strict=True)
+        among = [list(itertools.combinations(texts, 2)) for texts in people]
+        known = [
+            bool(text) and any(all(pair) for pair in pairs)
+            for text, pairs in zip(model, among, strict=True)
         ]
-        yield _agreement(aspect, "people", among)
-        yield _agreement(aspect, "extraction", against)
-        yield _agreement(aspect, "another paper", floor)._replace(stated=float("nan"))
+        yield _agreement(aspect, "people", among, known)
+        for sides, own in (("extraction", model), ("another paper", others)):
+            pairs = [
+                [(text, other) for other in texts] for text, texts in zip(own, people, strict=True)
+            ]
+            yield _agreement(aspect, sides, pairs, known)
 
 
 def _said(paper: Paper, aspect: str) -> str:
     return paper.aspects.get(aspect, ("",))[0]
 
 
-def _agreement(aspect: str, sides: str, by_paper: Sequence[Sequence[tuple[str, str]]]) -> Agreement:
-    """The agreement of pairs of texts, those of each paper together."""
+def _agreement(
+    aspect: str, sides: str, by_paper: Sequence[Sequence[tuple[str, str]]], known: Sequence[bool]
+) -> Agreement:
+    """The agreement of pairs of texts, those of each paper together; ROUGE of the `known` alone."""
     stated = float(np.mean([np.mean([bool(a) == bool(b) for a, b in one]) for one in by_paper]))
-    both = [[pair for pair in one if all(pair)] for one in by_paper]
-    both = [one for one in both if one]
+    both = [
+        [pair for pair in pairs if all(pair)]
+        for pairs, is_known in zip(by_paper, known, strict=True)
+        if is_known
+    ]
+    both = [pairs for pairs in both if pairs]
     rouge = {}
     for name in _MEASURES:
         scores = np.array(
@@ -234,8 +240,7 @@ def table(rows: Iterator[Agreement]) -> str:
     ]
     for row in rows:
         rouge = " | ".join("{:.3f} [{:.3f}, {:.3f}]".format(*row.rouge[name]) for name in _MEASURES)
-        stated = "" if np.isnan(row.stated) else f"{row.stated:.0%}"
-        lines.append(f"| {row.aspect} | {row.sides} | {row.papers} | {rouge} | {stated} |")
+        lines.append(f"| {row.aspect} | {row.sides} | {row.papers} | {rouge} | {row.stated:.0%} |")
     return "\n".join(lines)
 
 

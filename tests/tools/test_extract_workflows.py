@@ -155,6 +155,8 @@ def test_agreement_by_hand(tmp_path):
     assert by["outcome", "people"].stated == 1 / 2
     assert by["outcome", "extraction"].stated == pytest.approx((1 / 2 + 1) / 2)
     assert (by["outcome", "people"].papers, by["outcome", "extraction"].papers) == (1, 1)
+    assert mean["outcome", "people"] == 1
+    assert mean["outcome", "extraction"] == 0
     assert math.isnan(mean["context", "people"])
     low, high = by["method", "people"].rouge["rouge1"][1:]
     assert (low, high) == (1 / 2, 1)

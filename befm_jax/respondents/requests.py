@@ -34,7 +34,7 @@ OPENAI = "https://api.openai.com/v1"
 # The environment variable of the key.
 KEY = "OPENAI_API_KEY"
 # How often the openai package tries a request again, and we one whose reply is damaged.
-_RETRIES, _DAMAGED = 8, 3
+_RETRIES, _DAMAGED = 10, 3
 # Status codes by which a server says that it will not serve this request.
 _REFUSED = (400, 404, 405, 413, 415, 422)
 # A token of text has three bytes or more, nearly always; a message has some tokens around it.

@@ -76,7 +76,7 @@ class Server:
         body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
         with self._lock:
             self.requests.append(body)
-            self.headers.append(dict(handler.headers))
+            self.headers.append(handler.headers)
             fault = self.faults.pop(0) if self.faults else None
             self._under_way += 1
             self.most_at_once = max(self.most_at_once, self._under_way)

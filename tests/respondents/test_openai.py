@@ -10,6 +10,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -109,14 +110,14 @@ FAULTS = [
     Fault(body=b'{"error": {"message": "the model is down"}}'),
     Fault(body=b'{"choices": [{"message": {"content": 7}}]}'),
     Fault(body=b'{"choices": [{"message": {"content": "[0]"}}]}', cut=True),
-    Fault(body=b"{}", after=1.0),
+    Fault(body=b"{}", after=1.5),
 ]
 
 
 def test_failures_are_tried_again_and_every_answer_comes_once(tmp_path):
     faults = [fault for fault in FAULTS for _ in range(2)]
     with Server(by_seed, faults) as server:
-        model = asking(server, kept=tmp_path / "kept.jsonl", timeout=0.6, concurrency=8)
+        model = asking(server, kept=tmp_path / "kept.jsonl", timeout=1.0, concurrency=8)
         responses = list(model.respond([item(f"i{n}") for n in range(20)], Sampled(5)))
         clean = by_item(asking(server).respond([item(f"i{n}") for n in range(20)], Sampled(5)))
     assert not server.faults
@@ -126,7 +127,12 @@ def test_failures_are_tried_again_and_every_answer_comes_once(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
     assert len({(line["item"], line["number"]) for line in lines}) == len(lines) == 100
     assert {line["model"] for line in lines} == {"made-up-1"}
-    assert server.most_at_once <= 16
+
+
+def test_requests_are_made_at_the_same_time_as_many_as_told():
+    with Server(by_seed, delay=0.05) as server:
+        list(asking(server, concurrency=5).respond([item("a")], Sampled(40)))
+    assert 2 <= server.most_at_once <= 5
 
 
 def test_retry_after_is_waited_for():
@@ -190,17 +196,25 @@ ITEMS = [item(f"i{number}") for number in range(12)]
 
 
 def test_a_killed_run_asks_again_only_for_what_was_under_way(tmp_path):
-    kept = tmp_path / "kept.jsonl"
-    with Server(by_seed, delay=0.02) as server:
+    kept, permits, released = tmp_path / "kept.jsonl", threading.Semaphore(0), 0
+
+    def answer(body):
+        permits.acquire()
+        return by_seed(body)
+
+    with Server(answer) as server:
         command = [sys.executable, "-c", KILLED, server.base_url, str(tmp_path)]
         for lines in (15, 60):
             process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
             while not kept.exists() or kept.read_bytes().count(b"\n") < lines:
                 assert process.poll() is None
-                time.sleep(0.005)
+                if len(server.requests) > released:
+                    released += 1
+                    permits.release()
+                time.sleep(0.002)
             process.kill()
             process.wait()
-            time.sleep(0.1)
+        permits.release(1000)
         with kept.open("ab") as file:
             file.write(b'{"request": "cut o')
         kills, before = 2, len(server.requests)

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import queue
+import random
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,7 +35,9 @@ OPENAI = "https://api.openai.com/v1"
 # The environment variable of the key.
 KEY = "OPENAI_API_KEY"
 # How often the openai package tries a request again, and we one whose reply is damaged.
-_RETRIES, _DAMAGED = 10, 3
+_RETRIES, _DAMAGED = 10, 5
+# Seconds before a damaged reply is asked for again; twice as many each time.
+_PAUSE = 0.5
 # Status codes by which a server says that it will not serve this request.
 _REFUSED = (400, 404, 405, 413, 415, 422)
 # A token of text has three bytes or more, nearly always; a message has some tokens around it.
@@ -295,7 +298,9 @@ class Client:
     async def _ask(self, client: Any, request: Request, name: str, read: Read) -> None:
         """Asks until a reply can be read, and keeps its answer."""
         problem = ""
-        for _ in range(_DAMAGED):
+        for attempt in range(_DAMAGED):
+            if attempt:
+                await asyncio.sleep(_PAUSE * 2**attempt * random.uniform(0.5, 1))
             most = request.most
             under_way = self.spent.and_of(self._reserved)
             if not self.spending.allows(under_way.and_of(most)):

@@ -38,6 +38,7 @@ ANSWERS = AnswerSet.numbers(range(4), "coins")
 @pytest.fixture(autouse=True)
 def key(monkeypatch):
     monkeypatch.setenv(KEY, SECRET)
+    monkeypatch.setattr(requests, "_PAUSE", 0.01)
 
 
 def item(id, answers=ANSWERS):
@@ -104,13 +105,16 @@ FAULTS = [
     Fault(429, headers={"retry-after-ms": "30"}),
     Fault(500, headers={"Retry-After": "0.02"}),
     Fault(503, b"<html>busy</html>", headers={"Retry-After": "0.02"}),
+    Fault(body=b'{"choices": [{"message": {"content": "[0]"}}]}', cut=True),
+    Fault(body=b"{}", after=1.5),
+]
+DAMAGED = [
     Fault(body=b'{"choices": [{"mess'),
     Fault(body=b"[" * 100_000),
     Fault(body=b'{"choices": []}'),
     Fault(body=b'{"error": {"message": "the model is down"}}'),
     Fault(body=b'{"choices": [{"message": {"content": 7}}]}'),
-    Fault(body=b'{"choices": [{"message": {"content": "[0]"}}]}', cut=True),
-    Fault(body=b"{}", after=1.5),
+    Fault(body=b"<html>", headers={"X-Served-By": "a proxy"}),
 ]
 
 
@@ -129,6 +133,15 @@ def test_failures_are_tried_again_and_every_answer_comes_once(tmp_path):
     assert {line["model"] for line in lines} == {"made-up-1"}
 
 
+def test_damaged_replies_are_asked_for_again(tmp_path):
+    with Server(by_seed, [*DAMAGED[:4], None, *DAMAGED[4:]]) as server:
+        model = asking(server, concurrency=1)
+        (response,) = model.respond([item("a")], Sampled(5))
+        (clean,) = asking(server).respond([item("a")], Sampled(5))
+    assert response.texts == clean.texts
+    assert len(server.requests) == len(DAMAGED) + 5 + 5
+
+
 def test_requests_are_made_at_the_same_time_as_many_as_told():
     with Server(by_seed, delay=0.05) as server:
         list(asking(server, concurrency=5).respond([item("a")], Sampled(40)))
@@ -144,11 +157,11 @@ def test_retry_after_is_waited_for():
 
 def test_what_fails_for_good_ends_with_a_line_and_keeps_the_answers(tmp_path, monkeypatch):
     kept = tmp_path / "kept.jsonl"
-    with Server(by_seed, [Fault(body=b"no JSON")] * 3) as server:
+    with Server(by_seed, [Fault(body=b"no JSON")] * 5) as server:
         model = asking(server, kept=kept, concurrency=1)
-        with pytest.raises(UserError, match=r"item a: 3 replies of http.* are damaged"):
+        with pytest.raises(UserError, match=r"item a: 5 replies of http.* are damaged"):
             list(model.respond([item("a")], Sampled(3)))
-        assert len(server.requests) == 3
+        assert len(server.requests) == 5
         list(model.respond([item("a")], Sampled(3)))
         said = f'{{"error": {{"message": "prompt is too long; key {SECRET}"}}}}'.encode()
         server.faults = [Fault(400, said)] * 2

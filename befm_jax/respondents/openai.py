@@ -225,12 +225,14 @@ def client_from(flags: Any, kept: Path) -> Client:
     Raises:
         UserError: see `Client` and `Spending`; prices that are not two numbers.
     """
-    try:
-        prices = None if flags.prices is None else tuple(map(float, flags.prices))
-    except ValueError:
-        prices = ()
-    if prices is not None and len(prices) != 2:
-        raise UserError(f"prices is {','.join(flags.prices)}; it must be two numbers: 2.5,10")
+    prices = None
+    if flags.prices is not None:
+        try:
+            read, written = map(float, flags.prices)
+        except ValueError:
+            given = ",".join(flags.prices)
+            raise UserError(f"prices is {given}; it must be two numbers: 2.5,10") from None
+        prices = (read, written)
     return Client(
         flags.model.removeprefix(PREFIX),
         flags.base_url,

@@ -24,7 +24,7 @@ from befm_jax.respondents.requests import KEY, OPENAI
 COMMANDS = ("train", "simulate", "evaluate", "plan", "export")
 HELP = ("-h", "--help", "-help")
 # Flags of a model that is loaded here, and of one that a server has.
-LOADED = ("adapter", "force_template", "force_base", "dtype", "quantize", "devices", "cache")
+LOADED = ("adapter", "force_template", "force_base", "dtype", "quantize", "devices")
 SERVED = (
     *("base_url", "tokenizer", "concurrency", "timeout"),
     *("prices", "budget", "budget_tokens", "yes"),

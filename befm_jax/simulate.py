@@ -65,7 +65,7 @@ def respondent_from_flags(kept: Path) -> Engine | OpenAI:
     if not FLAGS.model.startswith(openai.PREFIX):
         cli.note_unused_flags(cli.SERVED, "without --model openai:MODEL")
         return engine_from_flags()
-    cli.note_unused_flags(cli.LOADED, "with --model openai:MODEL")
+    cli.note_unused_flags((*cli.LOADED, "cache"), "with --model openai:MODEL")
     return OpenAI(openai.client_from(FLAGS, kept), FLAGS.tokenizer)
 
 

@@ -407,7 +407,7 @@ def test_the_commands_ask_a_server(tmp_path):
         return done
 
     def choice(body):
-        return f"[{random.Random(body['seed']).randrange(101)}]"
+        return f"[{random.Random(body.get('seed')).randrange(101)}]"
 
     with Server(choice) as server:
         flags = ["--model", "openai:m", "--base_url", f"{server.base_url}/", "--games", "dictator"]

@@ -19,9 +19,16 @@ from befm_jax.config import CACHES, check_arguments
 from befm_jax.distributed import processes
 from befm_jax.errors import UserError, printable, unknown
 from befm_jax.models import DTYPES, QUANTIZE
+from befm_jax.respondents.requests import KEY, OPENAI
 
 COMMANDS = ("train", "simulate", "evaluate", "plan", "export")
 HELP = ("-h", "--help", "-help")
+# Flags of a model that is loaded here, and of one that a server has.
+LOADED = ("adapter", "force_template", "force_base", "dtype", "quantize", "devices")
+SERVED = (
+    *("base_url", "tokenizer", "concurrency", "timeout"),
+    *("prices", "budget", "budget_tokens", "yes"),
+)
 # Flags of sampling, without effect on exact answers.
 SAMPLING = ("participants", "temperature", "top_k", "top_p", "max_new_tokens", "cache")
 
@@ -97,7 +104,10 @@ def _mistake(error: Exception) -> NoReturn:
 def define_model_flags() -> None:
     """Defines the flags of a model and its sampling."""
     flags.DEFINE_string(
-        "model", None, "a training run, a Hugging Face directory, or a hub id (owner/name@revision)"
+        "model",
+        None,
+        "a training run, a Hugging Face directory, a hub id (owner/name@revision), or openai:MODEL "
+        "for a model of a server",
     )
     flags.DEFINE_string(
         "adapter", None, "a LoRA adapter (PEFT's format) for --model: a directory or a hub id"
@@ -133,6 +143,32 @@ def define_model_flags() -> None:
     flags.DEFINE_enum(
         "cache", "full", CACHES, "dtype of the key-value cache in sampling: --dtype's, or int8"
     )
+    define_server_flags()
+
+
+def define_server_flags() -> None:
+    """Defines the flags of a model of a server, `--model openai:MODEL`."""
+    flags.DEFINE_string(
+        "base_url",
+        OPENAI,
+        f"openai:MODEL: the server; its key is read from the environment variable {KEY}",
+    )
+    flags.DEFINE_string(
+        "tokenizer",
+        "",
+        "openai:MODEL: a directory or hub id with the model's tokenizer and chat template, for "
+        "exact distributions where the server echoes log-probabilities of completions",
+    )
+    flags.DEFINE_integer("concurrency", 16, "openai:MODEL: requests at a time", lower_bound=1)
+    flags.DEFINE_float("timeout", 120.0, "openai:MODEL: seconds after which to try again", 0.0)
+    flags.DEFINE_list(
+        "prices", None, "openai:MODEL: of a million tokens read and a million written: 2.5,10"
+    )
+    flags.DEFINE_float("budget", None, "openai:MODEL: the most to spend, as --prices count", 0.0)
+    flags.DEFINE_integer(
+        "budget_tokens", None, "openai:MODEL: the most tokens to read and write", lower_bound=0
+    )
+    flags.DEFINE_bool("yes", False, "openai:MODEL: ask, whatever it costs")
 
 
 def define_process_flags() -> None:

@@ -2,6 +2,7 @@ r"""Compares a model, or a file of answers, with people, and writes a report.
 
     befm evaluate --model RUN_OR_HF_DIR --tasks games [--humans joint.csv] --out DIR
     befm evaluate --answers choices.csv --tasks games [--humans joint.csv] --out DIR
+    befm evaluate --model openai:MODEL --base_url http://localhost:8000/v1 --sampled --yes --out DIR
 
 A model is evaluated exactly (every answer scored; free text is drawn, one for an item), or with
 `--sampled` by a population of draws.
@@ -34,6 +35,7 @@ from befm_jax.errors import DataError, UserError, printable
 from befm_jax.evals import report
 from befm_jax.evals.results import Results
 from befm_jax.respondents import comparing
+from befm_jax.respondents.openai import OpenAI
 from befm_jax.respondents.recorded import Recorded
 from befm_jax.tasks import sources
 from befm_jax.tasks.games import item_of
@@ -97,17 +99,7 @@ def main() -> None:
         raise UserError("give either --model or --answers, to compare with people")
     if FLAGS.answers is not None:
         cli.note_unused_flags(
-            (
-                "adapter",
-                "force_template",
-                "force_base",
-                "dtype",
-                "quantize",
-                "devices",
-                "sampled",
-                *cli.SAMPLING,
-            ),
-            "with --answers",
+            (*cli.LOADED, *cli.SERVED, "sampled", *cli.SAMPLING), "with --answers"
         )
     elif not FLAGS.sampled:
         cli.note_unused_flags(cli.SAMPLING, "without --sampled: the model is read exactly")
@@ -138,14 +130,22 @@ def evaluate(out: Path) -> None:
     else:
         from befm_jax import simulate
 
-        engine = simulate.engine_from_flags()
-        respondent, origin = engine, engine.origin
+        model = simulate.respondent_from_flags(
+            out / f"{comparing.file_name(FLAGS.model)}.answers.jsonl"
+        )
+        respondent = model
+        # On which people a server's model was trained is unknown.
+        origin = None if isinstance(model, OpenAI) else model.origin
         how = simulate.sampled_from_flags() if FLAGS.sampled else None
     known = sources.trained_on(origin, FLAGS.answers or FLAGS.model) if origin else None
-    results = Results()
+    compared = []
     for source in all_sources:
         people, warning = held_out(source, known, FLAGS.split, FLAGS.split_seed)
-        people = people.limited(FLAGS.people)
+        compared.append((source, people.limited(FLAGS.people), warning))
+    if isinstance(respondent, OpenAI):
+        respondent.admit([(people.items(), how or people.task.how) for _, people, _ in compared])
+    results = Results()
+    for source, people, warning in compared:
         print(people.describe())
         if warning:
             print(f"warning: {printable(warning)}", file=sys.stderr)

@@ -3,6 +3,7 @@ r"""Simulates participants who answer games, and writes a table of choices.
     befm simulate --model RUN_OR_HF_DIR --games all --participants 1000 --seed 0 \
         --out choices.csv
     befm simulate --model RUN_OR_HF_DIR --games dictator,my_game.py --exact --out distribution.csv
+    befm simulate --model openai:MODEL --base_url http://localhost:8000/v1 --yes --out choices.csv
 
 `choices.csv` has the columns game, participant, choice: one row per simulated participant, the
 choice in the game's own unit (a named action by its index), empty where the answer was unusable.
@@ -30,8 +31,9 @@ from befm_jax.data import games
 from befm_jax.data.items import Item
 from befm_jax.data.responses import Exact, How, Sampled, how_as_dict
 from befm_jax.errors import UserError
-from befm_jax.respondents import comparing, recorded
+from befm_jax.respondents import comparing, openai, recorded
 from befm_jax.respondents.engine import Engine, load
+from befm_jax.respondents.openai import OpenAI
 from befm_jax.tasks.games import item_of
 
 FLAGS = flags.FLAGS
@@ -52,6 +54,19 @@ def engine_from_flags() -> Engine:
     )
     cli.note_origin(engine.origin)
     return engine
+
+
+def respondent_from_flags(kept: Path) -> Engine | OpenAI:
+    """The model of `--model`: loaded, or a server's, whose answers are kept in a file.
+
+    Raises:
+        UserError: see `load` and `Client`; prices that are not two numbers.
+    """
+    if not FLAGS.model.startswith(openai.PREFIX):
+        cli.note_unused_flags(cli.SERVED, "without --model openai:MODEL")
+        return engine_from_flags()
+    cli.note_unused_flags((*cli.LOADED, "cache"), "with --model openai:MODEL")
+    return OpenAI(openai.client_from(FLAGS, kept), FLAGS.tokenizer)
 
 
 def sampled_from_flags() -> Sampled:
@@ -81,18 +96,19 @@ def main() -> None:
 
 def simulate(items: Sequence[Item], how: How, out: Path) -> None:
     """Writes what the model of the flags answers, with its metadata, and prints a summary."""
-    engine = engine_from_flags()
+    model = respondent_from_flags(out.with_name(f"{out.name}.answers.jsonl"))
     start = time.perf_counter()
-    by_item = comparing.ask(engine, items, how)
+    by_item = comparing.ask(model, items, how)
     responses = [by_item[item.id] for item in items]
     write = recorded.write_distribution if isinstance(how, Exact) else recorded.write_choices
     write(out, items, responses)
     metadata: dict[str, Any] = {
-        "model": engine.describe() | {"first_prompt": engine.first_prompt(items)},
+        "model": model.describe() | {"first_prompt": model.first_prompt(items)},
         "answers": how_as_dict(how),
-        "device": engine.device,
         "fingerprint": recorded.Recorded(out).fingerprint,
     }
+    if isinstance(model, Engine):
+        metadata["device"] = model.device
     files.write_object(out.with_name(out.name + ".json"), metadata)
     for response in responses:
         ends = response.ends_after_answer

@@ -86,6 +86,19 @@ def read_abstracts(path: str | Path) -> Rows[Paper]:
     return _rows(path, [paper for _, paper in papers if paper.abstract], left_out)
 
 
+def read_annotations(path: str | Path) -> dict[str, list[Paper]]:
+    """What each row of a file says of its paper, by the paper's id: two people's rows are two.
+
+    Raises:
+        DataError: as `read_workflows`.
+    """
+    by_paper: dict[str, list[Paper]] = {}
+    for _, cells in _records(path):
+        paper = _paper(cells)
+        by_paper.setdefault(paper.id, []).append(paper)
+    return by_paper
+
+
 def _rows(path: str | Path, papers: list[Paper], left_out: LeftOut) -> Rows[Paper]:
     if not papers:
         raise DataError(f"{path}: no paper; {'; '.join(left_out.lines()) or 'no rows'}")

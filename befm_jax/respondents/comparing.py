@@ -100,7 +100,7 @@ def compare(
         "in_sample": [name for name in others if known and name in baselines.FITTED],
     }
     for name, respondent, how in asked:
-        file = f"{_file_name(name)}.{_file_name(held_out.task.name)}.responses.jsonl"
+        file = f"{file_name(name)}.{file_name(held_out.task.name)}.responses.jsonl"
         path = None if folder is None else folder / file
         serves = getattr(respondent, "serves", None)
         served = items if serves is None else [item for item in items if serves(item)]
@@ -130,5 +130,6 @@ def _description(respondent: Respondent, items: Sequence[Item]) -> dict[str, Any
     return respondent.describe() | prompt
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
+    """A name as a part of a file's name."""
     return "".join(letter if letter.isalnum() else "_" for letter in name)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from befm_jax.data import games, rounds
 from befm_jax.data.games import Game
@@ -349,7 +349,7 @@ def _dilemma(left: dict[str, str], outcome: str) -> Game | Played:
     left.pop("horizon", "")
     error = _number_of(left, "error", "0")
     own, other = left.pop("own_round1", ""), left.pop("other_round1", "")
-    design = {**payoffs, "error": error}
+    design: dict[str, Any] = {**payoffs, "error": error}
     if own and other:
         design |= {"rounds": 2, "continuation": 0.0}
         chosen = [[name.casefold() for name in _MOVES].index(move) for move in (own, other)]

@@ -145,8 +145,11 @@ def _in_order(decision: Decision) -> tuple[int, int]:
 
 
 def in_split(row: Played, split: str, seed: int) -> Played | None:
-    """The row where it is in the split, else None: public goods by design, the others by person."""
-    if row.game != "public_goods":
+    """The row where it is in the split, else None.
+
+    Public goods and the dilemmas of several studies are split by design, the others by person.
+    """
+    if row.game != "public_goods" and "study" not in row.labels:
         return of_person(row, split, seed)
     return row if split_of(row.labels["design"], seed) == split else None
 
@@ -417,6 +420,6 @@ _LAYOUTS = (
     _Layout("public goods", _PUBLIC_GOODS, _public_goods),
     _Layout("repeated dilemmas", _DAL_BO, _without_errors),
     _Layout("repeated dilemmas with errors", _FUDENBERG, _with_errors),
-    _Layout("repeated dilemmas of several studies", _NAY, _several_studies, _with_design),
+    _Layout("repeated dilemmas of several studies", _NAY, _several_studies),
     _Layout("MobLab's rounds", _MOBLAB, _moblab),
 )

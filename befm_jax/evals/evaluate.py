@@ -265,8 +265,7 @@ class _Leaf:
                 # FreeText sets with different max_tokens are one table, and so are all arms.
                 answers = one.item.answers
                 key = FreeText() if isinstance(answers, FreeText) else answers
-                key = None if _is_arm(one.item) else key
-                tables.setdefault(key, []).append(one)
+                tables.setdefault(None if _is_arm(one.item) else key, []).append(one)
         self.tables = list(tables.values())
 
     @cached_property

@@ -67,7 +67,7 @@ def retrieval(row: Context, wording: Wording, rng: np.random.Generator) -> Itera
             labels={
                 "context": row.name,
                 "experiment": row.experiment,
-                "distractors": f"{which}, {item.answers.in_words}",
+                "distractors": f"{which}, {row.answers.in_words}",
             },
             notes={**item.notes, "candidates": (row.name, *others)},
         )

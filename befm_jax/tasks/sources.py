@@ -301,7 +301,7 @@ def _source(
         raise DataError(f"task {task.name}: needs is {task.needs}, for which `read` is required")
     path = table or humans
     if path and builders.is_data_set(path):
-        found = choices.of_games(builders.read(path, "plays"), games)
+        found: Rows[Any] = choices.of_games(builders.read(path, "plays"), games)
     else:
         found = choices.read(path, games)
     rows = choices.by_person(found) if task.needs == "plays" else found

@@ -226,6 +226,10 @@ def _why_not(measure: Measure, joined: Sequence[_Joined], persons: bool) -> str:
         return f"it is a measure of {'texts' if answers_are_closed else 'closed answers'}"
     if lacking := text_measures.without(measure.name):
         return lacking
+    if measure.note and any(measure.note not in one.item.notes for one in joined):
+        return f"it needs {measure.note} in the notes of items"
+    if _is_arm(joined[0].item) and measure.note != "published":
+        return "nobody's answers are known"
     if measure.ordered and isinstance(answers, AnswerSet) and answers.values is None:
         return "the answers have no order"
     return "" if persons or measure.kernel else "it needs answers person by person"

@@ -608,6 +608,7 @@ class Measure:
         skill: whether skill is defined: less is better, and the true distribution is best.
         ordered: whether answers must have values on a scale.
         perfect: a perfect model's score, where that is known without simulation.
+        note: the note that items must have, for measures that need one.
         halves: whether other people's score is that of half of each item's people as the model of
             the other half, for measures without a kernel.
     """
@@ -624,6 +625,7 @@ class Measure:
     skill: bool = False
     ordered: bool = True
     perfect: float | None = None
+    note: str = ""
     halves: bool = False
 
     def compute(self, answered: Answered, weights: Float64[np.ndarray, "R I"]) -> Floats:
@@ -666,7 +668,10 @@ def _retrieval(
 ) -> Measure:
     """A measure of contexts that are inferred from behaviour."""
     sums = _retrieved(columns, finish)
-    return Measure(name, definition, unit, "distribution", sums, ordered=False, halves=True, **more)
+    return Measure(
+        name, definition, unit, "distribution", sums,
+        ordered=False, note="candidates", halves=True, **more,
+    )  # fmt: skip
 
 
 _DECLARED = (
@@ -859,6 +864,7 @@ _DECLARED = (
         "share",
         "distribution",
         _of_effects("sign"),
+        note="published",
         high=1.0,
         better="high",
         ordered=False,
@@ -870,6 +876,7 @@ _DECLARED = (
         "correlation",
         "distribution",
         _of_effects("correlation"),
+        note="published",
         low=-1.0,
         high=1.0,
         better="high",
@@ -882,6 +889,7 @@ _DECLARED = (
         "ratio",
         "distribution",
         _of_effects("slope"),
+        note="published",
         low=-np.inf,
         better="1",
         ordered=False,
@@ -892,6 +900,7 @@ _DECLARED = (
         "share",
         "distribution",
         _of_effects("coverage"),
+        note="published",
         high=1.0,
         better="high",
         ordered=False,

@@ -1,6 +1,7 @@
 """Contexts as they are asked, and the figures of respondents that know them, and that don't."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -227,6 +228,13 @@ class TestEffects:
         found = evaluated(self.items, responses, EFFECTS)
         assert found["effect_coverage", "public goods"].value is None
         assert found["effect_sign",].value == 0.5
+
+    def test_measures_of_other_items_are_undefined_and_say_why(self):
+        task = replace(EFFECTS, measures=("effect_sign", "log_score", "reciprocal_rank"))
+        found = evaluated(self.items, self.answer(lambda _: 0.5), task)
+        assert found["effect_sign",].value == 0.5
+        assert "nobody's answers are known" in found["log_score",].note
+        assert "it needs candidates in the notes" in found["reciprocal_rank",].note
 
     def test_draws_serve_as_well(self):
         responses = [

@@ -97,7 +97,8 @@ def test_the_real_table_is_that_of_its_published_gambles():
             for chance, pays in published[str(number)][name]:
                 chances[pays] = chances.get(pays, 0.0) + chance
             expected = {pays: chance for pays, chance in chances.items() if chance > 1e-12}
-            assert dict(gamble) == pytest.approx(expected, abs=1e-9)
+            assert {pays for pays, _ in gamble} == set(expected)
+            assert max(abs(chance - expected[pays]) for pays, chance in gamble) < 1e-9
     parts = [{row.person for row in rows.part(name).rows} for name in ("train", "test")]
     assert not parts[0] & parts[1]
     assert abs(len(parts[1]) / 12_992 - 0.1) < 0.01

@@ -102,6 +102,11 @@ def evaluate(
         raise DataError(
             f"{respondent}: some responses are exact and some drawn; evaluate each kind separately"
         )
+    few = _of_few(task, compared)
+    for joined in (joined for joined in answered if joined.item.labels.get(task.average) in few):
+        reason = f"fewer than {task.least} people of its {task.average}"
+        skipped.setdefault(reason, []).append(joined.item.id)
+    answered = [joined for joined in answered if joined.item.labels.get(task.average) not in few]
     parts = [_Part({}, task.average, answered)]
     for label in task.groups:
         members: dict[str, list[_Joined]] = {}
@@ -163,6 +168,22 @@ def _not_compared(item: Item, people: float, response: Response | None) -> str:
             f"{len(response.weights)} weights"
         )
     return "" if response.weights.any() else _NOTHING_INSIDE
+
+
+def _of_few(task: Task, compared: Sequence[_Joined]) -> set[str]:
+    """The values of `task.average` with fewer people than `task.least`.
+
+    Raises:
+        DataError: all of them.
+    """
+    people: dict[str, float] = {}
+    for joined in compared:
+        value = joined.item.labels.get(task.average, "")
+        people[value] = people.get(value, 0.0) + joined.people
+    few = {value for value, number in people.items() if number < task.least}
+    if len(few) == len(people):
+        raise DataError(f"{task.name}: no {task.average} with {task.least} people or more")
+    return few
 
 
 def _observations(item: Item) -> float:

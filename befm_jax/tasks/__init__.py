@@ -66,6 +66,7 @@ class Task:
         measures: names of `befm_jax.evals.measures`, the headline measure first.
         average: the label whose values have equal weight in the mean: "game", "statement"; "" for
             items.
+        least: a value of `average` with fewer people than this is left out.
         cluster: the label that the bootstrap resamples; "" where an item's target counts many
             people, who are then resampled within it.
         groups: labels whose values are reported separately: "sex", "age_band".
@@ -80,6 +81,7 @@ class Task:
     needs: str
     measures: tuple[str, ...]
     average: str = ""
+    least: int = 1
     cluster: str = "person"
     groups: tuple[str, ...] = ()
     how: How = field(default_factory=Exact)

@@ -33,11 +33,10 @@ from befm_jax.evals import measures, resampling, text_measures
 from befm_jax.evals.measures import Answered, Floats, Measure, Sums
 from befm_jax.evals.resampling import ClusterSums, Resampled
 from befm_jax.evals.results import (
-    WARN_OUTSIDE,
-    WITHHOLD_OUTSIDE,
     Distribution,
     Evaluation,
     Figure,
+    outside_remark,
 )
 from befm_jax.tasks import Task
 
@@ -510,13 +509,8 @@ class _Run:
             remarks.append(
                 f"{answered - len(compared)} of {answered} items are not in it: {_NOTHING_INSIDE}"
             )
-        outside = counted["outside"]
-        if outside >= WARN_OUTSIDE:
-            withheld = ": withheld from headlines" if outside >= WITHHOLD_OUTSIDE else ""
-            remarks.append(
-                f"{100 * outside:.1f} % of the answers are outside the answer sets, and the figure "
-                f"is of the rest{withheld}"
-            )
+        if remark := outside_remark(counted["outside"]):
+            remarks.append(remark)
         figures = []
         for place, measure in enumerate(self.measures):
             value = float(values[place])

@@ -38,6 +38,8 @@ from befm_jax.evals import text_measures
 
 Floats = NDArray[np.float64]
 _ROUNDING = 1e-12
+# A change that makes a smaller share of the answers wrong says nothing of who answers.
+_SAYS_ENOUGH = 0.05
 
 
 class Side:
@@ -604,6 +606,35 @@ def _macro_f1(answered: Answered) -> Sums:
     return Sums(np.concatenate(columns, 1), finish)
 
 
+def _changes(answered: Answered) -> Sums:
+    """Of each changed question, the share of wrong answers, and that if nothing had changed them.
+
+    See `befm_jax.tasks.sensitivity` for the notes; questions as they are have zeros.
+    """
+    shares = answered.model / answered.model.sum(1, keepdims=True)
+    of_item = {item.id: own for item, own in zip(answered.items, shares, strict=True)}
+    columns = np.zeros((len(shares), 2))
+    for at, item in enumerate(answered.items):
+        notes, after = item.notes, shares[at]
+        if "changed_from" not in notes:
+            continue
+        before = of_item[notes["changed_from"]]
+        if "right" in notes:
+            columns[at] = [1.0 - own[list(notes["right"])].sum() for own in (after, before)]
+        else:
+            moved, unnoticed = np.empty_like(before), np.empty_like(before)
+            moved[list(notes["moved_to"])] = before
+            unnoticed[list(notes["as_before"])] = before
+            columns[at] = [0.5 * np.abs(own - moved).sum() for own in (after, unnoticed)]
+    return Sums(columns, follows_change)
+
+
+def follows_change(sums: Float64[np.ndarray, "... 2"], questions: Floats) -> Floats:
+    """`[...]` 1 - wrong answers / those there would be if nothing changed; NaN if hardly any."""
+    wrong, if_unnoticed = np.moveaxis(np.asarray(sums), -1, 0)
+    return 1.0 - _ratio(wrong, np.where(if_unnoticed > _SAYS_ENOUGH * questions, if_unnoticed, 0.0))
+
+
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     """A quotient that is NaN where the denominator is 0."""
     defined = np.asarray(denominator) > _ROUNDING
@@ -618,7 +649,8 @@ class Measure:
         name: its name in tasks.
         definition: one sentence, with the formula.
         unit: "points" (the range of an answer set is 100), "nats", "bits", "share", "ratio".
-        level: "individual": of each person's answer; "distribution": of a population's.
+        level: "individual": of each person's answer; "distribution": of a population's; "check": of
+            a respondent compared with itself (`befm_jax.evals.sensitivity`).
         sums: the measure of many items.
         kernel: the measure of one histogram; None where persons must be known.
         low: the lower end of the figure's range, to which its interval is clipped.
@@ -632,7 +664,7 @@ class Measure:
     name: str
     definition: str
     unit: str
-    level: Literal["individual", "distribution"]
+    level: Literal["individual", "distribution", "check"]
     sums: Summed
     kernel: Callable[[Pair], Floats] | None = None
     low: float = 0.0
@@ -862,8 +894,8 @@ _DECLARED = (
         "variance_kept",
         "The variance over people of the model's mean for each, over the variance of their "
         "answers: 0 if everybody is expected to do the same. A right model has the share of the "
-        "variance that is explained by what it is told of them. It is below 1, and not known, since "
-        "one answer of a person has noise: compare it with other baselines, not with 1.",
+        "variance that what it is told of them explains. That is below 1, and not known, since one "
+        "answer of a person has noise: compare it with the baselines, not with 1.",
         "ratio",
         "distribution",
         _variance_kept,
@@ -876,6 +908,19 @@ _DECLARED = (
         "share",
         "individual",
         _macro_f1,
+        high=1.0,
+        better="high",
+        ordered=False,
+    ),
+    Measure(
+        "follows_change",
+        "Of the answers to a question that a change of it makes wrong, the share that is not given "
+        "any more: 0 for answering as before, 1 for following the change; below 0 for moving the "
+        "other way. Undefined where a change makes fewer than 5 % of the answers wrong.",
+        "share",
+        "check",
+        _changes,
+        low=-np.inf,
         high=1.0,
         better="high",
         ordered=False,

@@ -97,6 +97,7 @@ class Section:
         withheld: why respondents are not in it, a sentence each.
         pictures: one per value.
         hidden_pictures: the number of values without a picture.
+        findings: what a respondent does not read, a sentence each.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Section:
     withheld: list[str]
     pictures: list[Picture]
     hidden_pictures: int
+    findings: list[str]
 
 
 def write(results: Results, folder: Path | str) -> None:
@@ -238,6 +240,11 @@ def _section(results: Results, name: str) -> Section:
             for where in pictured[:_MOST_PICTURES]
         ],
         hidden_pictures=max(0, len(pictured) - _MOST_PICTURES),
+        findings=[
+            f"{figure.respondent} {figure.note} ({_named(figure.measure)} {number(figure.value)})"
+            for figure in results.select(name)
+            if figure.level == "check" and figure.note and average in figure.where
+        ],
     )
 
 
@@ -372,6 +379,7 @@ def _table(results: Results, section: Section) -> str:
     if any(warned(own) for own in section.headline.by_respondent.values()):
         lines.append("! figures are of the answers inside the answer sets alone")
     lines += section.withheld
+    lines += section.findings
     for who, reasons in section.task["skipped"].items():
         lines += [
             f"{who}: {entry['items']} items left out, {reason} ({', '.join(entry['first'])})"

@@ -62,7 +62,7 @@ class Task:
         items: the items of ONE row, so that they are used in training too; randomness comes from
             the generator alone.
         needs: the kind of rows: "plays", "histograms", "questionnaires", "cells", "questions",
-            "workflows", "abstracts".
+            "workflows", "abstracts", "games".
         measures: names of `befm_jax.evals.measures`, the headline measure first.
         average: the label whose values have equal weight in the mean: "game", "statement"; "" for
             items.
@@ -161,6 +161,7 @@ from befm_jax.tasks import (  # noqa: E402, F401
     literature,
     matrix_games,
     rounds,
+    sensitivity,
     surveys,
     workflows,
 )

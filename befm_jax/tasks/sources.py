@@ -25,7 +25,7 @@ from befm_jax.data import games as library
 from befm_jax.data.games import Game
 from befm_jax.data.items import Example, Item, examples_of
 from befm_jax.data.mixture import Family, one_by_one
-from befm_jax.data.rows import LeftOut, Rows
+from befm_jax.data.rows import LeftOut, Rows, fingerprint_of
 from befm_jax.errors import DataError
 from befm_jax.tasks import Task
 from befm_jax.tasks.games import GAMES, PERSON
@@ -255,6 +255,7 @@ _PARTS: Mapping[str, Callable[..., Rows[Any]]] = {
     "histograms": choices.part,
     "plays": choices.part,
     "cells": questionnaires.part,
+    "games": lambda rows, split, seed: rows,
 }
 _POPULATIONS = ("histograms", "cells")
 
@@ -276,11 +277,19 @@ def _source(
         if key not in tables:
             tables[key] = read(table)
         return Source(task, _served(tables[key], task), table)
+    if task.needs == "games":
+        return Source(task, _of_games(games), games=tuple(games))
     if task.needs not in ("histograms", "plays"):
         raise DataError(f"task {task.name}: needs is {task.needs}, for which `read` is required")
     found = choices.read(table or humans, games)
     rows = choices.by_person(found) if task.needs == "plays" else found
     return Source(task, _served(rows, task), table or humans, tuple(games))
+
+
+def _of_games(games: Sequence[Game]) -> Rows[Game]:
+    """The games themselves, which nobody's answers are compared in: all are in every split."""
+    texts = [f"{game.id}: {game.user}" for game in games]
+    return Rows(list(games), "the games as they are told", fingerprint_of(texts))
 
 
 def _served(rows: Rows[Any], task: Task) -> Rows[Any]:

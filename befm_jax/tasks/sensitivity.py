@@ -26,7 +26,7 @@ from dataclasses import replace
 import numpy as np
 
 from befm_jax.data.games import Game
-from befm_jax.data.items import Item
+from befm_jax.data.items import LETTERS, AnswerSet, Item
 from befm_jax.data.knowledge import Question
 from befm_jax.errors import DataError
 from befm_jax.tasks import Task, register
@@ -74,18 +74,23 @@ def questions(row: Game, wording: Wording, rng: np.random.Generator) -> Iterator
 
 
 def options(row: Question, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
-    """A multiple-choice question with one right letter, and the same with its options reversed."""
+    """A multiple-choice question, and the same with its options in the reverse order."""
     as_it_is = range(len(row.options))
-    original = asked_in_order(row, wording, as_it_is)
+    original = replace(asked_in_order(row, wording, as_it_is), target=None)
     item = asked_in_order(row, wording, as_it_is[::-1])
-    change = {"change": "order", "question": f"order, {row.id}"}
+    assert isinstance(item.answers, AnswerSet)
+    letters = dict(zip(LETTERS[: len(as_it_is)], LETTERS[len(as_it_is) - 1 :: -1], strict=False))
     notes = {
         "changed_from": row.id,
-        "moved_to": tuple(as_it_is[::-1]),
-        "as_before": tuple(as_it_is),
+        "moved_to": [
+            item.answers.read_cell("".join(sorted(letters[letter] for letter in name)))
+            for name in item.answers.names
+        ],
+        "as_before": range(len(item.answers)),
     }
-    yield replace(original, target=None)
-    yield replace(item, id=f"{row.id}/order", target=None, labels=change, notes=notes)
+    labels = {"change": "order", "question": f"order, {row.id}"}
+    yield original
+    yield replace(item, id=f"{row.id}/order", target=None, labels=labels, notes=notes)
 
 
 def _changed(row: Game, change: str, text: str, **notes: object) -> Item:
@@ -153,6 +158,6 @@ register(
         average="change",
         groups=("question",),
         cluster="question",
-        serves=lambda row: row.in_any_order and not row.several,
+        serves=lambda row: row.in_any_order,
     )
 )

@@ -555,7 +555,7 @@ def _correlation(figure: Callable[[Floats, Floats, Floats], Floats]) -> Summed:
 def _known(answered: Answered) -> Floats:
     """`[I]` the one thing that is known of each item's person; NaN where it is not one."""
     known = [list(item.notes.get("known", {}).values()) for item in answered.items]
-    if any(len(values) != 1 for values in known):
+    if {len(values) for values in known} != {1}:
         return np.full(len(answered.model), np.nan)
     return np.array([values[0] for values in known], np.float64)
 

@@ -201,8 +201,15 @@ def test_scores_of_draws_estimate_those_of_the_distribution_behind_them(name):
     assert abs(drawn.mean() - kernel(Pair.of(UNEVEN, p, people))) < 4 * drawn.std() / 200
 
 
-# Ranks are not made again, and texts have no answer set: each has tests of its own.
-@pytest.mark.parametrize("name", sorted(set(MEASURES) - {"spearman", *text_measures.NAMES}))
+# Ranks are not made again, texts have no answer set, and some need what the items say: each has
+# tests of its own.
+OF_ITEMS = ("correlation_gap", "correlation_difference", "model_correlation", "people_correlation",
+            "slope_difference", "follows_change")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", sorted(set(MEASURES) - {"spearman", *OF_ITEMS, *text_measures.NAMES})
+)
 @pytest.mark.parametrize("exact", [True, False])
 def test_weights_count_items_as_often_as_they_say(name, exact):
     """Whole weights are items that are there several times: each measure by its own loop."""
@@ -309,7 +316,7 @@ def test_every_measure_says_what_it_is():
     for name, one in MEASURES.items():
         assert name == one.name
         assert one.definition.endswith((".", "people."))
-        assert one.level in ("individual", "distribution")
+        assert one.level in ("individual", "distribution", "check")
         assert one.low < one.high
 
 
@@ -373,7 +380,7 @@ class TestTwoThings:
         rng = np.random.default_rng(3)
         conditional = rng.dirichlet(np.ones(6), 4)
         gaps, independent, expected = [], [], []
-        for _ in range(300):
+        for _ in range(150):
             first = rng.integers(0, 4, 60)
             drawn = (rng.random((60, 1)) > np.cumsum(conditional, 1)[first][:, :-1]).sum(1)
             people = np.eye(6)[drawn]
@@ -382,7 +389,7 @@ class TestTwoThings:
                 into.append(MEASURES["correlation_gap"].compute(asked, np.ones((1, 60)))[0])
             rho, influence = measures.rank_correlation(first.astype(float), people)
             expected.append(rho**2 - np.square(influence).mean() / 60)
-        assert abs(np.mean(gaps)) < 3 * np.std(gaps) / 300**0.5
+        assert abs(np.mean(gaps)) < 3 * np.std(gaps) / 150**0.5
         np.testing.assert_allclose(independent, expected, atol=1e-12)
         assert np.mean(independent) > 10 * abs(np.mean(gaps))
 
@@ -409,10 +416,11 @@ class TestTwoThings:
         rng = np.random.default_rng(5)
         first, people = self.people(rng)
         asked = self.answered(first, people, people)
-        drawn = rng.integers(0, len(first), (400, len(first)))
+        drawn = rng.integers(0, len(first), (200, len(first)))
         weights = np.array([np.bincount(row, minlength=len(first)) for row in drawn], float)
         ours = MEASURES["people_correlation"].compute(asked, weights)
         again = [spearmanr(first[row], people.argmax(1)[row]).statistic for row in drawn]
+        assert np.corrcoef(ours, again)[0, 1] > 0.98
         assert np.std(ours) == pytest.approx(np.std(again), rel=0.1)
 
     def test_what_is_not_one_thing_or_the_same_for_all_has_no_correlation(self):
@@ -424,7 +432,7 @@ class TestTwoThings:
             for name in ("correlation_gap", "model_correlation", "slope_difference"):
                 assert np.isnan(MEASURES[name].compute(asked, np.ones((1, 20)))).all()
 
-    @pytest.mark.parametrize("draws", [0, 12])
+    @pytest.mark.parametrize("draws", [0, 100])
     def test_variance_kept_is_that_of_the_means(self, draws):
         rng = np.random.default_rng(7)
         _, people = self.people(rng, 4000)
@@ -433,4 +441,4 @@ class TestTwoThings:
         asked = Answered(np.arange(6), model, people, exact=not draws)
         found = MEASURES["variance_kept"].compute(asked, np.ones((1, 4000)))[0]
         expected = np.var(shares @ np.arange(6)) / np.var(people.argmax(1))
-        assert found == pytest.approx(expected, rel=0.03 if draws else 1e-9)
+        assert found == pytest.approx(expected, rel=0.05 if draws else 1e-9)

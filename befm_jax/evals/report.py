@@ -353,7 +353,7 @@ def _table(results: Results, section: Section) -> str:
     headline = section.headline.main
     others = [name for name in section.headline.by_respondent if name != section.main]
     shown = [*others, section.main]
-    heads = [section.task["average"] or "", "people"]
+    heads = [section.task["average"] or "", "questions" if headline.level == "check" else "people"]
     heads += [head for name in shown for head in (name, "outside")]
     table = [[*heads, "95 % interval", "other people"]]
     for row in [*section.values[:_MOST_ROWS_IN_TERMINAL], section.headline]:

@@ -132,8 +132,8 @@ def verdict(where: Mapping[str, str], value: float) -> str:
     if not change or value >= READS:
         return ""
     return (
-        f"does not read the {change}: {1.0 - value:.0%} of the answers that its change makes wrong "
-        "are still given"
+        f"does not read the {change}: {min(1.0, 1.0 - value):.0%} of the answers that its change "
+        "makes wrong are still given"
     )
 
 

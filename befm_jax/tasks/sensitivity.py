@@ -36,6 +36,13 @@ from befm_jax.tasks.wording import Wording
 
 # At 0, whatever a player puts in is lost to everybody.
 _WORTH = ("multiplier", "return_rate")
+# What reports call a parameter, where that is not its name.
+_CALLED = {
+    "invested": "amount invested",
+    "boxes": "number of boxes",
+    "highest": "highest number",
+    "order": "order of the actions",
+}
 
 
 def questions(row: Game, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
@@ -88,7 +95,7 @@ def options(row: Question, wording: Wording, rng: np.random.Generator) -> Iterat
         ],
         "as_before": range(len(item.answers)),
     }
-    labels = {"change": "order", "question": f"order, {row.id}"}
+    labels = {"change": "order of the options", "question": f"order, {row.id}"}
     yield original
     yield replace(item, id=f"{row.id}/order", target=None, labels=labels, notes=notes)
 
@@ -98,7 +105,7 @@ def _changed(row: Game, change: str, text: str, **notes: object) -> Item:
 
     Not labelled by its game: recorded answers to a game are none to a changed one.
     """
-    name = change.replace("_", " ")
+    name = _CALLED.get(change, change.replace("_", " "))
     system, user = row.prompt()[:-1], row.prompt()[-1]
     return replace(
         item_of(row, id=f"{row.id}/{change}"),

@@ -71,7 +71,8 @@ def test_who_follows_has_1_and_who_answers_as_before_0():
         assert found.skipped == {}
     notes = {change: one.note for change, one in by_change(evaluated(unnoticed)).items()}
     assert list(notes) == [
-        "endowment", "wording", "instruction", "multiplier", "return rate", "labels", "order",
+        "endowment", "wording", "instruction", "multiplier", "return rate", "labels",
+        "order of the actions",
     ]  # fmt: skip
     assert notes["endowment"] == (
         "does not read the endowment: 100% of the answers that its change makes wrong are still "
@@ -110,7 +111,7 @@ def test_an_action_by_name_alone_is_told_from_one_by_place_alone():
         return habit(item)
 
     named = by_change(evaluated(by_name))
-    assert (named["labels"].value, named["order"].value) == pytest.approx((0.0, 1.0))
+    assert (named["labels"].value, named["order of the actions"].value) == pytest.approx((0.0, 1.0))
 
     def by_place(item):
         first = item.prompt[-1].text.rstrip(".").endswith("[Push] or [Pull]")
@@ -118,7 +119,9 @@ def test_an_action_by_name_alone_is_told_from_one_by_place_alone():
         return shares if len(item.answers) == 2 else habit(item)
 
     placed = by_change(evaluated(by_place))
-    assert (placed["labels"].value, placed["order"].value) == pytest.approx((0.0, 0.0))
+    assert (placed["labels"].value, placed["order of the actions"].value) == pytest.approx(
+        (0.0, 0.0)
+    )
 
 
 def test_what_a_habit_can_not_show_is_not_in_the_mean():
@@ -149,7 +152,7 @@ def test_questions_that_were_not_answered_twice_are_left_out():
         ],
         "nothing answered is in the answer set": ["public_goods/wording"],
     }  # fmt: skip
-    assert "order" not in by_change(found)
+    assert "order of the actions" not in by_change(found)
     with pytest.raises(DataError, match="me answered no question twice"):
         sensitivity.evaluate(TASK, ITEMS[:1], some, respondent="me")
 
@@ -168,6 +171,7 @@ def test_report_and_results_name_what_is_not_read_with_the_figure(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert sentence in page
     assert "each asked with a change and without" in page
+    assert ">questions</th>" in page
     # Both distributions are kept.
     kept = {one.where["question"]: one.model for one in results.distributions}
     assert kept["dictator"] == pytest.approx(habit(ITEMS[0]))

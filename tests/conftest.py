@@ -70,6 +70,7 @@ SLOW = {
     "llama/test_parity.py",
     "planning/test_programs.py",
     "respondents/test_engine.py",
+    "respondents/test_reading.py",
     "serving/test_lm_harness.py",
     "test_damaged_models.py",
     "test_entry_points.py",

@@ -33,11 +33,10 @@ from befm_jax.evals import measures, resampling, text_measures
 from befm_jax.evals.measures import Answered, Floats, Measure, Side, Sums
 from befm_jax.evals.resampling import ClusterSums, Resampled
 from befm_jax.evals.results import (
-    WARN_OUTSIDE,
-    WITHHOLD_OUTSIDE,
     Distribution,
     Evaluation,
     Figure,
+    outside_remark,
 )
 from befm_jax.tasks import Task
 
@@ -102,6 +101,11 @@ def evaluate(
         raise DataError(
             f"{respondent}: some responses are exact and some drawn; evaluate each kind separately"
         )
+    few = _of_few(task, compared)
+    for joined in (joined for joined in answered if joined.item.labels.get(task.average) in few):
+        reason = f"fewer than {task.least} people of its {task.average}"
+        skipped.setdefault(reason, []).append(joined.item.id)
+    answered = [joined for joined in answered if joined.item.labels.get(task.average) not in few]
     parts = [_Part({}, task.average, answered)]
     for label in task.groups:
         members: dict[str, list[_Joined]] = {}
@@ -163,6 +167,22 @@ def _not_compared(item: Item, people: float, response: Response | None) -> str:
             f"{len(response.weights)} weights"
         )
     return "" if response.weights.any() else _NOTHING_INSIDE
+
+
+def _of_few(task: Task, compared: Sequence[_Joined]) -> set[str]:
+    """The values of `task.average` with fewer people than `task.least`.
+
+    Raises:
+        DataError: all of them.
+    """
+    people: dict[str, float] = {}
+    for joined in compared:
+        value = joined.item.labels.get(task.average, "")
+        people[value] = people.get(value, 0.0) + joined.people
+    few = {value for value, number in people.items() if number < task.least}
+    if len(few) == len(people):
+        raise DataError(f"{task.name}: no {task.average} with {task.least} people or more")
+    return few
 
 
 def _observations(item: Item) -> float:
@@ -519,13 +539,8 @@ class _Run:
             remarks.append(
                 f"{answered - len(compared)} of {answered} items are not in it: {_NOTHING_INSIDE}"
             )
-        outside = counted["outside"]
-        if outside >= WARN_OUTSIDE:
-            withheld = ": withheld from headlines" if outside >= WITHHOLD_OUTSIDE else ""
-            remarks.append(
-                f"{100 * outside:.1f} % of the answers are outside the answer sets, and the figure "
-                f"is of the rest{withheld}"
-            )
+        if remark := outside_remark(counted["outside"]):
+            remarks.append(remark)
         figures = []
         for place, measure in enumerate(self.measures):
             value = float(values[place])

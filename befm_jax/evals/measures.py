@@ -40,6 +40,8 @@ from befm_jax.evals.retrieval import Retrieved
 
 Floats = NDArray[np.float64]
 _ROUNDING = 1e-12
+# A change that makes a smaller share of the answers wrong says nothing of who answers.
+_SAYS_ENOUGH = 0.05
 
 
 class Side:
@@ -504,6 +506,113 @@ def _later(numbers: Floats, columns: Floats) -> Floats:
     return (cumulated[-1] - 0.5 * (cumulated[low] + cumulated[high])) / len(numbers)
 
 
+def rank_correlation(
+    first: Floats, shares: Float64[np.ndarray, "I A"]
+) -> tuple[float, Float64[np.ndarray, " I"]]:
+    """Spearman's rho of a known number with an answer that is a distribution, and its influence.
+
+    The joint distribution puts `1 / I` on each person's number and spreads it over their answers;
+    ties have mid-ranks.  With one answer each it is `scipy.stats.spearmanr`; with the number of a
+    first answer and the distribution of the second given it, it is that of a population that
+    answers both, without a draw.
+
+    Args:
+        first: `[I]` what is known of each person.
+        shares: `[I, A]` each person's distribution over the answers, in ascending order.
+
+    Returns:
+        rho, and `[I]` how much each person pulls it: the mean of the squares over `I` is its
+        variance.  NaN where the number or the answer is the same for everybody.
+    """
+    unknown = np.nan, np.full(len(first), np.nan)
+    if len(first) < 3:
+        return unknown
+    answers = shares.mean(0)
+    # Mid-ranks of the numbers, and of the answers in the mixture of all people.
+    x, of_answer = _midrank(first), np.cumsum(answers) - answers / 2.0
+    y = shares @ of_answer
+    squared = shares @ np.square(of_answer)
+    xy, xx, yy = (x * y).mean() - 0.25, np.square(x).mean() - 0.25, squared.mean() - 0.25
+    if min(xx, yy) < _ROUNDING:
+        return unknown
+    pulls = (
+        x * y + _later(first, y) + shares @ _above(x @ shares / len(x)),
+        np.square(x) + 2.0 * _later(first, x),
+        squared + 2.0 * shares @ _above(answers * of_answer),
+    )
+    dxy, dxx, dyy = (pull - pull.mean() for pull in pulls)
+    rho = float(xy / np.sqrt(xx * yy))
+    return rho, dxy / np.sqrt(xx * yy) - rho / 2.0 * (dxx / xx + dyy / yy)
+
+
+def _above(weights: Floats) -> Floats:
+    """`[A]` the sum of the weights of all later answers, and half of an answer's own."""
+    return weights.sum() - np.cumsum(weights) + weights / 2.0
+
+
+def _correlation(figure: Callable[[Floats, Floats, Floats], Floats]) -> Summed:
+    """A function of the model's correlation, the people's, and the variance of their difference.
+
+    Of items with one thing known of a person: `notes["known"]`.  Ranks are not recomputed in a
+    resample: both correlations are shifted by their mean influence.
+    """
+
+    def sums(answered: Answered) -> Sums:
+        first = _known(answered)
+        shares = answered.pair.model.shares, answered.pair.people.shares
+        (model, pull), (people, pull_of_people) = (rank_correlation(first, one) for one in shares)
+        noise = np.square(pull - pull_of_people).mean() / len(first)
+
+        def finish(summed: Floats, number: Floats) -> Floats:
+            shift = _ratio(summed, number[..., None])
+            return figure(model + shift[..., 0], people + shift[..., 1], noise)
+
+        columns = np.stack([pull, pull_of_people], 1) * answered.people[:, None]
+        return Sums(columns, finish)
+
+    return sums
+
+
+def _known(answered: Answered) -> Floats:
+    """`[I]` the one thing that is known of each item's person; NaN where it is not one."""
+    known = [list(item.notes.get("known", {}).values()) for item in answered.items]
+    if {len(values) for values in known} != {1}:
+        return np.full(len(answered.model), np.nan)
+    return np.array([values[0] for values in known], np.float64)
+
+
+def _slope(answered: Answered) -> Sums:
+    """The model's slope on what is known less the people's, least squares."""
+    first = _known(answered)
+    if not first.std() > _ROUNDING:
+        return Sums(np.full((len(first), 1), np.nan), lambda s, _: s[..., 0])
+    x = (first - first.mean()) / first.std()
+    apart = answered.pair.model.mean - answered.pair.people.mean
+    columns = np.stack([x, x * x, apart, x * apart], 1) * answered.people[:, None]
+
+    def finish(summed: Floats, number: Floats) -> Floats:
+        x, xx, apart, both = np.moveaxis(_ratio(summed, number[..., None]), -1, 0)
+        return _ratio(both - x * apart, xx - x * x)
+
+    return Sums(columns, finish)
+
+
+def _variance_kept(answered: Answered) -> Sums:
+    """The variance over people of the model's mean for each, over that of their answers."""
+    model, observed = answered.pair.model, answered.pair.people.mean
+    squared = np.square(model.mean)
+    if not answered.exact:
+        # The noise of the draws is no difference between people.
+        squared = squared - model.variance / answered.model.sum(1)
+    columns = np.stack([model.mean, squared, observed, np.square(observed)], 1)
+
+    def finish(summed: Floats, number: Floats) -> Floats:
+        mean, squared, own, own_squared = np.moveaxis(_ratio(summed, number[..., None]), -1, 0)
+        return _ratio(squared - np.square(mean), own_squared - np.square(own))
+
+    return Sums(columns * answered.people[:, None], finish)
+
+
 def _macro_f1(answered: Answered) -> Sums:
     """F1 of the likeliest answer, mean over the answers that are predicted or observed."""
     return _f1(answered, answered.pair.model.likeliest, lambda predicted, seen: predicted + seen)
@@ -585,6 +694,35 @@ def _win_rate(answered: Answered) -> Floats:
     return np.einsum("ia,ia->i", answered.pair.model.shares, np.array(wins, np.float64))
 
 
+def _changes(answered: Answered) -> Sums:
+    """Of each changed question, the share of wrong answers, and that if nothing had changed them.
+
+    See `befm_jax.tasks.sensitivity` for the notes; questions as they are have zeros.
+    """
+    shares = answered.model / answered.model.sum(1, keepdims=True)
+    of_item = {item.id: own for item, own in zip(answered.items, shares, strict=True)}
+    columns = np.zeros((len(shares), 2))
+    for at, item in enumerate(answered.items):
+        notes, after = item.notes, shares[at]
+        if "changed_from" not in notes:
+            continue
+        before = of_item[notes["changed_from"]]
+        if "right" in notes:
+            columns[at] = [1.0 - own[list(notes["right"])].sum() for own in (after, before)]
+        else:
+            moved, unnoticed = np.empty_like(before), np.empty_like(before)
+            moved[list(notes["moved_to"])] = before
+            unnoticed[list(notes["as_before"])] = before
+            columns[at] = [0.5 * np.abs(own - moved).sum() for own in (after, unnoticed)]
+    return Sums(columns, follows_change)
+
+
+def follows_change(sums: Float64[np.ndarray, "... 2"], questions: Floats) -> Floats:
+    """`[...]` 1 - wrong answers / those there would be if nothing changed; NaN if hardly any."""
+    wrong, if_unnoticed = np.moveaxis(np.asarray(sums), -1, 0)
+    return 1.0 - _ratio(wrong, np.where(if_unnoticed > _SAYS_ENOUGH * questions, if_unnoticed, 0.0))
+
+
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     """A quotient that is NaN where the denominator is 0."""
     defined = np.asarray(denominator) > _ROUNDING
@@ -599,12 +737,13 @@ class Measure:
         name: its name in tasks.
         definition: one sentence, with the formula.
         unit: "points" (the range of an answer set is 100), "nats", "bits", "share", "ratio".
-        level: "individual": of each person's answer; "distribution": of a population's.
+        level: "individual": of each person's answer; "distribution": of a population's; "check": of
+            a respondent compared with itself (`befm_jax.evals.sensitivity`).
         sums: the measure of many items.
         kernel: the measure of one histogram; None where persons must be known.
         low: the lower end of the figure's range, to which its interval is clipped.
         high: the upper end.
-        better: "low", "high", "0" or "1": the best figures.
+        better: "low", "high", "0" or "1": the best figures; "" for none.
         skill: whether skill is defined: less is better, and the true distribution is best.
         ordered: whether answers must have values on a scale.
         perfect: a perfect model's score, where that is known without simulation.
@@ -616,12 +755,12 @@ class Measure:
     name: str
     definition: str
     unit: str
-    level: Literal["individual", "distribution"]
+    level: Literal["individual", "distribution", "check"]
     sums: Summed
     kernel: Callable[[Pair], Floats] | None = None
     low: float = 0.0
     high: float = np.inf
-    better: Literal["low", "high", "0", "1"] = "low"
+    better: Literal["low", "high", "0", "1", ""] = "low"
     skill: bool = False
     ordered: bool = True
     perfect: float | None = None
@@ -806,6 +945,72 @@ _DECLARED = (
         better="high",
     ),
     Measure(
+        "correlation_gap",
+        "(model's - people's)^2 - variance of the difference, of Spearman's rank correlation of "
+        "the answer with the one thing that is known of a person: unbiased, 0 if the two depend on "
+        "each other in the model as in people; can be below 0. A population that answers "
+        "independently has the people's own squared correlation.",
+        "correlation",
+        "distribution",
+        _correlation(lambda model, people, noise: np.square(model - people) - noise),
+        low=-1.0,
+        high=4.0,
+        better="0",
+    ),
+    Measure(
+        "correlation_difference",
+        "The model's rank correlation less the people's; the same people are on both sides.",
+        "correlation",
+        "distribution",
+        _correlation(lambda model, people, noise: model - people),
+        low=-2.0,
+        high=2.0,
+        better="0",
+    ),
+    Measure(
+        "model_correlation",
+        "Spearman's rank correlation of the model's answer, the whole distribution of it, with the "
+        "one thing that is known of a person; ties have mid-ranks.",
+        "correlation",
+        "distribution",
+        _correlation(lambda model, people, noise: model),
+        low=-1.0,
+        high=1.0,
+        better="",
+    ),
+    Measure(
+        "people_correlation",
+        "Spearman's rank correlation of the people's answer with the one thing that is known of "
+        "them: what the model's is compared with.",
+        "correlation",
+        "distribution",
+        _correlation(lambda model, people, noise: people),
+        low=-1.0,
+        high=1.0,
+        better="",
+    ),
+    Measure(
+        "slope_difference",
+        "The model's slope less the people's: by how much the answer rises with one standard "
+        "deviation of what is known of a person, least squares.",
+        "points",
+        "distribution",
+        _slope,
+        low=-np.inf,
+        better="0",
+    ),
+    Measure(
+        "variance_kept",
+        "The variance over people of the model's mean for each, over the variance of their "
+        "answers: 0 if everybody is expected to do the same. A right model has the share of the "
+        "variance that what it is told of them explains. That is below 1, and not known, since one "
+        "answer of a person has noise: compare it with the baselines, not with 1.",
+        "ratio",
+        "distribution",
+        _variance_kept,
+        better="",
+    ),
+    Measure(
         "macro_f1",
         "F1 = 2 hits / (predicted + observed) of the model's likeliest answer, mean over the "
         "answers that are predicted or observed; ties share the prediction.",
@@ -923,6 +1128,19 @@ _DECLARED = (
         "share",
         "individual",
         scored(_win_rate),
+        high=1.0,
+        better="high",
+        ordered=False,
+    ),
+    Measure(
+        "follows_change",
+        "Of the answers to a question that a change of it makes wrong, the share that is not given "
+        "any more: 0 for answering as before, 1 for following the change; below 0 for moving the "
+        "other way. Undefined where a change makes fewer than 5 % of the answers wrong.",
+        "share",
+        "check",
+        _changes,
+        low=-np.inf,
         high=1.0,
         better="high",
         ordered=False,

@@ -121,6 +121,7 @@ class Section:
         worth: how many people each respondent is worth, a sentence each.
         pictures: one per value.
         hidden_pictures: the number of values without a picture.
+        findings: what a respondent does not read, a sentence each.
     """
 
     name: str
@@ -137,6 +138,7 @@ class Section:
     worth: list[str]
     pictures: list[Picture]
     hidden_pictures: int
+    findings: list[str]
 
 
 def write(results: Results, folder: Path | str) -> None:
@@ -294,6 +296,11 @@ def _section(results: Results, name: str) -> Section:
             for where in pictured[:_MOST_PICTURES]
         ],
         hidden_pictures=max(0, len(pictured) - _MOST_PICTURES),
+        findings=[
+            f"{figure.respondent} {figure.note} ({_named(figure.measure)} {number(figure.value)})"
+            for figure in results.select(name)
+            if figure.level == "check" and figure.note and average in figure.where
+        ],
     )
 
 
@@ -418,7 +425,7 @@ def _table(results: Results, section: Section) -> str:
     headline = section.headline.main
     others = [name for name in section.headline.by_respondent if name != section.main]
     shown = [*others, section.main]
-    heads = [section.task["average"] or "", "people"]
+    heads = [section.task["average"] or "", "questions" if headline.level == "check" else "people"]
     heads += [head for name in shown for head in (name, "outside")]
     table = [[*heads, "95 % interval", "other people"]]
     for row in [*section.values[:_MOST_ROWS_IN_TERMINAL], section.headline]:
@@ -445,6 +452,7 @@ def _table(results: Results, section: Section) -> str:
         lines.append("! figures are of the answers inside the answer sets alone")
     lines += section.withheld
     lines += section.worth
+    lines += section.findings
     for who, reasons in section.task["skipped"].items():
         lines += [
             f"{who}: {entry['items']} items left out, {reason} ({', '.join(entry['first'])})"

@@ -46,7 +46,7 @@ class Figure:
     Attributes:
         task: the task's name.
         measure: the measure's name.
-        level: "individual" or "distribution".
+        level: "individual", "distribution" or "check".
         respondent: the respondent's name.
         where: {}: all of the task; {"game": "bomb"}, {"sex": "female"}: a part.
         value: the figure; None where undefined.
@@ -55,7 +55,7 @@ class Figure:
         ceiling: other people's score; None where unknown.
         skill: (uniform - value) / (uniform - floor); None where undefined.
         items: the number of items.
-        people: the number of observations.
+        people: the number of observations; of a check, of questions.
         outside: share of answers outside the answer sets, over all answered items.
         unread: draws in which no answer could be read.
         note: why a field is None, and other remarks.
@@ -106,7 +106,7 @@ class Distribution:
         unit: the answers' unit.
         answers: the names of the `A` answers.
         values: their `A` values; None where answers have no order.
-        people: `A` observations.
+        people: `A` observations; zeros where nobody was asked.
         model: `A` shares.
     """
 
@@ -271,6 +271,17 @@ class Results:
                 raise ValueError(f"results: {row.respondent} on {row.task} is not described")
         if self.main not in self.respondents:
             raise ValueError(f"results: main is {self.main!r}; it must be a respondent")
+
+
+def outside_remark(outside: float) -> str:
+    """What is said of a figure with this share of answers outside the answer sets, "" if little."""
+    if outside < WARN_OUTSIDE:
+        return ""
+    withheld = ": withheld from headlines" if outside >= WITHHOLD_OUTSIDE else ""
+    return (
+        f"{100 * outside:.1f} % of the answers are outside the answer sets, and the figure is of "
+        f"the rest{withheld}"
+    )
 
 
 def read(path: str | Path) -> Results:

@@ -12,6 +12,7 @@ from befm_jax.data.items import Item
 from befm_jax.data.responses import Exact, How, Respondent, Response, ResponseFile
 from befm_jax.distributed import processes
 from befm_jax.errors import DataError
+from befm_jax.evals import sensitivity
 from befm_jax.evals.evaluate import evaluate
 from befm_jax.evals.results import Results
 from befm_jax.respondents import baselines
@@ -91,6 +92,7 @@ def compare(
             whose draws are all outside the answer sets, as an undertrained model's may be, is noted
             in `results.extra` instead.
     """
+    evaluated = sensitivity.evaluate if sensitivity.is_check(held_out.task) else evaluate
     items, training = held_out.items(), learnt.items(most=_TRAINING_ITEMS)
     others = beside(items, training, held_out.task)
     results.beside.update({name: baselines.DEFINITIONS[name] for name in others})
@@ -106,7 +108,7 @@ def compare(
         served = items if serves is None else [item for item in items if serves(item)]
         responses = ask(respondent, served, how, path)
         try:
-            evaluation = evaluate(
+            evaluation = evaluated(
                 held_out.task,
                 items,
                 responses,

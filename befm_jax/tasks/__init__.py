@@ -81,10 +81,11 @@ class Task:
             the generator alone.
         needs: the kind of rows: "plays", "histograms", "questionnaires", "cells", "questions",
             "workflows", "abstracts", "rounds", "matrix_games", "bomb_risk", "gambles", "logs",
-            "contexts", "effects", "records", "populations".
+            "contexts", "effects", "records", "populations", "games".
         measures: names of `befm_jax.evals.measures`, the headline measure first.
         average: the label whose values have equal weight in the mean: "game", "statement"; "" for
             items.
+        least: a value of `average` with fewer people than this is left out.
         cluster: the label that the bootstrap resamples; "" where an item's target counts many
             people, who are then resampled within it.
         groups: labels whose values are reported separately: "sex", "age_band".
@@ -100,6 +101,7 @@ class Task:
     needs: str
     measures: tuple[str, ...]
     average: str = ""
+    least: int = 1
     cluster: str = "person"
     groups: tuple[str, ...] = ()
     how: How = field(default_factory=Exact)
@@ -190,6 +192,7 @@ from befm_jax.tasks import (  # noqa: E402, F401
     matrix_games,
     risky,
     rounds,
+    sensitivity,
     surveys,
     workflows,
 )

@@ -3,13 +3,16 @@
 - `games`: the answers of everybody who played a game;
 - `games/person`: a person's answer to each game;
 - `games/across`: a person's answer to each game, given their answers to all others;
+- `games/joint`: a person's answer to each game, given their answer to one other: whether choices in
+  two games go together in the model as they do in people;
 - `games/bomb_risk`: how many boxes somebody of whom age, sex and country are known opens, of few
   boxes or many, at the usual stakes, low ones or high ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -85,21 +88,45 @@ def across(row: Plays, wording: Wording, rng: np.random.Generator) -> Iterator[I
     """
     played = [library.get(str(game)) for game in rng.permutation(list(row.choices))]
     for asked in played:
-        others = {game: row.choices[game.id] for game in played if game is not asked}
-        prompt = wording(
-            "games/across",
-            game=asked.user,
-            others=[
-                (game.title, game.answers.names[position], game.answers.in_words)
-                for game, position in others.items()
-            ],
-        )
-        target = asked.answers.one(row.choices[asked.id])
-        labels = {**row.labels, "person": row.person}
-        item = item_of(asked, target, f"{row.person}/{asked.id}", labels)
-        known = {game.id: float(game.values[position]) for game, position in others.items()}
-        notes = {**item.notes, "known": known}
-        yield replace(item, prompt=(*asked.prompt()[:-1], *prompt), notes=notes)
+        item = _after(row, asked, [game for game in played if game is not asked], wording)
+        yield replace(item, id=f"{row.person}/{asked.id}")
+
+
+def joint(row: Plays, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
+    """One item for each of a person's games and each other one, whose answer is given.
+
+    So every first answer that people gave is put into the second prompt, in both orders, and the
+    distribution of the second answer is read exactly.  First answers are people's own, a model's
+    are measured by `games`: where the model is right of the second given the first, the two go
+    together as they do in people.  The games' text and the form are those of `games/across`.
+
+    `notes["known"]` is the value of the first, by the label "pair" of the question that asks it.
+    """
+    for first, second in itertools.permutations(map(library.get, row.choices), 2):
+        item = _after(row, second, [first], wording)
+        pair, back = f"{second.id} given {first.id}", f"{first.id} given {second.id}"
+        # No label "game": recorded answers to a game don't say what was answered before.
+        labels = {**row.labels, "person": row.person, "pair": pair}
+        known = {back: item.notes["known"][first.id]}
+        id = f"{row.person}/{first.id}/{second.id}"
+        yield replace(item, id=id, labels=labels, notes={**item.notes, "known": known})
+
+
+def _after(row: Plays, asked: Game, others: Sequence[Game], wording: Wording) -> Item:
+    """The item of a game that comes after a person's choices in others."""
+    prompt = wording(
+        "games/across",
+        game=asked.user,
+        others=[
+            (game.title, game.answers.names[row.choices[game.id]], game.answers.in_words)
+            for game in others
+        ],
+    )
+    target = asked.answers.one(row.choices[asked.id])
+    item = item_of(asked, target, "", {**row.labels, "person": row.person})
+    known = {game.id: float(game.values[row.choices[game.id]]) for game in others}
+    notes = {**item.notes, "known": known}
+    return replace(item, prompt=(*asked.prompt()[:-1], *prompt), notes=notes)
 
 
 def bomb_risk(row: Opened, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
@@ -117,6 +144,11 @@ def bomb_risk(row: Opened, wording: Wording, rng: np.random.Generator) -> Iterat
     yield replace(item, prompt=(*row.game.prompt()[:-1], *prompt))
 
 
+# How two things go together in the model and in people.
+TOGETHER = (
+    *("correlation_gap", "correlation_difference", "model_correlation", "people_correlation"),
+    *("slope_difference", "variance_kept", "crps"),
+)
 GAMES = register(
     Task(
         "games",
@@ -141,7 +173,13 @@ PERSON = register(
     )
 )
 ACROSS = register(
-    replace(PERSON, name="games/across", items=across, serves=lambda row: len(row.choices) > 1)
+    replace(
+        PERSON,
+        name="games/across",
+        items=across,
+        measures=(*PERSON.measures, "variance_kept"),
+        serves=lambda row: len(row.choices) > 1,
+    )
 )
 BOMB_RISK = register(
     replace(
@@ -152,4 +190,7 @@ BOMB_RISK = register(
         average="question",
         groups=("sex", "age_band", "country"),
     )
+)
+JOINT = register(
+    replace(ACROSS, name="games/joint", items=joint, measures=TOGETHER, average="pair", least=20)
 )

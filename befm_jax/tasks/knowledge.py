@@ -25,16 +25,16 @@ from befm_jax.tasks.wording import Wording
 
 def choice(row: Question, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
     """The question as it is in the file."""
-    yield _asked(row, wording, range(len(row.options)))
+    yield asked_in_order(row, wording, range(len(row.options)))
 
 
 def shuffled(row: Question, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
     """The question with its options in random order."""
     order = rng.permutation(len(row.options)).tolist()
-    yield _asked(row, wording, order if row.in_any_order else range(len(row.options)))
+    yield asked_in_order(row, wording, order if row.in_any_order else range(len(row.options)))
 
 
-def _asked(row: Question, wording: Wording, order: Sequence[int]) -> Item:
+def asked_in_order(row: Question, wording: Wording, order: Sequence[int]) -> Item:
     """The item; `order` has the position of each option in the file, in the order of asking."""
     answers = AnswerSet.letters(len(order), row.several)
     options = {LETTERS[place]: row.options[at] for place, at in enumerate(order)}

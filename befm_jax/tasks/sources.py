@@ -30,7 +30,7 @@ from befm_jax.data import games as library
 from befm_jax.data.games import Game
 from befm_jax.data.items import Example, Item, examples_of
 from befm_jax.data.mixture import Family, one_by_one
-from befm_jax.data.rows import LeftOut, Rows
+from befm_jax.data.rows import LeftOut, Rows, fingerprint_of
 from befm_jax.errors import DataError
 from befm_jax.tasks import Task
 from befm_jax.tasks.games import GAMES, PERSON
@@ -274,6 +274,7 @@ _PARTS: Mapping[str, Callable[..., Rows[Any]]] = {
     "histograms": choices.part,
     "plays": choices.part,
     "cells": questionnaires.part,
+    "games": lambda rows, split, seed: rows,
 }
 _POPULATIONS = ("histograms", "cells", "contexts", "effects", "populations")
 
@@ -297,6 +298,8 @@ def _source(
             kind = _COUNTED.get(task.needs, task.needs)
             tables[key] = builders.read(table, kind) if stored else read(table)
         return Source(task, _served(tables[key], task), table)
+    if task.needs == "games":
+        return Source(task, _of_games(games), games=tuple(games))
     if task.needs not in ("histograms", "plays"):
         raise DataError(f"task {task.name}: needs is {task.needs}, for which `read` is required")
     path = table or humans
@@ -306,6 +309,12 @@ def _source(
         found = choices.read(path, games)
     rows = choices.by_person(found) if task.needs == "plays" else found
     return Source(task, _served(rows, task), path, tuple(games))
+
+
+def _of_games(games: Sequence[Game]) -> Rows[Game]:
+    """The games themselves, which nobody's answers are compared in: all are in every split."""
+    texts = [f"{game.id}: {game.user}" for game in games]
+    return Rows(list(games), "the games as they are told", fingerprint_of(texts))
 
 
 def _served(rows: Rows[Any], task: Task) -> Rows[Any]:

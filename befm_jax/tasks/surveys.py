@@ -7,7 +7,9 @@
 - `survey/groups`: how the people of one sex and age band answer;
 - `survey/traits`: the score of each trait from the characteristics alone;
 - `survey/other_traits`: the score of one trait from those of the others;
-- `survey/age`: the age from the scores.
+- `survey/age`: the age from the scores;
+- `survey/joint`: the score of each trait from that of one other, or from the age: whether traits go
+  together, and change with age, in the model as they do in people.
 
 All need a table of questionnaires (`befm_jax.data.questionnaires`) but `survey/groups`, for which
 the package has counts of its own.  Persons are what is resampled, and figures by sex and age band
@@ -16,7 +18,9 @@ stand beside those of all.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -25,6 +29,7 @@ from befm_jax.data import questionnaires
 from befm_jax.data.items import AnswerSet, Item, Message
 from befm_jax.data.questionnaires import Cell, Form, Questionnaire
 from befm_jax.tasks import Task, register
+from befm_jax.tasks.games import TOGETHER
 from befm_jax.tasks.wording import Wording
 
 # Statements asked of a person whose other answers are not given.
@@ -94,6 +99,28 @@ def age(row: Questionnaire, wording: Wording, rng: np.random.Generator) -> Itera
     )
     target = _AGES.one(_AGES.position(row.age))
     yield Item(f"{row.person}/age", prompt, _AGES, target, _labels(row))
+
+
+def joint(row: Questionnaire, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
+    """The score of each trait, from the characteristics and one other trait, or from these alone.
+
+    `notes["known"]` is what the score is compared with: the other trait, by the label "pair" of the
+    question that asks it, or the age.  As in `games/joint`, it is the person's own.
+    """
+    scores = row.scores()
+    for trait, other in itertools.permutations(scores, 2):
+        item = _score(row, trait, wording, "survey/other_traits", {other: float(scores[other])})
+        known = {f"{other} given {trait}": float(scores[other])}
+        yield _paired(item, f"{trait} given {other}", known)
+    for trait in scores if row.age is not None else ():
+        item = _score(row, trait, wording, "survey/traits", {})
+        yield _paired(item, f"{trait} given age", {"age": float(row.age or 0)})
+
+
+def _paired(item: Item, pair: str, known: Mapping[str, float]) -> Item:
+    labels = {**item.labels, "pair": pair}
+    id = f"{item.labels['person']}/{pair}"
+    return replace(item, id=id, labels=labels, notes={"known": known})
 
 
 def _in_random_order(
@@ -184,7 +211,18 @@ for _name, _items, _average, _measures in (
     ("survey/masked", masked, "statement", _ANSWERS),
     ("survey/answer", answers, "statement", _ANSWERS),
     ("survey/traits", traits, "trait", _SCORES),
-    ("survey/other_traits", other_traits, "trait", _SCORES),
+    ("survey/other_traits", other_traits, "trait", (*_SCORES, "variance_kept")),
     ("survey/age", age, "", _SCORES),
 ):
     register(_SURVEY(name=_name, items=_items, average=_average, measures=_measures))
+register(
+    Task(
+        "survey/joint",
+        joint,
+        needs="questionnaires",
+        measures=TOGETHER,
+        average="pair",
+        least=20,
+        serves=lambda row: len(row.scores()) > 1,
+    )
+)

@@ -425,3 +425,17 @@ def test_who_can_not_be_told_from_everybody_is_worth_at_least_so_many():
     )
     assert low == pytest.approx(spread / energy.ci95[1])
     assert crps.worth_people is None
+
+
+def test_values_of_few_people_are_left_out_of_the_mean_and_named():
+    items, responses = persons(30, np.random.default_rng(0))
+    rare = [item for item in items if item.labels["question"] == "q2"][3:]
+    asked = [item for item in items if item not in rare]
+    found = evaluate(
+        task(average="question", least=4), asked, responses, respondent="me", resamples=20
+    )
+    assert [dict(one.where) for one in found.figures] == [{}, {"question": "q1"}]
+    assert found.figures[0].value == found.figures[1].value
+    assert found.skipped == {"fewer than 4 people of its question": ["0/q2", "1/q2", "2/q2"]}
+    with pytest.raises(DataError, match="no question with 40 people or more"):
+        evaluate(task(average="question", least=40), asked, responses, respondent="me")

@@ -6,6 +6,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import ks_2samp, spearmanr, wasserstein_distance
 from sklearn.metrics import f1_score
 
+from befm_jax.data.items import AnswerSet, Item, Message
 from befm_jax.errors import DataError
 from befm_jax.evals import measures, text_measures
 from befm_jax.evals.measures import MEASURES, Answered, Pair, Side
@@ -200,9 +201,12 @@ def test_scores_of_draws_estimate_those_of_the_distribution_behind_them(name):
     assert abs(drawn.mean() - kernel(Pair.of(UNEVEN, p, people))) < 4 * drawn.std() / 200
 
 
-# Ranks are not made again, texts have no answer set, and wins are notes of items: each has tests of
-# its own.
-WITH_OWN_TESTS = {"spearman", "win_rate", *text_measures.NAMES}
+# Ranks are not made again, texts have no answer set, and some need what the items say: each has
+# tests of its own.
+WITH_OWN_TESTS = {
+    *("spearman", "win_rate", "correlation_gap", "correlation_difference", "model_correlation"),
+    *("people_correlation", "slope_difference", "follows_change", *text_measures.NAMES),
+}
 
 
 @pytest.mark.parametrize("name", sorted(set(MEASURES) - WITH_OWN_TESTS))
@@ -324,10 +328,129 @@ def test_every_measure_says_what_it_is():
     for name, one in MEASURES.items():
         assert name == one.name
         assert one.definition.endswith((".", "people."))
-        assert one.level in ("individual", "distribution")
+        assert one.level in ("individual", "distribution", "check")
         assert one.low < one.high
 
 
 def test_a_misspelt_measure_names_the_near():
     with pytest.raises(DataError, match="wasserstein"):
         measures.get("waserstein")
+
+
+class TestTwoThings:
+    """How an answer goes together with what is known of a person."""
+
+    @staticmethod
+    def people(rng, number=300, strength=0.6, answers=6):
+        """`[I]` what is known of people, with ties, and `[I, A]` one-hot what they answered."""
+        first = np.round(3 * rng.normal(size=number))
+        second = strength * first / 3 + rng.normal(size=number)
+        chosen = np.clip(np.round(1.2 * second + 2.5), 0, answers - 1).astype(int)
+        return first, np.eye(answers)[chosen]
+
+    @staticmethod
+    def answered(first, model, target):
+        scale = AnswerSet.numbers(range(target.shape[1]))
+        items = tuple(
+            Item(f"{n}", (Message("user", "?"),), scale, one, notes={"known": {"first": known}})
+            for n, (known, one) in enumerate(zip(first, target, strict=True))
+        )
+        return Answered(np.arange(target.shape[1]), model, target, items=items)
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_of_one_answer_each_it_is_scipys_with_ties(self, seed):
+        first, answers = self.people(np.random.default_rng(seed))
+        rho, _ = measures.rank_correlation(first, answers)
+        assert rho == pytest.approx(spearmanr(first, answers.argmax(1)).statistic, abs=1e-12)
+
+    def test_of_distributions_it_is_that_of_a_large_sample_of_them(self):
+        rng = np.random.default_rng(1)
+        first = rng.integers(0, 4, 500)
+        shares = rng.dirichlet(np.ones(5), 4)[first]
+        rho, _ = measures.rank_correlation(first.astype(float), shares)
+        many = np.repeat(np.arange(500), 400)
+        drawn = (rng.random((len(many), 1)) > np.cumsum(shares, 1)[many][:, :-1]).sum(1)
+        assert rho == pytest.approx(spearmanr(first[many], drawn).statistic, abs=0.01)
+
+    @pytest.mark.parametrize("exact", [True, False])
+    def test_the_influence_is_the_derivative_by_a_persons_weight(self, exact):
+        rng = np.random.default_rng(2)
+        first, answers = self.people(rng, 40)
+        shares = answers if exact else rng.dirichlet(np.ones(6), 40)
+        rho, influence = measures.rank_correlation(first, shares)
+        assert influence.mean() == pytest.approx(0.0, abs=1e-12)
+        times = 200  # everybody so often, and one of them once more
+        for person in range(0, 40, 7):
+            more = [
+                np.append(np.repeat(one, times, 0), one[[person]], 0) for one in (first, shares)
+            ]
+            change = measures.rank_correlation(*more)[0] - rho
+            assert change * 40 * times == pytest.approx(influence[person], rel=0.01, abs=0.01)
+
+    def test_the_gap_is_unbiased_where_model_and_people_depend_alike(self):
+        """The truth's own conditional distributions, and a population that is independent."""
+        rng = np.random.default_rng(3)
+        conditional = rng.dirichlet(np.ones(6), 4)
+        gaps, independent, expected = [], [], []
+        for _ in range(150):
+            first = rng.integers(0, 4, 60)
+            drawn = (rng.random((60, 1)) > np.cumsum(conditional, 1)[first][:, :-1]).sum(1)
+            people = np.eye(6)[drawn]
+            for model, into in ((conditional[first], gaps), (np.full((60, 6), 1 / 6), independent)):
+                asked = self.answered(first.astype(float), model, people)
+                into.append(MEASURES["correlation_gap"].compute(asked, np.ones((1, 60)))[0])
+            rho, influence = measures.rank_correlation(first.astype(float), people)
+            expected.append(rho**2 - np.square(influence).mean() / 60)
+        assert abs(np.mean(gaps)) < 3 * np.std(gaps) / 150**0.5
+        np.testing.assert_allclose(independent, expected, atol=1e-12)
+        assert np.mean(independent) > 10 * abs(np.mean(gaps))
+
+    def test_both_sides_difference_and_slope(self):
+        rng = np.random.default_rng(4)
+        first, people = self.people(rng)
+        _, model = self.people(rng)
+        asked = self.answered(first, model, people)
+        found = {
+            name: MEASURES[name].compute(asked, np.ones((1, len(first))))[0]
+            for name in ("model_correlation", "people_correlation", "correlation_difference",
+                         "slope_difference")
+        }  # fmt: skip
+        ours, theirs = (spearmanr(first, side.argmax(1)).statistic for side in (model, people))
+        assert found["model_correlation"] == pytest.approx(ours)
+        assert found["people_correlation"] == pytest.approx(theirs)
+        assert found["correlation_difference"] == pytest.approx(ours - theirs)
+        slopes = [
+            np.polyfit(first / first.std(), side.argmax(1) * 20, 1)[0] for side in (model, people)
+        ]
+        assert found["slope_difference"] == pytest.approx(slopes[0] - slopes[1])
+
+    def test_resampled_people_move_it_as_ranks_made_again_would(self):
+        rng = np.random.default_rng(5)
+        first, people = self.people(rng)
+        asked = self.answered(first, people, people)
+        drawn = rng.integers(0, len(first), (200, len(first)))
+        weights = np.array([np.bincount(row, minlength=len(first)) for row in drawn], float)
+        ours = MEASURES["people_correlation"].compute(asked, weights)
+        again = [spearmanr(first[row], people.argmax(1)[row]).statistic for row in drawn]
+        assert np.corrcoef(ours, again)[0, 1] > 0.98
+        assert np.std(ours) == pytest.approx(np.std(again), rel=0.1)
+
+    def test_what_is_not_one_thing_or_the_same_for_all_has_no_correlation(self):
+        first, people = self.people(np.random.default_rng(6), 20)
+        for known in (np.zeros(20), first):
+            asked = self.answered(known, people, people)
+            if known is first:
+                asked.items[0].notes["known"]["second"] = 1.0
+            for name in ("correlation_gap", "model_correlation", "slope_difference"):
+                assert np.isnan(MEASURES[name].compute(asked, np.ones((1, 20)))).all()
+
+    @pytest.mark.parametrize("draws", [0, 100])
+    def test_variance_kept_is_that_of_the_means(self, draws):
+        rng = np.random.default_rng(7)
+        _, people = self.people(rng, 4000)
+        shares = rng.dirichlet(2 * np.ones(6), 8)[rng.integers(0, 8, 4000)]
+        model = rng.multinomial(draws, shares) if draws else shares
+        asked = Answered(np.arange(6), model, people, exact=not draws)
+        found = MEASURES["variance_kept"].compute(asked, np.ones((1, 4000)))[0]
+        expected = np.var(shares @ np.arange(6)) / np.var(people.argmax(1))
+        assert found == pytest.approx(expected, rel=0.05 if draws else 1e-9)

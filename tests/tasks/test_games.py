@@ -9,9 +9,10 @@ from befm_jax.data.bomb_risk import Opened
 from befm_jax.data.choices import Histogram, Plays
 from befm_jax.errors import DataError
 from befm_jax.evals import measures
+from befm_jax.evals.evaluate import evaluate
 from befm_jax.respondents import baselines
 from befm_jax.tasks import sources
-from befm_jax.tasks.games import ACROSS, BOMB_RISK, GAMES, PERSON, item_of
+from befm_jax.tasks.games import ACROSS, BOMB_RISK, GAMES, JOINT, PERSON, item_of
 from befm_jax.tasks.wording import DEFAULT
 
 SEVEN = [game for game in map(games.get, games.ids()) if game.reference]
@@ -145,6 +146,49 @@ class TestAcross:
         assert response.weights @ np.arange(101) == pytest.approx(60, abs=1.5)
 
 
+class TestJoint:
+    def test_each_choice_is_put_into_the_question_of_each_other(self):
+        row = Plays("7", {"dictator": 20, "push_pull": 1, "bomb": 50}, {"sex": "f"})
+        asked = {item.id: item for item in JOINT.items(row, DEFAULT, RNG)}
+        assert len(asked) == 6
+        item = asked["7/push_pull/bomb"]
+        game, said = item.prompt[-1].text.split("\n\n")
+        assert game == games.get("bomb").user
+        assert said.split("\n")[1:] == ["Push or pull (Push, Pull): Pull"]
+        assert item.target.argmax() == 50
+        assert item.labels == {"sex": "f", "person": "7", "pair": "bomb given push_pull"}
+        # Under the question whose answer it is, as the baseline looks it up.
+        assert item.notes["known"] == {"push_pull given bomb": 1.0}
+        assert asked["7/bomb/push_pull"].labels["pair"] == "push_pull given bomb"
+
+    def test_baselines_that_see_the_first_choice_and_that_do_not(self):
+        """People who give more open fewer boxes: a normal population says so, a marginal can't."""
+        rng = np.random.default_rng(0)
+        moved = rng.normal(size=300)
+        rows = [
+            Plays(str(n), {"bomb": int(np.clip(50 + 12 * one + 6 * more, 0, 100)),
+                           "dictator": int(np.clip(40 - 12 * one + 6 * other, 0, 100))})
+            for n, (one, more, other) in enumerate(
+                zip(moved, rng.normal(size=300), rng.normal(size=300), strict=True)
+            )
+        ]  # fmt: skip
+        items = [item for row in rows for item in JOINT.items(row, DEFAULT, RNG)]
+        found = {}
+        for name in ("other_answers", "training_people"):
+            fitted = baselines.fit(name, items, JOINT.average)
+            responses = {one.item: one for one in fitted.respond(items, JOINT.how)}
+            figures = evaluate(JOINT, items, responses, respondent=name, resamples=200).figures
+            found[name] = {one.measure: one for one in figures if not one.where}
+        people = found["other_answers"]["people_correlation"].value
+        assert people < -0.6
+        assert found["other_answers"]["correlation_gap"].value == pytest.approx(0, abs=0.01)
+        assert found["other_answers"]["variance_kept"].value == pytest.approx(people**2, abs=0.1)
+        assert found["training_people"]["model_correlation"].value == pytest.approx(0, abs=1e-9)
+        gap = found["training_people"]["correlation_gap"]
+        assert gap.value == pytest.approx(people**2, abs=0.01)
+        assert gap.ci95[0] > 0.3
+
+
 class TestBombRisk:
     def item(self, boxes=25, choice=8, age=None, **labels):
         (item,) = BOMB_RISK.items(Opened("7", boxes, choice, age, labels), DEFAULT, RNG)
@@ -201,4 +245,6 @@ class TestItemOf:
 
 def test_they_are_registered():
     assert tasks.get("games") is GAMES
-    assert tasks.names()[:4] == ["games", "games/person", "games/across", "games/bomb_risk"]
+    assert tasks.names()[:5] == [
+        "games", "games/person", "games/across", "games/bomb_risk", "games/joint",
+    ]  # fmt: skip

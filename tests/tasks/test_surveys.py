@@ -1,5 +1,7 @@
 """Tasks of questionnaires: what is asked of a person, with what given, and what is learnt."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -158,3 +160,24 @@ def test_fewer_persons_are_the_first_and_a_population_keeps_everybody(tmp_path):
         item.id for item in people.items(most=2)
     ]
     assert len(people.items(per_row=2)) == 2 * len(people.rows.rows)
+
+
+def test_each_trait_is_asked_for_with_one_other_and_by_age():
+    asked = {item.labels["pair"]: item for item in items("survey/joint")}
+    scores = PERSON.scores()
+    assert len(asked) == len(scores) * (len(scores) - 1) + len(scores)
+    item = asked["openness given extraversion"]
+    assert item.notes["known"] == {"extraversion given openness": scores["extraversion"]}
+    assert f"\nExtraversion: {scores['extraversion']:g}\n" in text(item)
+    assert "\nAgreeableness: " not in text(item)
+    assert float(item.answers.names[item.target.argmax()]) == scores["openness"]
+    by_age = asked["openness given age"]
+    assert by_age.notes["known"] == {"age": 31.0}
+    assert "\nAge: 31\n" in text(by_age)
+    assert "\nExtraversion: " not in text(by_age)
+    assert len({item.id for item in asked.values()}) == len(asked)
+
+
+def test_without_an_age_there_is_no_slope_with_it():
+    asked = [item.labels["pair"] for item in items("survey/joint", replace(PERSON, age=None))]
+    assert not [pair for pair in asked if pair.endswith("given age")]

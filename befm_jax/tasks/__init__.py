@@ -50,6 +50,7 @@ from befm_jax.data.items import Item
 from befm_jax.data.responses import Exact, How
 from befm_jax.data.rows import Rows
 from befm_jax.errors import DataError, unknown
+from befm_jax.tasks.play import Episode
 from befm_jax.tasks.wording import Wording
 
 
@@ -73,6 +74,9 @@ class Task:
         read: reads the rows of a table, for rows that only this task reads; None for the reader of
             what it `needs`.
         serves: whether a row has items; rows that have none are counted as left out.
+        episodes: the games of one row, for a task whose later questions depend on the answers to
+            the earlier ones (`befm_jax.tasks.play`).  `items` are then the opening questions, and
+            the measures are of what was played.
     """
 
     name: str
@@ -85,6 +89,7 @@ class Task:
     how: How = field(default_factory=Exact)
     read: Callable[[str | Path], Rows[Any]] | None = None
     serves: Callable[[Any], bool] = lambda row: True
+    episodes: Callable[[Any, Wording, np.random.Generator], Iterator[Episode]] | None = None
 
 
 _REGISTRY: dict[str, Task] = {}
@@ -158,6 +163,7 @@ from befm_jax.tasks import (  # noqa: E402, F401
     knowledge,
     literature,
     matrix_games,
+    repeated,
     rounds,
     surveys,
     workflows,

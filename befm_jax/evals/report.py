@@ -92,6 +92,7 @@ class Section:
         values: the first measure of each value that is averaged over.
         groups: the first measure of each group, by label.
         details: every measure of each value, by the value's title.
+        counts: what `Figure.people` counts: "people", or "choices" in a task that is played.
         in_sample: baselines that are fitted on the compared people themselves.
         ladder: all respondents and references that can be compared, best first.
         withheld: why respondents are not in it, a sentence each.
@@ -107,6 +108,7 @@ class Section:
     values: list[Row]
     groups: Mapping[str, list[Row]]
     details: Mapping[str, list[Row]]
+    counts: str
     in_sample: Sequence[str]
     ladder: list[dict[str, Any]]
     withheld: list[str]
@@ -218,6 +220,7 @@ def _section(results: Results, name: str) -> Section:
         details={
             title(where): [row(measure, measure, where) for measure in known] for where in values
         },
+        counts="choices" if task["cluster"] == "episode" else "people",
         in_sample=in_sample,
         ladder=_ladder(headline, task["measures"][known[0]]["better"], main, in_sample),
         withheld=_withheld(headline),
@@ -346,7 +349,7 @@ def _table(results: Results, section: Section) -> str:
     headline = section.headline.main
     others = [name for name in section.headline.by_respondent if name != section.main]
     shown = [*others, section.main]
-    heads = [section.task["average"] or "", "people"]
+    heads = [section.task["average"] or "", section.counts]
     heads += [head for name in shown for head in (name, "outside")]
     table = [[*heads, "95 % interval", "other people"]]
     for row in [*section.values[:_MOST_ROWS_IN_TERMINAL], section.headline]:

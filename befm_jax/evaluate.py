@@ -116,6 +116,9 @@ def evaluate(out: Path) -> None:
     how: How | None = None  # as each task asks
     respondent: Respondent
     if FLAGS.answers is not None:
+        for source in all_sources:
+            if source.task.episodes is not None:
+                raise UserError(f"--tasks: {source.task.name} is played, which takes a --model")
         respondent = recorded = Recorded(FLAGS.answers)
         origin, how = recorded.describe()["respondent"], how_recorded(recorded)
         items = [item for source in all_sources for item in source.items()]

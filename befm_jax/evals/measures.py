@@ -723,6 +723,27 @@ def follows_change(sums: Float64[np.ndarray, "... 2"], questions: Floats) -> Flo
     return 1.0 - _ratio(wrong, np.where(if_unnoticed > _SAYS_ENOUGH * questions, if_unnoticed, 0.0))
 
 
+def _noted(name: str) -> Summed:
+    """The mean of a note of the items, of moves in games that were played (`evals.play`)."""
+    return scored(lambda answered: np.array([one.notes[name] for one in answered.items]))
+
+
+def _total_payoff(answered: Answered) -> Sums:
+    """The sum of payoffs a player: by the moves of first rounds, of which each player has one."""
+    columns = [[one.notes["payoff"], float(one.notes["round"] == 1)] for one in answered.items]
+    return Sums(np.array(columns), lambda sums, _: _ratio(sums[..., 0], sums[..., 1]))
+
+
+def _cooperation_distance(answered: Answered) -> Sums:
+    """The distance of mean cooperation from people's, over settings and rounds, by their moves."""
+    cells = [one.notes["cell"] for one in answered.items]
+    place = {cell: at for at, cell in enumerate(dict.fromkeys(cells))}
+    columns = np.zeros((len(cells), len(place)))
+    for row, (one, cell) in enumerate(zip(answered.items, cells, strict=True)):
+        columns[row, place[cell]] = one.notes["cooperation"] - one.notes["people"]
+    return Sums(columns, lambda sums, people: _ratio(np.abs(sums).sum(-1), people))
+
+
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     """A quotient that is NaN where the denominator is 0."""
     defined = np.asarray(denominator) > _ROUNDING
@@ -812,6 +833,62 @@ def _retrieval(
         ordered=False, note="candidates", halves=True, **more,
     )  # fmt: skip
 
+
+_PLAYED = (
+    Measure(
+        "cooperation",
+        "Mean cooperation of the respondent's choices, 0 to 1: the share of cooperative ones, or "
+        "of what can be put into a fund. Other people: people in the same setting and round, "
+        "where the respondent plays in people's place.",
+        "share",
+        "distribution",
+        _noted("cooperation"),
+        high=1.0,
+        better="",
+        ordered=False,
+    ),
+    Measure(
+        "cooperation_distance",
+        "Absolute difference between the mean cooperation of the respondent and of people in the "
+        "same setting and round, mean over settings and rounds by the respondent's choices there. "
+        "The interval takes people's means as they are; the floor does not.",
+        "share",
+        "distribution",
+        _cooperation_distance,
+        high=1.0,
+        ordered=False,
+    ),
+    Measure(
+        "payoff",
+        "Mean payoff a round, in the units of the game.",
+        "units of the game",
+        "individual",
+        _noted("payoff"),
+        low=-np.inf,
+        better="high",
+        ordered=False,
+    ),
+    Measure(
+        "total_payoff",
+        "Mean payoff of a whole game, in its units; undefined for later rounds by themselves.",
+        "units of the game",
+        "individual",
+        _total_payoff,
+        low=-np.inf,
+        better="high",
+        ordered=False,
+    ),
+    Measure(
+        "win_rate",
+        "Share of rounds that are won; a round that several win counts in equal parts for them.",
+        "share",
+        "individual",
+        _noted("payoff"),
+        high=1.0,
+        better="high",
+        ordered=False,
+    ),
+)
 
 _DECLARED = (
     _distance(
@@ -1174,7 +1251,9 @@ _DECLARED = (
         low=-np.inf,
     ),
 )
-MEASURES: Mapping[str, Measure] = MappingProxyType({measure.name: measure for measure in _DECLARED})
+MEASURES: Mapping[str, Measure] = MappingProxyType(
+    {measure.name: measure for measure in (*_DECLARED, *_PLAYED)}
+)
 
 
 def get(name: str) -> Measure:

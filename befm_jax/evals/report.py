@@ -115,6 +115,8 @@ class Section:
         values: the first measure of each value that is averaged over.
         groups: the first measure of each group, by label.
         details: every measure of each value, by the value's title.
+        counts: what `Figure.people` counts: "people"; "choices" in a task that is played,
+            "questions" in a check of sensitivity.
         in_sample: baselines that are fitted on the compared people themselves.
         ladder: all respondents and references that can be compared, best first.
         withheld: why respondents are not in it, a sentence each.
@@ -132,6 +134,7 @@ class Section:
     values: list[Row]
     groups: Mapping[str, list[Row]]
     details: Mapping[str, list[Row]]
+    counts: str
     in_sample: Sequence[str]
     ladder: list[dict[str, Any]]
     withheld: list[str]
@@ -269,6 +272,11 @@ def _section(results: Results, name: str) -> Section:
         details={
             title(where): [row(measure, measure, where) for measure in known] for where in values
         },
+        counts="choices"
+        if task["cluster"] == "episode"
+        else "questions"
+        if headline.main.level == "check"
+        else "people",
         in_sample=in_sample,
         ladder=_ladder(headline, task["measures"][known[0]]["better"], main, in_sample),
         withheld=_withheld(headline),
@@ -425,7 +433,7 @@ def _table(results: Results, section: Section) -> str:
     headline = section.headline.main
     others = [name for name in section.headline.by_respondent if name != section.main]
     shown = [*others, section.main]
-    heads = [section.task["average"] or "", "questions" if headline.level == "check" else "people"]
+    heads = [section.task["average"] or "", section.counts]
     heads += [head for name in shown for head in (name, "outside")]
     table = [[*heads, "95 % interval", "other people"]]
     for row in [*section.values[:_MOST_ROWS_IN_TERMINAL], section.headline]:

@@ -140,7 +140,8 @@ def verdict(where: Mapping[str, str], value: float) -> str:
 def _pairs(items: Sequence[Item], responses: Responses) -> tuple[list[Pair], dict[str, list[str]]]:
     """The unchanged and the changed item of each question with both answers, and why not others."""
     by_id = {item.id: item for item in items}
-    pairs, skipped = [], {}
+    pairs: list[Pair] = []
+    skipped: dict[str, list[str]] = {}
     for item in items:
         if "changed_from" not in item.notes:
             continue

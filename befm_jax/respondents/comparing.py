@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from befm_jax.data.items import Item
-from befm_jax.data.responses import Exact, How, Respondent, Response, ResponseFile
+from befm_jax.data.responses import Exact, How, Respondent, Response, ResponseFile, Sampled
 from befm_jax.distributed import processes
 from befm_jax.errors import DataError
+from befm_jax.evals import play as played
 from befm_jax.evals import sensitivity
 from befm_jax.evals.evaluate import evaluate
 from befm_jax.evals.results import Results
-from befm_jax.respondents import baselines
-from befm_jax.tasks import Task
+from befm_jax.respondents import baselines, strategies
+from befm_jax.tasks import Task, play, repeated
 from befm_jax.tasks.sources import Source
 
 NamedRespondent = tuple[str, Respondent, How]
@@ -82,9 +84,10 @@ def compare(
         learnt: the people on whom the baselines are fitted.
         asked: respondents with their names and how each is asked.
         resamples: number of bootstrap resamples.
-        seed: seed of the resamples.
+        seed: seed of the resamples, and of what is drawn in a task that is played.
         folder: the directory of `RESPONDENT.TASK.responses.jsonl`, since ids of items are unique in
-            a task alone; None: not written.
+            a task alone, and of a played task's `RESPONDENT.TASK.trajectories.jsonl`; None: not
+            written.
         warning: printed before the respondents' figures.
 
     Raises:
@@ -92,6 +95,9 @@ def compare(
             whose draws are all outside the answer sets, as an undertrained model's may be, is noted
             in `results.extra` instead.
     """
+    if held_out.task.episodes is not None:
+        _compare_played(results, held_out, asked, resamples, seed, folder, warning)
+        return
     evaluated = sensitivity.evaluate if sensitivity.is_check(held_out.task) else evaluate
     items, training = held_out.items(), learnt.items(most=_TRAINING_ITEMS)
     others = beside(items, training, held_out.task)
@@ -123,6 +129,72 @@ def compare(
             results.extra.setdefault("not_compared", {})[name] = str(error)
             continue
         results.add(evaluation, _description(respondent, items), how, warning)
+
+
+def _compare_played(
+    results: Results,
+    held_out: Source,
+    asked: Sequence[NamedRespondent],
+    resamples: int,
+    seed: int,
+    folder: Path | None,
+    warning: str,
+) -> None:
+    """As `compare`, for a task that is played: strategies are its baselines."""
+    task = held_out.task
+    openings = held_out.items()
+
+    def game(respondent: Respondent, how: How) -> list[play.Trajectory]:
+        who = {**strategies.ALL, play.RESPONDENT: respondent}
+        return play.play(who, held_out.episodes(seed), how, seed)
+
+    others = {
+        name: game(strategy, Exact())
+        for name, strategy in strategies.ALL.items()
+        if all(map(strategy.serves, openings))
+    }
+    results.beside.update({name: strategies.DEFINITIONS[name] for name in others})
+    results.people[task.name] = held_out.record() | {
+        "left_out": dict(held_out.rows.left_out.counts),
+        "in_sample": [],
+    }
+    people = played.People.of(repeated.observed(held_out.rows.rows))
+    for name, respondent, how in asked:
+        stem = f"{file_name(name)}.{file_name(task.name)}"
+        path = None if folder is None else folder / f"{stem}.responses.jsonl"
+        trajectories = game(_Kept(respondent, path), how)
+        if folder is not None:
+            file = folder / f"{stem}.trajectories.jsonl"
+            play.write(file, trajectories, respondent.describe(), how)
+        evaluation = played.evaluate(
+            task,
+            trajectories,
+            respondent=name,
+            people=people,
+            beside=others,
+            sampled=isinstance(how, Sampled),
+            resamples=resamples,
+            seed=seed,
+        )
+        results.add(evaluation, _description(respondent, openings), how, warning)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A respondent that is asked with `ask`: what it has answered before is in a file."""
+
+    respondent: Respondent
+    path: Path | None
+
+    @property
+    def name(self) -> str:
+        return self.respondent.name
+
+    def respond(self, items: Sequence[Item], how: How) -> Iterator[Response]:
+        yield from ask(self.respondent, items, how, self.path).values()
+
+    def describe(self) -> dict[str, Any]:
+        return self.respondent.describe()
 
 
 def _description(respondent: Respondent, items: Sequence[Item]) -> dict[str, Any]:

@@ -50,6 +50,7 @@ from befm_jax.data.items import Item
 from befm_jax.data.responses import Exact, How
 from befm_jax.data.rows import Rows
 from befm_jax.errors import DataError, unknown
+from befm_jax.tasks.play import Episode
 from befm_jax.tasks.wording import Wording
 
 
@@ -94,6 +95,9 @@ class Task:
             what it `needs`.
         serves: whether a row has items; rows that have none are counted as left out.
         published: figures of a published leaderboard that are measured by this task.
+        episodes: the games of one row, for a task whose later questions depend on the answers to
+            the earlier ones (`befm_jax.tasks.play`).  `items` are then the opening questions, and
+            the measures are of what was played.
     """
 
     name: str
@@ -108,6 +112,7 @@ class Task:
     read: Callable[[str | Path], Rows[Any]] | None = None
     serves: Callable[[Any], bool] = lambda row: True
     published: tuple[Published, ...] = ()
+    episodes: Callable[[Any, Wording, np.random.Generator], Iterator[Episode]] | None = None
 
 
 _REGISTRY: dict[str, Task] = {}
@@ -190,6 +195,7 @@ from befm_jax.tasks import (  # noqa: E402, F401
     literature,
     logs,
     matrix_games,
+    repeated,
     risky,
     rounds,
     sensitivity,

@@ -19,6 +19,7 @@ from befm_jax.data import (
     contexts,
     effects,
     gambles,
+    guesses,
     knowledge,
     literature,
     logs,
@@ -32,8 +33,9 @@ from befm_jax.data.items import Example, Item, examples_of
 from befm_jax.data.mixture import Family, one_by_one
 from befm_jax.data.rows import LeftOut, Rows, fingerprint_of
 from befm_jax.errors import DataError
-from befm_jax.tasks import Task
+from befm_jax.tasks import Task, repeated
 from befm_jax.tasks.games import GAMES, PERSON
+from befm_jax.tasks.play import Episode, seeded
 from befm_jax.tasks.wording import DEFAULT, Wording
 
 # Fields of `Source.record` that decide which people are held out.
@@ -90,6 +92,15 @@ class Source:
         every = (item for at, row in enumerate(self._counted().rows) for item in of_row(at, row))
         return list(itertools.islice(every, most))
 
+    def episodes(self, seed: int = 0) -> list[Episode]:
+        """The games of a task that is played; a row's depend on its person and the seed alone."""
+        assert self.task.episodes is not None
+        return [
+            episode
+            for row in self.rows.rows
+            for episode in self.task.episodes(row, self.wording, seeded(seed, row.person))
+        ]
+
     @property
     def has_persons(self) -> bool:
         """Whether it is known who answered what."""
@@ -107,8 +118,13 @@ class Source:
         """The rows as training data: one per person where persons are known.
 
         `apart`: every answer is an example of its own, also where one conversation has several.
+
+        Raises:
+            DataError: a task that is played.
         """
         task, rows = self.task, self._counted()
+        if task.episodes is not None:
+            raise DataError(f"data.tasks: {task.name} is played; there is nothing to learn in it")
         if task is GAMES and choices.has_persons(self.rows):
             task, rows = PERSON, self.rows
         examples = partial(_examples, task, self.wording, apart)
@@ -262,10 +278,14 @@ _READERS: Mapping[str, Callable[[str], Rows[Any]]] = {
     "rounds": rounds.read,
     "contexts": contexts.read,
     "effects": effects.read,
+    "guesses": guesses.read,
 }
 _REFERENCES: Mapping[str, Callable[[], Rows[Any]]] = {
     "cells": questionnaires.read_reference,
     "questions": knowledge.read_reference,
+    "dilemma_sessions": repeated.dilemmas,
+    "public_goods_sessions": repeated.groups,
+    "guesses": guesses.sessions,
 }
 # Kinds whose rows are those of another one before they are counted.
 _COUNTED = {"histograms": "plays", "cells": "questionnaires"}
@@ -287,9 +307,11 @@ def _source(
     tables: dict[tuple[str, str], Rows[Any]],
 ) -> Source:
     read = task.read or _READERS.get(task.needs)
+    if not table and task.needs in _REFERENCES:
+        return Source(task, _REFERENCES[task.needs]())
+    if task.needs in _REFERENCES and read is None:
+        raise DataError(f"task {task.name}: it reads no table; play/people does")
     if read is not None:
-        if not table and task.needs in _REFERENCES:
-            return Source(task, _REFERENCES[task.needs]())
         if not table:
             raise DataError(f"task {task.name}: it reads a table; give {task.name}=PATH")
         key = (task.name if task.read else task.needs, table)

@@ -266,8 +266,11 @@ class _Leaf:
             if one.cluster >= 0:
                 # FreeText sets with different max_tokens are one table, and so are all arms.
                 answers = one.item.answers
-                key = FreeText() if isinstance(answers, FreeText) else answers
-                key = None if _is_arm(one.item) else key
+                key: AnswerSet | FreeText | None = answers
+                if isinstance(answers, FreeText):
+                    key = FreeText()
+                elif _is_arm(one.item):
+                    key = None
                 tables.setdefault(key, []).append(one)
         self.tables = list(tables.values())
 

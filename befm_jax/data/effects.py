@@ -362,8 +362,11 @@ def _dilemma(left: dict[str, str], outcome: str) -> Game | Played:
             raise DataError(f"continuation {continuation} is no probability below 1")
         at = _decision(left, outcome, 1.0 / (1.0 - continuation))
     else:
+        number = _rounds(left)
+        if number is None:
+            raise DataError("the number of rounds is not known")
         at = _decision(left, outcome)
-        design |= {"rounds": _rounds(left), "continuation": 0.0}
+        design |= {"rounds": number, "continuation": 0.0}
         del left["rounds"]
     return _played("dilemma", rounds.DILEMMA, design, at)
 

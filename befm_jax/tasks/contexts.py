@@ -38,7 +38,7 @@ from befm_jax.data import contexts
 from befm_jax.data.contexts import Context
 from befm_jax.data.effects import Effect, Gift
 from befm_jax.data.games import Game
-from befm_jax.data.items import Item, Message
+from befm_jax.data.items import AnswerSet, Item, Message
 from befm_jax.data.matrix_games import Player
 from befm_jax.data.rounds import Played
 from befm_jax.tasks import Task, register
@@ -59,6 +59,7 @@ def retrieval(row: Context, wording: Wording, rng: np.random.Generator) -> Itera
     else:
         item = replace(next(next_choice(row.asked, wording, rng)), notes={})
         counts = row.counts
+    assert isinstance(item.answers, AnswerSet)
     for which, others in row.distractors.items():
         yield replace(
             item,

@@ -198,6 +198,7 @@ def test_what_is_not_asked_is_counted_with_its_reason(tmp_path):
         contrast("R=32;continuation=0.5", "R=48;continuation=0.5", game="prisoner's dilemma"),
         contrast("rounds=1", "rounds=2", outcome="rejection", game="ultimatum responder"),
         {"direction": "", "difference": ""},
+        contrast("other_round1=pull", "other_round1=push", game="push/pull"),
     )
     assert len(rows.rows) == 1
     assert rows.left_out.counts == {
@@ -213,6 +214,7 @@ def test_what_is_not_asked_is_counted_with_its_reason(tmp_path):
         "not asked: no question tells of frame burn": 1,
         "not asked: some payoffs are not known": 1,
         "not asked: a rejection is no answer of the package's games": 1,
+        "not asked: the number of rounds is not known": 1,
         "not asked: neither a direction nor a difference is known": 1,
     }
 

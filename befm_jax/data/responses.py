@@ -258,7 +258,7 @@ class ResponseFile:
     """
 
     def __init__(self, path: str | Path, respondent: Mapping[str, Any], how: How) -> None:
-        """Opens a file to go on with, or begins it; a last line that was cut off is dropped.
+        """Opens a file to go on with, or begins one; a last line that was cut off is dropped.
 
         Raises:
             DataError: the file is of another respondent, asked otherwise, or damaged.
@@ -271,14 +271,15 @@ class ResponseFile:
         if self.path.is_file() and self.path.stat().st_size:
             found, responses, whole = _read(self.path)
             differing = [name for name in self._head if found.get(name) != self._head[name]]
-            if differing:
+            if differing and responses:
                 raise DataError(
                     f"{self.path}: was written for another {' and another '.join(differing)}; "
                     "name another file, or delete this one"
                 )
             self.responses = responses
             os.truncate(self.path, whole)
-        else:
+        # Without a response yet, a file is as good as none.
+        if not self.responses:
             files.write(self.path, (json.dumps(self._head) + "\n").encode())
 
     def append(self, response: Response) -> None:

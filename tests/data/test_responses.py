@@ -262,6 +262,12 @@ class TestFile:
             ResponseFile(path, {"model": "another"}, Exact())
         assert path.read_bytes() == before
 
+    def test_a_file_without_a_response_is_begun_again(self, tmp_path):
+        path = tmp_path / "responses.jsonl"
+        opened(path, how=Exact())
+        complete(path, Counting())
+        assert read_responses(path)[0]["how"] == how_as_dict(HOW)
+
     def test_an_item_that_was_asked_otherwise_is_not_taken_for_asked(self, tmp_path):
         path = tmp_path / "responses.jsonl"
         complete(path, Counting())

@@ -31,7 +31,7 @@ def text(row: Log, wording: Wording, rng: np.random.Generator) -> Iterator[Item]
 
 
 def _asked(row: Log, wording: Wording) -> Iterator[Item]:
-    conversation = (Message("system", row.system),) if row.system else ()
+    conversation: tuple[Message, ...] = (Message("system", row.system),) if row.system else ()
     for number, event in enumerate(row.events):
         answers, answer = event.answers, event.answer
         request = "" if answers is None else answers.request

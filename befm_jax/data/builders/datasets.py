@@ -19,7 +19,7 @@ from befm_jax.data.builders import KINDS, SPLIT
 from befm_jax.data.builders.row_texts import texts_of
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """A data set from a table.
 
     Args:

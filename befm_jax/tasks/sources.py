@@ -325,6 +325,7 @@ def _source(
     if task.needs not in ("histograms", "plays"):
         raise DataError(f"task {task.name}: needs is {task.needs}, for which `read` is required")
     path = table or humans
+    found: choices.Choices
     if path and builders.is_data_set(path):
         found: Rows[Any] = choices.of_games(builders.read(path, "plays"), games)
     else:

@@ -561,7 +561,7 @@ def played(
 
 register(played("play/dilemma", dilemma, "dilemma_sessions"))
 register(played("play/public_goods", public_goods, "public_goods_sessions"))
-register(played("play/guessing", guessing, "guesses", ("win_rate",)))
+register(played("play/guessing", guessing, "guesses", ("rounds_won",)))
 register(
     played(
         "play/people",

@@ -204,8 +204,9 @@ def test_scores_of_draws_estimate_those_of_the_distribution_behind_them(name):
 # Ranks are not made again, texts have no answer set, and some need what the items say: each has
 # tests of its own.
 WITH_OWN_TESTS = {
-    *("spearman", "win_rate", "correlation_gap", "correlation_difference", "model_correlation"),
+    *("spearman", "correlation_gap", "correlation_difference", "model_correlation"),
     *("people_correlation", "slope_difference", "follows_change", *text_measures.NAMES),
+    *(one.name for one in MEASURES.values() if one.note),
 }
 
 

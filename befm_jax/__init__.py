@@ -5,13 +5,16 @@ import befm_jax
 people = befm_jax.load("runs/quickstart")
 people.distribution("dictator")        # the model's exact distribution over $0 to $100
 people.simulate("dictator", n=1000)    # a thousand participants
+befm_jax.evaluate(people, "games")     # compared with real people
 """
 
+import importlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from befm_jax.evaluate import evaluate as evaluate
     from befm_jax.respondents.engine import Engine, load
 
 # Of transformers, only tokenizers are used: no need to be told that PyTorch is not there.
@@ -29,11 +32,13 @@ if "JAX_PLATFORMS" not in os.environ and "0x1ae0\n" not in map(Path.read_text, _
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_HOST_BOUNDS", "1,1,1")
 
-__all__ = ["Engine", "load"]
+__all__ = ["Engine", "evaluate", "load"]
 
 
 def __getattr__(name: str) -> Any:
     """Imports the engine when it is first asked for: evaluation alone needs no JAX."""
+    if name == "evaluate":
+        return importlib.import_module("befm_jax.evaluate")
     if name in __all__:
         from befm_jax.respondents import engine
 

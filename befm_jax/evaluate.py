@@ -21,14 +21,16 @@ if __name__ == "__main__":
     cli.starting("evaluate")
 
 import sys
-from collections.abc import Mapping
+import types
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from befm_jax import files, tasks
-from befm_jax.data import games
+from befm_jax import files
+from befm_jax.data import games as library
+from befm_jax.data.games import Game
 from befm_jax.data.responses import Exact, How, Respondent, how_from_dict
 from befm_jax.data.rows import SPLITS
 from befm_jax.errors import DataError, UserError, printable
@@ -37,6 +39,7 @@ from befm_jax.evals.results import Results
 from befm_jax.respondents import comparing
 from befm_jax.respondents.openai import OpenAI
 from befm_jax.respondents.recorded import Recorded
+from befm_jax.tasks import names as task_names
 from befm_jax.tasks import sources
 from befm_jax.tasks.games import item_of
 from befm_jax.tasks.sources import Source
@@ -106,69 +109,149 @@ def main() -> None:
     out = Path(FLAGS.out)
     cli.keep(out / "results.json", FLAGS.overwrite)
     with files.in_use(out / ".lock", out):
-        evaluate(out)
-
-
-def evaluate(out: Path) -> None:
-    """Writes the results of the respondent of the flags to a directory, and prints a summary."""
-    selected = games.select(FLAGS.games)
-    all_sources = sources.select(FLAGS.tasks, selected, FLAGS.humans, FLAGS.wording)
-    how: How | None = None  # as each task asks
-    respondent: Respondent
-    if FLAGS.answers is not None:
-        for source in all_sources:
-            if source.task.episodes is not None:
-                raise UserError(f"--tasks: {source.task.name} is played, which takes a --model")
-        respondent = recorded = Recorded(FLAGS.answers)
-        origin, how = recorded.describe()["respondent"], how_recorded(recorded)
-        items = [item for source in all_sources for item in source.items()]
-        items += [item_of(game) for game in selected]
-        notes = [f"column {name!r}: not used as weights" for name in recorded.weights]
-        notes += [
-            f"{name} is in no task (--games takes .py files that declare more)"
-            for name in recorded.unasked(items)
-        ]
-        for note in notes:
-            print(f"note: {printable(f'{FLAGS.answers}: {note}')}", file=sys.stderr)
-    else:
-        from befm_jax import simulate
-
-        model = simulate.respondent_from_flags(
-            out / f"{comparing.file_name(FLAGS.model)}.answers.jsonl"
-        )
-        respondent = model
-        # On which people a server's model was trained is unknown.
-        origin = None if isinstance(model, OpenAI) else model.origin
-        how = simulate.sampled_from_flags() if FLAGS.sampled else None
-    known = sources.trained_on(origin, FLAGS.answers or FLAGS.model) if origin else None
-    compared = []
-    for source in all_sources:
-        people, warning = held_out(source, known, FLAGS.split, FLAGS.split_seed)
-        compared.append((source, people.limited(FLAGS.people), warning))
-    if isinstance(respondent, OpenAI):
-        respondent.admit([(people.items(), how or people.task.how) for _, people, _ in compared])
-    results = Results()
-    for source, people, warning in compared:
-        print(people.describe())
-        if warning:
-            print(f"warning: {printable(warning)}", file=sys.stderr)
-        # Without a training split, baselines are fitted on the compared people themselves.
-        no_split = people.rows.split == "all"
-        learnt = people if no_split else source.part("train", people.rows.split_seed)
-        comparing.compare(
-            results,
-            people,
-            learnt,
-            [(respondent.name, respondent, how or source.task.how)],
+        respondent, how = _of_flags(out)
+        results = evaluate(
+            respondent,
+            FLAGS.tasks,
+            games=FLAGS.games,
+            humans=FLAGS.humans,
+            wording=FLAGS.wording,
+            how=how,
+            people=FLAGS.people,
+            split=FLAGS.split,
+            split_seed=FLAGS.split_seed,
             resamples=FLAGS.resamples,
             seed=FLAGS.seed,
-            folder=out,
-            warning=warning,
+            out=out,
         )
-    report.write(results, out)
     print(report.summary(results))
     print(f"page: {out / 'report.html'}")
 
+
+def evaluate(
+    respondent: Respondent | str | Path,
+    tasks: str = "games",
+    *,
+    games: str = "all",
+    humans: str = "",
+    wording: str = "",
+    how: How | None = None,
+    people: int = 0,
+    split: str | None = None,
+    split_seed: int | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+    out: str | Path | None = None,
+) -> Results:
+    """Compares a respondent with people, as `befm evaluate` does with the flags of these names.
+
+    Args:
+        respondent: an `Engine` or another respondent; the path of a model, as `load` takes it, or
+            of a file of recorded answers.
+        tasks: as `--tasks`: names, NAME=TABLE, FILE.py=TABLE, with commas between.
+        games: names and files of games, with commas between.
+        humans: a table of people's choices; "": the embedded reference.
+        wording: a file of the texts in which tasks ask; "": the package's.
+        how: `Exact()` or `Sampled(...)`; None: as each task asks.
+        people: persons a task; 0: all.
+        split: the people's split; None: the held-out people, as `held_out` finds them.
+        split_seed: seed of the split; None: the model's.
+        resamples: number of bootstrap resamples.
+        seed: seed of the resamples.
+        out: where results, report and responses are written; None: nowhere.
+
+    Returns:
+        The results, which a notebook shows as the report; `to_pandas()` has the figures.
+
+    Raises:
+        UserError: whatever is wrong with a path, a table or a model.
+    """
+    chosen = library.select(games)
+    all_sources = sources.select(tasks, chosen, humans, wording)
+    if isinstance(respondent, str | Path):
+        path = respondent
+        respondent = Recorded(path) if Path(path).is_file() else _loaded(path)
+    name: object = respondent.name
+    if isinstance(respondent, Recorded):
+        for source in all_sources:
+            if source.task.episodes is not None:
+                raise UserError(f"{source.task.name} is played: recorded answers can't play it")
+        origin, name = respondent.describe()["respondent"], respondent.path
+        how = how_recorded(respondent)
+        _note_unused(respondent, all_sources, chosen)
+    else:
+        # On which people a server's model was trained is unknown.
+        origin = getattr(respondent, "origin", None)
+        name = (origin or {}).get("path", name)
+    known = sources.trained_on(origin, name) if origin else None
+    compared = []
+    for source in all_sources:
+        persons, warning = held_out(source, known, split, split_seed)
+        compared.append((source, persons.limited(people), warning))
+    if isinstance(respondent, OpenAI):
+        respondent.admit([(some.items(), how or some.task.how) for _, some, _ in compared])
+    results = Results()
+    for source, persons, warning in compared:
+        print(persons.describe())
+        if warning:
+            print(f"warning: {printable(warning)}", file=sys.stderr)
+        # Without a training split, baselines are fitted on the compared people themselves.
+        no_split = persons.rows.split == "all"
+        learnt = persons if no_split else source.part("train", persons.rows.split_seed)
+        comparing.compare(
+            results,
+            persons,
+            learnt,
+            [(respondent.name, respondent, how or source.task.how)],
+            resamples=resamples,
+            seed=seed,
+            folder=None if out is None else Path(out),
+            warning=warning,
+        )
+    if out is not None:
+        report.write(results, out)
+    return results
+
+
+def _note_unused(recorded: Recorded, asked: Sequence[Source], selected: Sequence[Game]) -> None:
+    """Prints notes on standard error of what a file of answers has and nothing uses."""
+    items = [item for source in asked for item in source.items()]
+    items += [item_of(game) for game in selected]
+    notes = [f"column {name!r}: not used as weights" for name in recorded.weights]
+    notes += [
+        f"{name} is in no task (--games takes .py files that declare more)"
+        for name in recorded.unasked(items)
+    ]
+    for note in notes:
+        print(f"note: {printable(f'{recorded.path}: {note}')}", file=sys.stderr)
+
+
+def _of_flags(out: Path) -> tuple[Respondent, How | None]:
+    """The respondent of the flags, and how it is asked; None: as each task asks."""
+    if FLAGS.answers is not None:
+        return Recorded(FLAGS.answers), None
+    from befm_jax import simulate  # which imports JAX
+
+    answers = out / f"{comparing.file_name(FLAGS.model)}.answers.jsonl"
+    how = simulate.sampled_from_flags() if FLAGS.sampled else None
+    return simulate.respondent_from_flags(answers), how
+
+
+def _loaded(path: str | Path) -> Respondent:
+    from befm_jax.respondents.engine import load  # which imports JAX
+
+    return load(path)
+
+
+class _Callable(types.ModuleType):
+    """This module as `befm_jax.evaluate(...)`: a package's attribute is its imported submodule."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Results:
+        """See `evaluate`."""
+        return evaluate(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     cli.define_model_flags()
@@ -177,7 +260,7 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "tasks",
         "games",
-        f"comma-separated: any of {', '.join(tasks.names())}, what several of these begin with "
+        f"comma-separated: any of {', '.join(task_names())}, what several of these begin with "
         "(behaviorbench), those that read a table as NAME=TABLE, or FILE.py=TABLE for your own "
         "tasks",
     )

@@ -2,6 +2,7 @@
 
 import pytest
 
+import befm_jax
 from befm_jax.data import choices, games
 from befm_jax.data.responses import Sampled
 from befm_jax.errors import DataError
@@ -146,3 +147,23 @@ def test_a_task_that_reads_a_table_asks_for_one(tmp_path):
     )
     with pytest.raises(DataError, match="task mine: it reads a table; give mine=PATH"):
         sources.select(str(tmp_path / "mine.py"), [])
+
+
+def test_it_is_called_from_python_with_a_file_of_answers(tmp_path, capsys):
+    people, answers = tmp_path / "people.csv", tmp_path / "answers.csv"
+    people.write_text(HEAD + "".join(ROWS))
+    answers.write_text(HEAD + "".join(f"public_goods,{n},{(n * 7) % 21}\n" for n in range(200)))
+    results = befm_jax.evaluate(
+        answers, games="public_goods", humans=str(people), resamples=100, out=tmp_path / "out"
+    )
+    figure = results.figure("games", "wasserstein", "answers")
+    assert figure.people == 300
+    assert "may have been trained on these people" in capsys.readouterr().err
+    assert "answers is worth" in repr(results)
+    assert results._repr_html_().startswith("<iframe srcdoc=")
+    table = results.to_pandas()
+    assert table.loc[0, "value"] == pytest.approx(figure.value)
+    assert results.plot() is not None
+    assert (tmp_path / "out" / "report.html").is_file()
+    with pytest.raises(DataError, match="unknown game 'dictatr'"):
+        befm_jax.evaluate(answers, games="dictatr")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import html
 import inspect
 import io
 import json
@@ -144,9 +145,9 @@ class Evaluation:
     seed: int
 
 
-@dataclass
+@dataclass(repr=False)
 class Results:
-    """The content of `results.json`.
+    """The content of `results.json`; in a notebook it shows as the report.
 
     Attributes:
         people: by task, the people compared with: source, split, fingerprint, left_out, in_sample.
@@ -230,6 +231,29 @@ class Results:
         """One figure, of all of the task by default, or None."""
         matching = self.select(task, measure, respondent, where or {})
         return matching[0] if matching else None
+
+    def __repr__(self) -> str:
+        from befm_jax.evals import report  # which imports this module
+
+        return report.summary(self)
+
+    def _repr_html_(self) -> str:
+        from befm_jax.evals import report
+
+        page = html.escape(report.html(self))
+        return f'<iframe srcdoc="{page}" width="100%" height="800"></iframe>'
+
+    def to_pandas(self) -> Any:
+        """The figures as a pandas data frame, with the columns of `figures.csv`."""
+        import pandas
+
+        return pandas.read_csv(io.StringIO(self.table()), keep_default_na=False, na_values=[""])
+
+    def plot(self) -> Any:
+        """The picture of the first task with closed answers, a matplotlib figure; None without."""
+        from befm_jax.evals import report
+
+        return report.slide(self)
 
     def as_dict(self) -> dict[str, Any]:
         """The content of `results.json`."""

@@ -327,7 +327,7 @@ def _source(
     path = table or humans
     found: choices.Choices
     if path and builders.is_data_set(path):
-        found: Rows[Any] = choices.of_games(builders.read(path, "plays"), games)
+        found = choices.of_games(builders.read(path, "plays"), games)
     else:
         found = choices.read(path, games)
     rows = choices.by_person(found) if task.needs == "plays" else found

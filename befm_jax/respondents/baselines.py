@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float64
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from befm_jax.data.items import AnswerSet, FreeText, Item
 from befm_jax.data.responses import How, Response, Sampled
@@ -235,7 +235,7 @@ class _Training:
         spread = np.sqrt(max(covariance[asked, asked] - solved @ covariance[at, asked], _ROUNDING))
         values = np.array(answers.values)
         borders = (values[:-1] + values[1:]) / 2
-        cumulated = norm.cdf(borders, expected, spread)
+        cumulated = ndtr((borders - expected) / spread)
         return np.diff(cumulated, prepend=0.0, append=1.0)
 
     @cached_property

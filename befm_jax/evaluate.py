@@ -20,9 +20,11 @@ from befm_jax import cli
 if __name__ == "__main__":
     cli.starting("evaluate")
 
+import inspect
 import sys
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -108,22 +110,22 @@ def main() -> None:
         cli.note_unused_flags(cli.SAMPLING, "without --sampled: the model is read exactly")
     out = Path(FLAGS.out)
     cli.keep(out / "results.json", FLAGS.overwrite)
-    with files.in_use(out / ".lock", out):
-        respondent, how = _of_flags(out)
-        results = evaluate(
-            respondent,
-            FLAGS.tasks,
-            games=FLAGS.games,
-            humans=FLAGS.humans,
-            wording=FLAGS.wording,
-            how=how,
-            people=FLAGS.people,
-            split=FLAGS.split,
-            split_seed=FLAGS.split_seed,
-            resamples=FLAGS.resamples,
-            seed=FLAGS.seed,
-            out=out,
-        )
+    respondent, how = _of_flags(out)
+    results = evaluate(
+        respondent,
+        FLAGS.tasks,
+        games=FLAGS.games,
+        humans=FLAGS.humans,
+        wording=FLAGS.wording,
+        how=how,
+        people=FLAGS.people,
+        split=FLAGS.split,
+        split_seed=FLAGS.split_seed,
+        resamples=FLAGS.resamples,
+        seed=FLAGS.seed,
+        out=out,
+        overwrite=FLAGS.overwrite,
+    )
     print(report.summary(results))
     print(f"page: {out / 'report.html'}")
 
@@ -142,6 +144,7 @@ def evaluate(
     resamples: int = 10_000,
     seed: int = 0,
     out: str | Path | None = None,
+    overwrite: bool = False,
 ) -> Results:
     """Compares a respondent with people, as `befm evaluate` does with the flags of these names.
 
@@ -159,24 +162,53 @@ def evaluate(
         resamples: number of bootstrap resamples.
         seed: seed of the resamples.
         out: where results, report and responses are written; None: nowhere.
+        overwrite: whether results that are there are replaced.
 
     Returns:
         The results, which a notebook shows as the report; `to_pandas()` has the figures.
 
     Raises:
-        UserError: whatever is wrong with a path, a table or a model.
+        UserError: whatever is wrong with a path, a table or a model; results that are there, or
+            another process that writes to `out`.
     """
+    if out is not None:
+        cli.keep(Path(out) / "results.json", overwrite)
+    with nullcontext() if out is None else files.in_use(Path(out) / ".lock", out):
+        return _evaluated(
+            respondent, tasks, games, humans, wording, how, people, split, split_seed, resamples,
+            seed, None if out is None else Path(out),
+        )  # fmt: skip
+
+
+def _evaluated(
+    respondent: Respondent | str | Path,
+    tasks: str,
+    games: str,
+    humans: str,
+    wording: str,
+    how: How | None,
+    people: int,
+    split: str | None,
+    split_seed: int | None,
+    resamples: int,
+    seed: int,
+    out: Path | None,
+) -> Results:
+    """`evaluate`, in a directory that is locked."""
     chosen = library.select(games)
     all_sources = sources.select(tasks, chosen, humans, wording)
     if isinstance(respondent, str | Path):
         path = respondent
-        respondent = Recorded(path) if Path(path).is_file() else _loaded(path)
+        is_table = Path(path).suffix.lower() in (".csv", ".jsonl", ".parquet", ".gz")
+        respondent = Recorded(path) if is_table or Path(path).is_file() else _loaded(path)
     name: object = respondent.name
     if isinstance(respondent, Recorded):
         for source in all_sources:
             if source.task.episodes is not None:
                 raise UserError(f"{source.task.name} is played: recorded answers can't play it")
         origin, name = respondent.describe()["respondent"], respondent.path
+        if how is not None:
+            raise UserError(f"{respondent.path}: how is {how}; recorded answers are as they are")
         how = how_recorded(respondent)
         _note_unused(respondent, all_sources, chosen)
     else:
@@ -205,7 +237,7 @@ def evaluate(
             [(respondent.name, respondent, how or source.task.how)],
             resamples=resamples,
             seed=seed,
-            folder=None if out is None else Path(out),
+            folder=out,
             warning=warning,
         )
     if out is not None:
@@ -249,6 +281,10 @@ class _Callable(types.ModuleType):
     def __call__(self, *arguments: Any, **options: Any) -> Results:
         """See `evaluate`."""
         return evaluate(*arguments, **options)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(evaluate)
 
 
 sys.modules[__name__].__class__ = _Callable

@@ -101,6 +101,9 @@ def simulate(items: Sequence[Item], how: How, out: Path) -> None:
     by_item = comparing.ask(model, items, how)
     responses = [by_item[item.id] for item in items]
     write = recorded.write_distribution if isinstance(how, Exact) else recorded.write_choices
+    beside = out.with_name(out.name + ".json")
+    with files.writing(beside):
+        beside.unlink(missing_ok=True)  # it describes the answers that were here before
     write(out, items, responses)
     metadata: dict[str, Any] = {
         "model": model.describe() | {"first_prompt": model.first_prompt(items)},
@@ -109,7 +112,7 @@ def simulate(items: Sequence[Item], how: How, out: Path) -> None:
     }
     if isinstance(model, Engine):
         metadata["device"] = model.device
-    files.write_object(out.with_name(out.name + ".json"), metadata)
+    files.write_object(beside, metadata)
     for response in responses:
         ends = response.ends_after_answer
         summary = f"outside the answer set: {response.outside:.3%}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -81,6 +82,7 @@ def read(path: str | Path) -> Rows[Log]:
     """
     left_out = LeftOut()
     usable: list[tuple[float | None, int, Log]] = []
+    anonymous: Counter[str] = Counter()
     for line, record in files.json_records(path):
         place = f"line {line}"
         try:
@@ -88,15 +90,22 @@ def read(path: str | Path) -> Rows[Log]:
         except DataError as error:
             left_out.add(f"record: {error}", place, "")
             continue
+        if record.get("person") is None:
+            # Two that are alike are two persons.
+            anonymous[log.person] += 1
+            if (number := anonymous[log.person]) > 1:
+                log = replace(log, person=f"{log.person}/{number}")
         if float(record.get("weight", 1)) != 1:
             left_out.add("weight: not used, records count alike", place, str(record["weight"]))
         usable.append((time, line, log))
-    timed = any(time is not None for time, _, _ in usable)
+    timed = {log.person for time, _, log in usable if time is not None}
     people: dict[str, Log] = {}
     for time, line, log in sorted(usable, key=lambda one: (one[0] or 0.0, one[1])):
         known = people.get(log.person, log)
-        if timed and time is None:
-            left_out.add("record: no time, which others have", f"line {line}", log.person)
+        if log.person in timed and time is None:
+            left_out.add(
+                "record: no time, which others of this person have", f"line {line}", log.person
+            )
         elif log.system not in ("", known.system):
             left_out.add("record: another system message than before", f"line {line}", log.person)
         elif any(known.labels.get(name, value) != value for name, value in log.labels.items()):
@@ -108,7 +117,8 @@ def read(path: str | Path) -> Rows[Log]:
             people[log.person] = replace(known, events=known.events + log.events, labels=labels)
     if not people:
         raise DataError(f"{path}: no record; {'; '.join(left_out.lines()) or 'no lines'}")
-    facts = [repr(row) for row in people.values()]
+    # Who answered what, so that the same people are known again in a file that has grown.
+    facts = {repr((p.person, e.prompt, e.answer)) for p in people.values() for e in p.events}
     source = f"{Path(path).name} (logs)"
     return Rows(list(people.values()), source, fingerprint_of(facts), sketch_of(facts), left_out)
 

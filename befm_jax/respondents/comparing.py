@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,9 @@ def _compare_played(
         "in_sample": [],
     }
     people = played.People.of(repeated.observed(held_out.rows.rows))
-    for name, respondent, how in asked:
+    for name, respondent, asked_how in asked:
+        # One move at a time is drawn.
+        how = replace(asked_how, n=1) if isinstance(asked_how, Sampled) else asked_how
         stem = f"{file_name(name)}.{file_name(task.name)}"
         path = None if folder is None else folder / f"{stem}.responses.jsonl"
         trajectories = game(_Kept(respondent, path), how)

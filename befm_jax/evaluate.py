@@ -64,6 +64,9 @@ def held_out(
     split = split or ("test" if seen or unknown else "all")
     split_seed = seed if seed is not None else seen["split_seed"] if seen else 0
     people = source.part(split, split_seed)
+    # Some tasks ask nothing about people: whether a question is read, or what is played.
+    if trained_on is None and not (source.table or source.task.needs in ("histograms", "cells")):
+        return people, ""
     if trained_on is None:
         return people, "of unknown origin: the respondent may have been trained on these people"
     if seen is None:

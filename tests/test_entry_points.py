@@ -107,6 +107,8 @@ def test_simulate_writes_the_exact_distribution(run, tmp_path):
     printed = command(
         "simulate", "--model", run, "--games", "dictator,bomb", "--exact", "--out", out
     )  # fmt: skip
+    # Also into a file that is there: what stood beside it was of the answers before.
+    command("simulate", "--model", run, "--games", "bomb,dictator", "--exact", "--out", out)
     found = rows(out)
     assert list(found[0]) == ["game", "choice", "probability"]
     for game in ("dictator", "bomb"):

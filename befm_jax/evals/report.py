@@ -371,7 +371,10 @@ def worth_people(figure: Figure) -> str:
     if low is None:
         return ""
     if k is None or high is None:
-        return f"{figure.respondent} is worth at least {low} people: no difference from everybody"
+        return (
+            f"{figure.respondent} is worth at least {low} people: these people don't show a "
+            "difference from everybody"
+        )
     return f"{figure.respondent} is worth {k} people ({low} to {high})"
 
 

@@ -228,6 +228,8 @@ class _Training:
         self.counts(item, answers)
         places, mean, covariance = self._moments
         given = [(places[key], value) for key, value in known.items() if key in places]
+        if not given:
+            raise DataError(f"item {item.id}: what is known of the person is no answer")
         asked = places[self.key(item)]
         at = [place for place, _ in given]
         solved = np.linalg.solve(covariance[np.ix_(at, at)], covariance[at, asked])

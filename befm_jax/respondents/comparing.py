@@ -101,7 +101,7 @@ def compare(
     evaluated = sensitivity.evaluate if sensitivity.is_check(held_out.task) else evaluate
     items, training = held_out.items(), learnt.items(most=_TRAINING_ITEMS)
     others = beside(items, training, held_out.task)
-    results.beside.update({name: baselines.DEFINITIONS[name] for name in others})
+    _define(results, held_out.task.name, {name: baselines.DEFINITIONS[name] for name in others})
     known = held_out.rows.split in ("all", learnt.rows.split)
     results.people[held_out.task.name] = held_out.record() | {
         "left_out": dict(held_out.rows.left_out.counts),
@@ -153,7 +153,7 @@ def _compare_played(
         for name, strategy in strategies.ALL.items()
         if all(map(strategy.serves, openings))
     }
-    results.beside.update({name: strategies.DEFINITIONS[name] for name in others})
+    _define(results, task.name, {name: strategies.DEFINITIONS[name] for name in others})
     results.people[task.name] = held_out.record() | {
         "left_out": dict(held_out.rows.left_out.counts),
         "in_sample": [],
@@ -179,6 +179,14 @@ def _compare_played(
             seed=seed,
         )
         results.add(evaluation, _description(respondent, openings), how, warning)
+
+
+def _define(results: Results, task: str, definitions: Mapping[str, str]) -> None:
+    """Adds definitions of what stands beside figures; a name may mean another thing elsewhere."""
+    for name, definition in definitions.items():
+        before = results.beside.setdefault(name, definition)
+        if definition not in before:
+            results.beside[name] = f"{before} In {task}: {definition}"
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ Four formats, tables as CSV or Parquet, recognised by the file's suffix and head
 - `.jsonl` of texts: one object per line with `item` (or `game`) and `text`, one draw each, parsed
   by the item's answer set; a null `text` is a missing answer.
 
-An item's answers are recorded under its id or, where that is not in the file, under its label
-"game".  Columns, games and choices (the value or the name) are case-insensitive.
+An item's answers are recorded under its id or, where that is not in the file and a person is asked
+the plain question of a game, under the game's.  Columns, games and choices (the value or the name)
+are case-insensitive.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class Recorded:
             key = self._key(item)
             if key is None:
                 known = (*self._lines, *self._responses)
-                name = item.labels.get("game", item.id)
+                name = item.notes.get("recorded_as", item.id)
                 raise DataError(f"{self.path}: {unknown('item', name, known)}")
             if self.layout == "responses":
                 yield self._as_recorded(item, self._responses[key])
@@ -156,7 +157,7 @@ class Recorded:
     def _key(self, item: Item) -> str | None:
         """The key of an item's answers in the file; None where there are none."""
         known = self._responses if self.layout == "responses" else self._lines
-        own = [key for key in (item.id, item.labels.get("game")) if key]
+        own = [key for key in (item.id, item.notes.get("recorded_as")) if key]
         folded = [self._folded.get(key.casefold(), "") for key in own]
         return next((key for key in (*own, *folded) if key in known), None)
 

@@ -82,7 +82,8 @@ class Task:
             the generator alone.
         needs: the kind of rows: "plays", "histograms", "questionnaires", "cells", "questions",
             "workflows", "abstracts", "rounds", "matrix_games", "bomb_risk", "gambles", "logs",
-            "contexts", "effects", "records", "populations", "games".
+            "contexts", "effects", "records", "populations", "games", "guesses",
+            "dilemma_sessions", "public_goods_sessions".
         measures: names of `befm_jax.evals.measures`, the headline measure first.
         average: the label whose values have equal weight in the mean: "game", "statement"; "" for
             items.

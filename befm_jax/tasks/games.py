@@ -71,11 +71,15 @@ def population(row: Histogram, wording: Wording, rng: np.random.Generator) -> It
 
 
 def person(row: Plays, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:
-    """One item for each game that one person played."""
+    """One item for each game that one person played: its plain question, whoever is asked.
+
+    So answers that were recorded for the game, `notes["recorded_as"]`, are answers to it.
+    """
     for game, position in row.choices.items():
         labels = {**row.labels, "person": row.person}
         target = library.get(game).answers.one(position)
-        yield item_of(game, target, f"{row.person}/{game}", labels)
+        item = item_of(game, target, f"{row.person}/{game}", labels)
+        yield replace(item, notes={**item.notes, "recorded_as": game})
 
 
 def across(row: Plays, wording: Wording, rng: np.random.Generator) -> Iterator[Item]:

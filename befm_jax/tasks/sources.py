@@ -254,7 +254,7 @@ def families(
     """
     training = []
     for source in learnt:
-        if source.task.needs == "effects":
+        if source.task.needs == "effects" or "follows_change" in source.task.measures:
             raise DataError(f"task {source.task.name}: nobody's answers are known to learn from")
         counted = source.task.needs in _POPULATIONS and not source.has_persons
         every_step = counted and source.task.name in shares and not by_observation

@@ -93,7 +93,7 @@ def test_what_can_not_be_used_is_counted_by_reason(tmp_path):
     without_fields = [reason for reason in counts if reason.startswith("record: has person, text")]
     assert counts.pop(*without_fields) == 1
     assert counts == {
-        "record: no time, which others have": 1,
+        "record: no time, which others of this person have": 1,
         "record: time is neither a number nor a date as in ISO 8601": 2,
         "record: outside Yes, No": 1,
         "record: options are not a list of texts or numbers": 1,
@@ -115,3 +115,25 @@ def test_what_is_no_log_is_refused_with_its_line(tmp_path):
         logs.read(path)
     with pytest.raises(DataError, match="no record; left out, record: has text"):
         read(tmp_path, {"text": "x"})
+
+
+def test_records_without_a_person_are_persons_of_their_own_also_where_they_are_alike(tmp_path):
+    alike = {"prompt": "Buy?", "answer": "Yes", "options": ["Yes", "No"]}
+    rows = read(tmp_path, alike, {**alike, "answer": "No"}, alike, alike).rows
+    assert [len(row.events) for row in rows] == [1, 1, 1, 1]
+    assert len({row.person for row in rows}) == 4
+
+
+def test_a_log_that_has_grown_or_was_saved_again_is_of_the_same_people(tmp_path):
+    before = [asked(n, person=f"p{n}", labels={"a": "x", "b": "y"}) for n in range(40)]
+    grown = [
+        {**one, "labels": dict(reversed(one["labels"].items()))} for one in before
+    ] + [asked(n + 100, person=f"p{n}") for n in range(40)]  # fmt: skip
+    old, new = read(tmp_path, *before), read(tmp_path, *grown)
+    assert new.shares_people(old.sketch)
+    assert read(tmp_path, *before).fingerprint == read(tmp_path, *grown[:40]).fingerprint
+
+
+def test_a_person_without_times_is_read_beside_one_with_them(tmp_path):
+    rows = read(tmp_path, asked(0, person="a", time=3), asked(1, person="b"), asked(2, person="b"))
+    assert {row.person: len(row.events) for row in rows.rows} == {"a": 1, "b": 2}

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from scipy.stats import wasserstein_distance
 
+from befm_jax import tasks
 from befm_jax.data import choices, games
+from befm_jax.data.choices import Plays
 from befm_jax.data.items import AnswerSet, FreeText, Item, Message
 from befm_jax.data.responses import Exact, Response, ResponseFile, Sampled
 from befm_jax.errors import DataError
@@ -46,6 +48,11 @@ def written(tmp_path, content, name="answers.csv"):
 def responses_of(path, *items, how=None):
     how = how or Exact()
     return {r.item: r for r in Recorded(path).respond(items, how)}
+
+
+def of_person(person, game):
+    (item,) = tasks.games.person(Plays(person, {game: 0}), None, None)
+    return item
 
 
 def response_of(path, item, how=None):
@@ -335,14 +342,16 @@ class TestParquet:
 
 
 class TestWhoIsAsked:
-    def test_persons_items_are_answered_by_their_game(self, tmp_path):
+    def test_persons_items_are_answered_by_their_game_if_it_is_asked_plainly(self, tmp_path):
         path = written(tmp_path, CHOICES + "push_pull,0,Pull\n")
-        mine = item_of("push_pull", id="7/push_pull", labels={"person": "7"})
+        mine = of_person("7", "push_pull")
         assert response_of(path, mine).weights.tolist() == [0, 1]
+        other = item_of("push_pull", id="7/push_pull", labels={"person": "7"})
+        assert not Recorded(path).serves(other)  # whose prompt may be another one
 
     def test_an_items_own_answers_come_first(self, tmp_path):
         path = written(tmp_path, CHOICES + "push_pull,0,Pull\n7/push_pull,0,Push\n")
-        mine = item_of("push_pull", id="7/push_pull", labels={"person": "7"})
+        mine = of_person("7", "push_pull")
         found = responses_of(path, mine, PUSH)
         assert [r.weights.tolist() for r in found.values()] == [[1, 0], [0, 1]]
 

@@ -154,7 +154,7 @@ def evaluate(
     Args:
         respondent: an `Engine` or another respondent; the path of a model, as `load` takes it, or
             of a file of recorded answers.
-        tasks: as `--tasks`: names, NAME=TABLE, FILE.py=TABLE, with commas between.
+        tasks: as `--tasks`: names, NAME=TABLE, FILE.py=TABLE, with commas between; or "all".
         games: names and files of games, with commas between.
         humans: a table of people's choices; "": the embedded reference.
         wording: a file of the texts in which tasks ask; "": the package's.
@@ -199,26 +199,30 @@ def _evaluated(
 ) -> Results:
     """`evaluate`, in a directory that is locked."""
     chosen = library.select(games)
-    all_sources = sources.select(tasks, chosen, humans, wording)
+    # What is misspelt is found before a model is loaded.
+    all_sources = [] if tasks == "all" else sources.select(tasks, chosen, humans, wording)
     if isinstance(respondent, str | Path):
         path = respondent
         is_table = Path(path).suffix.lower() in (".csv", ".jsonl", ".parquet", ".gz")
         respondent = Recorded(path) if is_table or Path(path).is_file() else _loaded(path)
     name: object = respondent.name
     if isinstance(respondent, Recorded):
-        for source in all_sources:
-            if source.task.episodes is not None:
-                raise UserError(f"{source.task.name} is played: recorded answers can't play it")
         origin, name = respondent.describe()["respondent"], respondent.path
         if how is not None:
             raise UserError(f"{respondent.path}: how is {how}; recorded answers are as they are")
         how = how_recorded(respondent)
-        _note_unused(respondent, all_sources, chosen)
     else:
         # On which people a server's model was trained is unknown.
         origin = getattr(respondent, "origin", None)
         name = (origin or {}).get("path", name)
     known = sources.trained_on(origin, name) if origin else None
+    if tasks == "all":
+        all_sources = sources.select(sources.everything(known or {}), chosen, humans, wording)
+    if isinstance(respondent, Recorded):
+        for source in all_sources:
+            if source.task.episodes is not None:
+                raise UserError(f"{source.task.name} is played: recorded answers can't play it")
+        _note_unused(respondent, all_sources, chosen)
     compared = []
     for source in all_sources:
         persons, warning = held_out(source, known, split, split_seed)
@@ -301,7 +305,7 @@ if __name__ == "__main__":
         "games",
         f"comma-separated: any of {', '.join(task_names())}, what several of these begin with "
         "(behaviorbench), those that read a table as NAME=TABLE, or FILE.py=TABLE for your own "
-        "tasks",
+        "tasks; all: those with data in the package, and those that the model was trained on",
     )
     flags.DEFINE_string("humans", "", "CSV of people's choices (default: the embedded reference)")
     flags.DEFINE_string(

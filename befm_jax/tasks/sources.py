@@ -223,6 +223,19 @@ def select(spec: str, games: Sequence[Game], humans: str = "", wording: str = ""
     return selected
 
 
+def everything(trained_on: Mapping[str, Any]) -> str:
+    """The spec of every task that has data in the package, and of those that a model learnt.
+
+    The latter read the tables that the model was trained on; `trained_on` is that of
+    `models.write_run`, {} where nothing is known.
+    """
+    tables = {entry["task"]: entry["table"] for entry in trained_on.get("sources", [])}
+    in_package = ("histograms", "games", *_REFERENCES)
+    names = [name for name in tasks.names() if tasks.get(name).needs in in_package]
+    entries = {name: tables.get(name, "") for name in names} | tables
+    return ",".join(f"{name}={table}" if table else name for name, table in entries.items())
+
+
 def configured(games: str, humans: str, further: str, wording: str = "") -> list[Source]:
     """The sources of a config: the task of games, and further tasks.
 

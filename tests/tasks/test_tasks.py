@@ -197,3 +197,17 @@ class TestWordingOfOnesOwn:
         path.write_text(text)
         with pytest.raises(DataError, match=re.escape(str(path)) + ".*" + re.escape(says)):
             Wording.read(path)
+
+
+def test_everything_is_what_the_package_has_data_of_and_what_a_model_learnt():
+    spec = sources.everything({})
+    assert {"games", "survey/groups", "knowledge/choice", "sensitivity", "play/dilemma"} <= {
+        *spec.split(",")
+    }
+    assert "=" not in spec
+    assert len(sources.select(spec, [games.get("bomb")])) == len(spec.split(","))
+    learnt = {"sources": [{"task": "games", "table": "people.csv"},
+                          {"task": "survey/next", "table": "bigfive.csv"}]}  # fmt: skip
+    assert {*sources.everything(learnt).split(",")} - {*spec.split(",")} == {
+        *("games=people.csv", "survey/next=bigfive.csv")
+    }

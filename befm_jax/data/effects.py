@@ -28,7 +28,14 @@ from befm_jax.data import games, rounds
 from befm_jax.data.games import Game
 from befm_jax.data.items import AnswerSet
 from befm_jax.data.rounds import COINS, PAYOFFS, Decision, Played
-from befm_jax.data.rows import LeftOut, Rows, fingerprint_of, sketch_of, usable
+from befm_jax.data.rows import (
+    LeftOut,
+    Rows,
+    fingerprint_of,
+    number_or_none,
+    sketch_of,
+    usable,
+)
 from befm_jax.errors import DataError
 
 _COLUMNS = (
@@ -202,10 +209,10 @@ def _arm(make: _Maker, left: dict[str, str], outcome: str) -> Arm:
 def _published(cells: Mapping[str, str]) -> Published:
     scale = 100.0 if cells["units"] == "0-100" else 1.0
     known = cells["units"] == "0-100" or cells["units"].startswith("share")
-    adjusted = _number(cells.get("adjusted_difference", "")) is not None
+    adjusted = number_or_none(cells.get("adjusted_difference", "")) is not None
     which = "adjusted_" if adjusted else ""
     difference, error = (
-        _number(cells[f"{which}{name}"]) if known and f"{which}{name}" in cells else None
+        number_or_none(cells[f"{which}{name}"]) if known and f"{which}{name}" in cells else None
         for name in ("difference", "standard_error")
     )
     ends = re.fullmatch(r"\[(.+),(.+)\]", cells["ci95"])
@@ -213,7 +220,7 @@ def _published(cells: Mapping[str, str]) -> Published:
     if difference is not None and error is not None:
         interval = difference - _TWO_SIDED * error, difference + _TWO_SIDED * error
     if difference is not None and ends and not adjusted:
-        low, high = _number(ends[1]), _number(ends[2])
+        low, high = number_or_none(ends[1]), number_or_none(ends[2])
         interval = (low, high) if low is not None and high is not None else interval
     direction = {"+1": 1, "1": 1, "-1": -1, "0": 0}.get(cells["direction"])
     return Published(
@@ -468,11 +475,3 @@ def _number_of(left: dict[str, str], key: str, absent: str = "") -> float:
     if found is None:
         raise DataError(f"{key} {text} is not a number")
     return (float(found[1]) + float(found[2] or found[1])) / 2
-
-
-def _number(cell: str) -> float | None:
-    try:
-        number = float(cell)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None

@@ -19,7 +19,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from befm_jax.data.rows import LeftOut, Rows, fingerprint_of, normal_id, sketch_of, usable
+from befm_jax.data.rows import (
+    LeftOut,
+    Rows,
+    fingerprint_of,
+    normal_id,
+    number_or_none,
+    sketch_of,
+    usable,
+)
 from befm_jax.errors import DataError
 
 # What may be paid and with what probability, the best first; probabilities are above 0.
@@ -73,7 +81,7 @@ def read(path: str | Path) -> Rows[Problem]:
     rows: dict[str, Problem] = {}
     for line, cells in usable(path, _COLUMNS, left_out):
         place, id = f"line {line}", normal_id(cells["Problem"])
-        numbers = {name: _number(cells[name]) for name in _NUMBERS}
+        numbers = {name: number_or_none(cells[name]) for name in _NUMBERS}
         feedback, hidden = (_YES.get(cells[name].casefold()) for name in ("Feedback", "Amb"))
         linked, shape = _LINKS.get(normal_id(cells["Corr"])), normal_id(cells["LotShapeB"])
         if feedback:
@@ -138,12 +146,3 @@ def _gamble(outcomes: Iterable[tuple[float, float]]) -> Gamble:
         chances[pays] = chances.get(pays, 0.0) + chance
     kept = {pays: round(chance, 12) for pays, chance in chances.items()}
     return tuple(sorted(((p, c) for p, c in kept.items() if c > 0), reverse=True))
-
-
-def _number(cell: str) -> float | None:
-    """The finite number in a cell, else None."""
-    try:
-        number = float(cell)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None

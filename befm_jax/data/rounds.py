@@ -23,7 +23,6 @@ are in no training.  The others are split by person; a person's partners may be 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -38,6 +37,7 @@ from befm_jax.data.rows import (
     Rows,
     fingerprint_of,
     normal_id,
+    number_or_none,
     of_person,
     sketch_of,
     split_of,
@@ -168,7 +168,7 @@ def _public_goods(path: str | Path, left_out: LeftOut) -> _Lines:
     for line, cells in usable(path, _PUBLIC_GOODS, left_out):
         place, person, session = f"line {line}", cells["participant"], cells["session"]
         size, round_number = _whole(cells["group_size"], 2), _whole(cells["round"], 1)
-        multiplier, shown = _number(cells["multiplier"]), cells["rounds_shown"]
+        multiplier, shown = number_or_none(cells["multiplier"]), cells["rounds_shown"]
         rounds = _whole(shown, 1)
         switches = {name: cells[name] for name in ("chat", "punishment", "reward")}
         kind, framing = cells["contribution_type"], cells["framing"]
@@ -264,7 +264,7 @@ def payoffs_of(ratio: float) -> dict[str, float]:
 
 def _with_errors(path: str | Path, left_out: LeftOut) -> _Lines:
     def treatment(cells: Mapping[str, str]) -> _Treatment:
-        ratio, error = _number(cells["bc"]), _number(cells["error"])
+        ratio, error = number_or_none(cells["bc"]), number_or_none(cells["error"])
         if ratio is None or error is None or not 0 <= error < 1:
             return None
         name = f"benefit {ratio:g} times the cost, error {error:g}"
@@ -323,7 +323,7 @@ def _versions(path: Path) -> dict[str, dict[str, float]]:
     for line, cells in files.records(path, _VERSIONS):
         known = {}
         for name in _VERSIONS[1:]:
-            number = _number(cells[name])
+            number = number_or_none(cells[name])
             if number is None:
                 raise DataError(f"{path}:{line}: {name} is {cells[name]!r}; it must be a number")
             known[name] = number
@@ -376,18 +376,9 @@ def _moblab(path: str | Path, left_out: LeftOut) -> _Lines:
             yield place, row, Decision(match, number, one.position, which, after)
 
 
-def _number(cell: str) -> float | None:
-    """The finite number in a cell, else None."""
-    try:
-        number = float(cell)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
 def _whole(cell: str, least: int | None = None) -> int | None:
     """The whole number in a cell, at least `least`, else None."""
-    number = _number(cell)
+    number = number_or_none(cell)
     if number is None or not number.is_integer() or (least is not None and number < least):
         return None
     return int(number)

@@ -7,6 +7,7 @@ are disjoint whatever the layout of the table.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -287,3 +288,12 @@ def drawn_part(
         counts - test, min(tenth, int(counts.sum()) - tenth)
     )
     return {"test": test, "validation": validation, "train": counts - test - validation}[split]
+
+
+def number_or_none(cell: str) -> float | None:
+    """The finite number in a cell, else None."""
+    try:
+        number = float(cell)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

@@ -36,8 +36,9 @@ def _asked(row: Log, wording: Wording) -> Iterator[Item]:
         answers, answer = event.answers, event.answer
         request = "" if answers is None else answers.request
         target: np.ndarray | tuple[str, ...] = (answer,)
-        if answers is not None and event.is_learnt:
-            position = answers.read_cell(answer)
+        # As the question asks for it, also where it is not learnt.
+        position = None if answers is None else answers.parse_cell(answer).position
+        if answers is not None and position is not None:
             target, answer = answers.one(position), answers.written[position]
         conversation += wording("logs/next", prompt=event.prompt, request=request)
         if event.is_learnt:

@@ -301,7 +301,7 @@ _REFERENCES: Mapping[str, Callable[[], Rows[Any]]] = {
     "guesses": guesses.sessions,
 }
 # Kinds whose rows are those of another one before they are counted.
-_COUNTED = {"histograms": "plays", "cells": "questionnaires"}
+_COUNTED = {"cells": ("questionnaires",), "contexts": ("rounds", "matrix_games")}
 # Kinds whose rows are not split by `Rows.part`, and those of tasks about populations.
 _PARTS: Mapping[str, Callable[..., Rows[Any]]] = {
     "histograms": choices.part,
@@ -330,8 +330,8 @@ def _source(
         key = (task.name if task.read else task.needs, table)
         if key not in tables:
             stored = not task.read and builders.is_data_set(table)
-            kind = _COUNTED.get(task.needs, task.needs)
-            tables[key] = builders.read(table, kind) if stored else read(table)
+            kinds = _COUNTED.get(task.needs, (task.needs,))
+            tables[key] = builders.read(table, *kinds) if stored else read(table)
         return Source(task, _served(tables[key], task), table)
     if task.needs == "games":
         return Source(task, _of_games(games), games=tuple(games))

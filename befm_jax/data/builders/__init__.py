@@ -113,8 +113,12 @@ def is_data_set(path: str | Path) -> bool:
     return (Path(path) / "dataset_info.json").is_file()
 
 
-def read(path: str | Path, kind: str) -> Rows[Any]:
+def read(path: str | Path, *kinds: str) -> Rows[Any]:
     """The rows of a data set, as they were read from its table; each is decoded when it is wanted.
+
+    Args:
+        path: the folder that `build` returned.
+        kinds: those of which it may be.
 
     Raises:
         DataError: a data set of another kind, of another program, or a damaged one.
@@ -122,8 +126,9 @@ def read(path: str | Path, kind: str) -> Rows[Any]:
     try:
         builder = tfds().builder_from_directory(str(path))
         found = dict(builder.info.metadata or {})
-        if found["kind"] != kind:
-            raise DataError(f"{path}: a data set of {found['kind']}; it must be one of {kind}")
+        kind = found["kind"]
+        if kind not in kinds:
+            raise DataError(f"{path}: a data set of {kind}; it must be one of {' or '.join(kinds)}")
         return Rows(
             _Stored(path, builder.as_data_source(SPLIT), KINDS[kind].row),
             found["source"],

@@ -228,7 +228,8 @@ def _evaluated(
         persons, warning = held_out(source, known, split, split_seed)
         compared.append((source, persons.limited(people), warning))
     if isinstance(respondent, OpenAI):
-        respondent.admit([(some.items(), how or some.task.how) for _, some, _ in compared])
+        asked = (comparing.questions(some, how or some.task.how, seed) for _, some, _ in compared)
+        respondent.admit([*asked])
     results = Results()
     for source, persons, warning in compared:
         print(persons.describe())

@@ -15,7 +15,7 @@ from befm_jax.distributed import processes
 from befm_jax.errors import DataError
 from befm_jax.evals import play as played
 from befm_jax.evals import sensitivity
-from befm_jax.evals.evaluate import evaluate
+from befm_jax.evals.evaluate import UNIFORM, evaluate
 from befm_jax.evals.results import Results
 from befm_jax.respondents import baselines, strategies
 from befm_jax.tasks import Task, play, repeated
@@ -131,6 +131,20 @@ def compare(
         results.add(evaluation, _description(respondent, items), how, warning)
 
 
+def questions(held_out: Source, how: How, seed: int) -> tuple[list[Item], How]:
+    """The questions of a task, and how each is asked.
+
+    Of a task that is played: those which somebody who answers uniformly would be asked, as many and
+    as long as the respondent's.
+    """
+    if held_out.task.episodes is None:
+        return held_out.items(), how
+    listed = _Listed(strategies.ALL[UNIFORM], [])
+    who: dict[str, Respondent] = {**strategies.ALL, play.RESPONDENT: listed}
+    play.play(who, held_out.episodes(seed), Exact(), seed)
+    return listed.items, replace(how, n=1) if isinstance(how, Sampled) else how
+
+
 def _compare_played(
     results: Results,
     held_out: Source,
@@ -187,6 +201,25 @@ def _define(results: Results, task: str, definitions: Mapping[str, str]) -> None
         before = results.beside.setdefault(name, definition)
         if definition not in before:
             results.beside[name] = f"{before} In {task}: {definition}"
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A respondent whose questions are listed."""
+
+    respondent: Respondent
+    items: list[Item]
+
+    @property
+    def name(self) -> str:
+        return self.respondent.name
+
+    def respond(self, items: Sequence[Item], how: How) -> Iterator[Response]:
+        self.items.extend(items)
+        yield from self.respondent.respond(items, how)
+
+    def describe(self) -> dict[str, Any]:
+        return self.respondent.describe()
 
 
 @dataclass(frozen=True)

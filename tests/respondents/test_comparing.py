@@ -4,7 +4,7 @@ import pytest
 
 import befm_jax
 from befm_jax.data import games
-from befm_jax.data.responses import Exact
+from befm_jax.data.responses import Exact, Sampled
 from befm_jax.evals import report
 from befm_jax.evals.results import Results
 from befm_jax.llama import hf
@@ -89,3 +89,13 @@ def test_a_model_plays_and_goes_on_from_what_it_has_answered(tmp_path):
     page = (folders[1] / "report.html").read_text()
     assert '<th scope="col" class="n">choices</th>' in page
     assert "people of rounds.csv" not in page
+
+
+def test_a_played_tasks_questions_are_those_of_all_rounds():
+    (source,) = sources.select("play/public_goods", [])
+    found, how = comparing.questions(source.limited(1), Sampled(50), seed=0)
+    episodes = source.limited(1).episodes(0)
+    assert how == Sampled(1)
+    seats = sum(q.who == play.RESPONDENT for one in episodes for q in one.questions())
+    assert len(found) == 10 * seats > len(source.limited(1).items()) / 2
+    assert len({item.id for item in found}) == len(found)

@@ -82,6 +82,7 @@ def befm(*arguments):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_befm_lists_its_commands_and_runs_them():
     listed = befm("--help").stdout
     for module in cli.COMMANDS:
@@ -117,6 +118,7 @@ def test_without_a_tpu_its_library_is_silent():
     assert (ran.stdout == "tpu\n") or (ran.stderr == "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", cli.COMMANDS)
 def test_an_entry_point_starts_without_pytorch(module):
     """It takes three seconds to import, where it is installed, and nothing here needs it."""

@@ -143,6 +143,7 @@ def test_a_hub_id_becomes_a_snapshot_without_pickles_or_code(served, tmp_path):
     assert "can't be reached" in ask("lab/open", tmp_path / "no", address, HF_HUB_OFFLINE="1")
 
 
+@pytest.mark.slow
 def test_what_the_hub_does_not_give_out_is_explained(served, tmp_path):
     address, _ = served
     assert "gated" in ask("lab/gated", tmp_path, address)
@@ -206,6 +207,7 @@ print(*found.distribution("dictator").weights[:20].tolist())
 """
 
 
+@pytest.mark.slow
 def test_a_model_and_an_adapter_by_their_ids_are_those_of_the_files(served, tmp_path):
     address, _ = served
     tokenizer = game_tokenizer()

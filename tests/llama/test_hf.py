@@ -74,6 +74,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", [8_000, 10**9])
 def test_a_failed_save_leaves_the_old_files_as_they_were(sharded, shard):
     """In a process whose files may not grow beyond 10 kB: writing really fails half-way."""

@@ -2,7 +2,8 @@
 
 See `befm_jax.tasks.sensitivity`.  Nobody's answers are compared with: a respondent is compared with
 itself.  Of its answers to the unchanged question the change makes some wrong; a figure is the share
-of these that are not given any more.  So a question whose old answers happen to be right after the
+of these that are not given any more, or how much of the way to where they belong they have moved on
+a scale.  So a question whose old answers happen to be right after the
 change as well says little, and weighs little.
 """
 
@@ -132,8 +133,8 @@ def verdict(where: Mapping[str, str], value: float) -> str:
     if not change or value >= READS:
         return ""
     return (
-        f"does not read the {change}: {min(1.0, 1.0 - value):.0%} of the answers that its change "
-        "makes wrong are still given"
+        f"does not read the {change}: its answers go {max(0.0, value):.0%} of the way that the "
+        "change demands"
     )
 
 

@@ -75,8 +75,7 @@ def test_who_follows_has_1_and_who_answers_as_before_0():
         "order of the actions",
     ]  # fmt: skip
     assert notes["endowment"] == (
-        "does not read the endowment: 100% of the answers that its change makes wrong are still "
-        "given"
+        "does not read the endowment: its answers go 0% of the way that the change demands"
     )
     assert all(note.startswith(f"does not read the {change}: ") for change, note in notes.items())
     assert [one.note for one in evaluated(followed).figures] == [""] * (1 + 7 + 14)
@@ -104,6 +103,20 @@ def test_a_figure_is_the_share_of_wrong_answers_that_are_not_given_any_more():
     assert found.figures[0].value == pytest.approx(
         np.mean([figure.value for figure in by_change(found).values()])
     )
+
+
+def test_an_answer_that_is_nearly_where_it_belongs_on_a_scale_is_nearly_right():
+    def one_off(item):
+        top = len(item.answers) - 1
+        given = top // 4
+        return item.answers.one(top - given - 1 if item.id.endswith("/wording") else given)
+
+    found = by_change(evaluated(one_off))["wording"]
+    # Old answers are off by the scale less twice what is given: 100 - 50 and 20 - 10 of the whole.
+    tops = [len(item.answers) - 1 for item in ITEMS if item.id.endswith("/wording")]
+    off = sum(1 / top for top in tops), sum((top - 2 * (top // 4)) / top for top in tops)
+    assert found.value == pytest.approx(1.0 - off[0] / off[1])
+    assert found.value > 0.9
 
 
 def test_an_action_by_name_alone_is_told_from_one_by_place_alone():
@@ -164,8 +177,8 @@ def test_report_and_results_name_what_is_not_read_with_the_figure(tmp_path):
     assert results.figures[0].beside == {"uniform": pytest.approx(0.0, abs=1e-9)}
     report.write(results, tmp_path)
     sentence = (
-        "me does not read the endowment: 100% of the answers that its change makes wrong are still "
-        "given (follows change "
+        "me does not read the endowment: its answers go 0% of the way that the change demands "
+        "(follows change "
     )
     assert sentence in report.summary(results)
     page = (tmp_path / "report.html").read_text()

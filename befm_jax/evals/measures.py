@@ -867,7 +867,8 @@ _PLAYED = (
         "cooperation_distance",
         "Absolute difference between the mean cooperation of the respondent and of people in the "
         "same setting and round, mean over settings and rounds by the respondent's choices there. "
-        "The interval takes people's means as they are; the floor does not.",
+        "The interval takes people's means as they are; for the floor persons are drawn again, "
+        "with all their choices.",
         "share",
         "distribution",
         _cooperation_distance,

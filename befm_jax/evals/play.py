@@ -30,36 +30,42 @@ _Where = tuple[str, tuple[tuple[str, str], ...]]
 
 @dataclass(frozen=True)
 class People:
-    """People's cooperation by setting and band of rounds; nothing where nobody is known."""
+    """People's cooperation by setting and band of rounds; nothing where nobody is known.
 
-    by_cell: Mapping[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict)
+    `by_cell` has an array a person, of the person's choices there.
+    """
+
+    by_cell: Mapping[tuple[str, str], Sequence[NDArray[np.float64]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, observed: Iterable[Observed]) -> People:
-        """The cooperation that was observed, choice by choice."""
-        lists: dict[tuple[str, str], list[float]] = {}
+        """The cooperation that was observed, person by person."""
+        cells: dict[tuple[str, str], dict[str, list[float]]] = {}
         for one in observed:
-            lists.setdefault((one.setting, band(one.round)), []).append(one.cooperation)
-        return cls({cell: np.array(levels) for cell, levels in lists.items()})
+            persons = cells.setdefault((one.setting, band(one.round)), {})
+            persons.setdefault(one.person, []).append(one.cooperation)
+        return cls({cell: list(map(np.array, of.values())) for cell, of in cells.items()})
 
     def mean(self, cell: tuple[str, str]) -> float:
-        """Mean cooperation in a setting and band; NaN where it is not known."""
-        return float(self.by_cell[cell].mean()) if cell in self.by_cell else np.nan
+        """Mean cooperation in a setting and band, over choices; NaN where it is not known."""
+        return float(np.concatenate(self.by_cell[cell]).mean()) if cell in self.by_cell else np.nan
 
     def floor(self, cells: Sequence[tuple[str, str]], rng: np.random.Generator) -> float:
         """The expected `cooperation_distance` of other people who make the moves of these cells.
 
-        They and the people are drawn again from the people's choices, each choice by itself.
+        Each move is one choice of somebody else; the people are drawn again, each with all of
+        their choices.
         """
         total = np.zeros(_SIMULATIONS)
         for cell, number in Counter(cells).items():
             if cell not in self.by_cell:
                 return np.nan
-            levels = self.by_cell[cell]
-            others, people = (
-                rng.choice(levels, (_SIMULATIONS, size)).mean(1) for size in (number, len(levels))
-            )
-            total += number * np.abs(others - people)
+            persons = self.by_cell[cell]
+            levels = np.concatenate(persons)
+            others = rng.choice(levels, (_SIMULATIONS, number)).mean(1)
+            sums = np.array([(own.sum(), len(own)) for own in persons])
+            drawn = rng.choice(sums, (_SIMULATIONS, len(persons))).sum(1)
+            total += number * np.abs(others - drawn[:, 0] / drawn[:, 1])
         return float(total.mean() / len(cells))
 
 

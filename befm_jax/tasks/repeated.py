@@ -468,6 +468,7 @@ def _of_others(row: Played, decision: Decision) -> list[int] | None:
 class Observed(NamedTuple):
     """What a person did in a round, in terms of cooperation from 0 to 1."""
 
+    person: str
     setting: str
     round: int
     cooperation: float
@@ -476,7 +477,7 @@ class Observed(NamedTuple):
 def observed(rows: Iterable[Any]) -> list[Observed]:
     """What people of the rows did, where they are dilemmas and public goods."""
     return [
-        Observed(_setting(row), decision.round, _cooperation(row)[decision.choice])
+        Observed(row.person, _setting(row), decision.round, _cooperation(row)[decision.choice])
         for row in rows
         if isinstance(row, Played)
         for decision in row.decisions

@@ -30,10 +30,10 @@ def made_up(seed=0, episodes=60, opponents=("recorded", "itself")):
 
 
 OBSERVED = [
-    Observed(setting, at, level)
+    Observed(str(person), setting, at, level)
     for setting in "ab"
     for at in range(1, 5)
-    for level in (0.0, 1.0, 1.0 if setting == "a" else 0.0, at / 4)
+    for person, level in enumerate((0.0, 1.0, 1.0 if setting == "a" else 0.0, at / 4))
 ]
 
 
@@ -142,19 +142,31 @@ def test_others_in_the_same_place_stand_beside():
 
 
 def test_the_floor_is_what_people_are_apart_from_people():
-    """Against a loop: of one cell, the mean difference of two samples of its people."""
+    """Against a loop: of one cell, a choice of each of 25 people and all the choices of 40 others.
+
+    Each has made one choice, or ten of which all are the same: then 40 people aren't 400.
+    """
     rng = np.random.default_rng(1)
     levels = (rng.random(40) < 0.3).astype(float)
-    people = People.of(Observed("a", 1, level) for level in levels)
-    found = people.floor([("a", "1")] * 25, np.random.default_rng(0))
-    differences = [
-        abs(rng.choice(levels, 25).mean() - rng.choice(levels, 40).mean()) for _ in range(2000)
-    ]
-    assert found == pytest.approx(np.mean(differences), rel=0.2)
+    for times in (1, 10):
+        people = People.of(
+            Observed(str(person), "a", 1, level)
+            for person, level in enumerate(levels)
+            for _ in range(times)
+        )
+        found = people.floor([("a", "1")] * 25, np.random.default_rng(0))
+        many = people.floor([("a", "1")] * 4000, np.random.default_rng(0))
+        differences = [
+            [abs(rng.choice(levels, n).mean() - rng.choice(levels, 40).mean()) for n in (25, 4000)]
+            for _ in range(2000)
+        ]
+        assert (found, many) == pytest.approx(np.mean(differences, 0), rel=0.15)
     assert np.isnan(people.floor([("a", "1"), ("b", "1")], np.random.default_rng(0)))
 
 
 def test_later_rounds_are_one():
-    people = People.of([Observed("a", 21, 0.0), Observed("a", 40, 1.0), Observed("a", 20, 0.0)])
+    people = People.of(
+        Observed("me", "a", at, level) for at, level in ((21, 0.0), (40, 1.0), (20, 0.0))
+    )
     assert people.mean(("a", "21+")) == 0.5
     assert people.mean(("a", "20")) == 0.0

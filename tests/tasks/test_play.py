@@ -196,7 +196,9 @@ class TestPublicGoods:
         own, others = played(recorded, ALL["always_defect"])
         assert answers(others) == ["[20]", "[7]", "[0]", "[0]"]
         assert rewards(own) == pytest.approx([20 + 27 * 2 / 3, 20])
-        assert repeated.observed([row]) == [("here", 1, 0.2), ("here", 2, 1.0)]
+        assert repeated.observed([row]) == [
+            (row.person, "here", 1, 0.2), (row.person, "here", 2, 1.0),
+        ]  # fmt: skip
         # As the person did, the gain is the recorded one.
         assert round(20 - 4 + 31 * 2 / 3) == 37
         own, others = played(itself, ALL["always_cooperate"])
@@ -381,7 +383,7 @@ class TestTasks:
         assert [len(one.moves) for one in found] == [6, 6, 2, 2]
         setting = "continuation 0.75, reward 40"
         assert repeated.observed(source.rows.rows) == [
-            (setting, 1, 1), (setting, 2, 0), (setting, 3, 1), (setting, 1, 0),
+            ("a", setting, 1, 1), ("a", setting, 2, 0), ("a", setting, 3, 1), ("b", setting, 1, 0),
         ]  # fmt: skip
 
     def test_lengths_are_drawn_by_the_probability_to_go_on(self):

@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import Float64
 from numpy.typing import ArrayLike, NDArray
 
-from befm_jax.data.items import Item
+from befm_jax.data.items import AnswerSet, Item
 from befm_jax.errors import unknown
 from befm_jax.evals import effects, text_measures
 from befm_jax.evals.effects import Effects
@@ -717,6 +717,7 @@ def _changes(answered: Answered) -> Sums:
             moved, unnoticed = np.empty_like(before), np.empty_like(before)
             moved[list(notes["moved_to"])] = before
             unnoticed[list(notes["as_before"])] = before
+            assert isinstance(item.answers, AnswerSet)
             apart = _scale_distance if item.answers.values else _total_variation
             columns[at] = [apart(own - moved) for own in (after, unnoticed)]
     return Sums(columns, follows_change)

@@ -27,6 +27,7 @@ from befm_jax.evals.results import (
     Figure,
     Results,
 )
+from befm_jax.evals.sensitivity import verdict
 
 _MOST_PICTURES = 24
 _MOST_ON_SLIDE = 13
@@ -305,9 +306,9 @@ def _section(results: Results, name: str) -> Section:
         ],
         hidden_pictures=max(0, len(pictured) - _MOST_PICTURES),
         findings=[
-            f"{figure.respondent} {figure.note} ({_named(figure.measure)} {number(figure.value)})"
+            f"{figure.respondent} {what} ({_named(figure.measure)} {number(figure.value)})"
             for figure in results.select(name)
-            if figure.level == "check" and figure.note and average in figure.where
+            if figure.level == "check" and not withheld(figure) and (what := verdict(figure))
         ],
     )
 

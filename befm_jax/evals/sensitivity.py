@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float64, Num
@@ -95,14 +96,14 @@ def evaluate(
         answered = [responses[item.id] for at in own for item in pairs[at]]
         stops = [one.ends_after_answer for one in answered if one.ends_after_answer is not None]
         outside = float(np.mean([one.outside for one in answered]))
-        remarks = verdict(where, value), outside_remark(outside)
-        return Figure(
+        known = bool(np.isfinite(value))
+        found = Figure(
             task=task.name,
             measure=measure.name,
             level=measure.level,
             respondent=respondent,
             where=dict(where),
-            value=value if np.isfinite(value) else None,
+            value=value if known else None,
             ci95=ends,
             floor=None,
             ceiling=None,
@@ -111,12 +112,18 @@ def evaluate(
             people=float(len(own)),
             outside=outside,
             unread=sum(one.unread for one in answered),
-            note="; ".join(filter(None, remarks)),
             unit=measure.unit,
             draws=sum(one.draws for one in answered),
             ends_after_answer=float(np.mean(stops)) if stops else None,
             beside={name: own if np.isfinite(own) else None for name, own in values.items()},
         )
+        what = where.get("change", "")
+        unknown = (
+            f"shows nothing of {f'the {what}' if what else 'it'}: the change makes hardly any of "
+            "its answers wrong"
+        )
+        remarks = verdict(found) if known else unknown, outside_remark(outside)
+        return replace(found, note="; ".join(filter(None, remarks)))
 
     wheres = [{label: of[label]} for label in (task.average, *task.groups) for of in labels]
     figures = [figure({}), *map(figure, {tuple(w.items()): w for w in wheres}.values())]
@@ -124,17 +131,18 @@ def evaluate(
     return Evaluation(task, respondent, figures, distributions, skipped, resamples, seed)
 
 
-def verdict(where: Mapping[str, str], value: float) -> str:
-    """What a figure says of a respondent, to follow its name; "" where it follows the change."""
-    change = where.get("change", "")
-    if not np.isfinite(value):
-        what = f"the {change}" if change else "it"
-        return f"shows nothing of {what}: the change makes hardly any of its answers wrong"
-    if not change or value >= READS:
+def verdict(figure: Figure) -> str:
+    """What a figure says that its respondent does not read, to follow its name; "" for nothing.
+
+    Where there is an interval, all of it must be below `READS`.
+    """
+    change, value = figure.where.get("change", ""), figure.value
+    if not change or value is None or (figure.ci95 or (value, value))[1] >= READS:
         return ""
+    asked = "1 question" if figure.items == 1 else f"{figure.items} questions"
     return (
-        f"does not read the {change}: its answers go {max(0.0, value):.0%} of the way that the "
-        "change demands"
+        f"does not read the {change}: in {asked} its answers go {max(0.0, value):.0%} of the way "
+        "that the change demands"
     )
 
 

@@ -1,5 +1,7 @@
 """Who follows a change of the question and who goes on as before, by hand-made responses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -75,7 +77,8 @@ def test_who_follows_has_1_and_who_answers_as_before_0():
         "order of the actions",
     ]  # fmt: skip
     assert notes["endowment"] == (
-        "does not read the endowment: its answers go 0% of the way that the change demands"
+        "does not read the endowment: in 3 questions its answers go 0% of the way that the change "
+        "demands"
     )
     assert all(note.startswith(f"does not read the {change}: ") for change, note in notes.items())
     assert [one.note for one in evaluated(followed).figures] == [""] * (1 + 7 + 14)
@@ -170,6 +173,28 @@ def test_questions_that_were_not_answered_twice_are_left_out():
         sensitivity.evaluate(TASK, ITEMS[:1], some, respondent="me")
 
 
+def test_only_what_is_surely_not_read_is_said_and_only_where_answers_are_in_the_set():
+    figure = next(one for one in evaluated(unnoticed).figures if one.where.get("change"))
+    for value, ends, said in (
+        (0.4, None, True),
+        (0.4, (0.3, 0.45), True),
+        (0.4, (0.1, 0.6), False),
+    ):
+        assert bool(sensitivity.verdict(replace(figure, value=value, ci95=ends))) is said
+
+    def findings(answer, outside=0.0):
+        results = Results()
+        own = {name: replace(one, outside=outside) for name, one in responses(answer).items()}
+        evaluation = sensitivity.evaluate(TASK, ITEMS, own, respondent="me", resamples=20)
+        results.add(evaluation, {}, Exact())
+        return report.sections(results)[0].findings
+
+    assert len(findings(unnoticed)) == 7
+    # The notes of these figures say that something is outside, or that a habit shows nothing.
+    assert findings(followed, 0.1) == findings(unnoticed, 0.6) == []
+    assert not any("nothing" in one for one in findings(lambda item: item.answers.one(0)))
+
+
 def test_report_and_results_name_what_is_not_read_with_the_figure(tmp_path):
     results = Results()
     beside = {"uniform": responses(lambda item: np.full(len(item.answers), 1 / len(item.answers)))}
@@ -177,8 +202,8 @@ def test_report_and_results_name_what_is_not_read_with_the_figure(tmp_path):
     assert results.figures[0].beside == {"uniform": pytest.approx(0.0, abs=1e-9)}
     report.write(results, tmp_path)
     sentence = (
-        "me does not read the endowment: its answers go 0% of the way that the change demands "
-        "(follows change "
+        "me does not read the endowment: in 3 questions its answers go 0% of the way that the "
+        "change demands (follows change "
     )
     assert sentence in report.summary(results)
     page = (tmp_path / "report.html").read_text()

@@ -66,7 +66,8 @@ def evaluate(
         DataError: no question that was answered with the change and without.
     """
     (measure,) = (measures.get(name) for name in task.measures)
-    pairs, skipped = _pairs(items, responses)
+    asked, skipped = _pairs(items, responses)
+    pairs = [pair for pair in asked if not any(responses[item.id].empty for item in pair)]
     if not pairs:
         reasons = "; ".join(f"{reason}: {len(ids)}" for reason, ids in skipped.items())
         raise DataError(f"{task.name}: {respondent} answered no question twice ({reasons})")
@@ -93,7 +94,10 @@ def evaluate(
             replicates = _mean(measure, sums[respondent], resampled, by_change)
             # Resamples that have none of these questions.
             ends = resampling.interval(value, replicates[np.isfinite(replicates)], measure)
-        answered = [responses[item.id] for at in own for item in pairs[at]]
+        items_asked = {
+            item.id for pair in asked if where.items() <= pair[1].labels.items() for item in pair
+        }
+        answered = [responses[id] for id in sorted(items_asked)]
         stops = [one.ends_after_answer for one in answered if one.ends_after_answer is not None]
         outside = float(np.mean([one.outside for one in answered]))
         known = bool(np.isfinite(value))
@@ -147,7 +151,10 @@ def verdict(figure: Figure) -> str:
 
 
 def _pairs(items: Sequence[Item], responses: Responses) -> tuple[list[Pair], dict[str, list[str]]]:
-    """The unchanged and the changed item of each question with both answers, and why not others."""
+    """The unchanged and the changed item of each question with both responses.
+
+    Also which are in no figure, and why; pairs of which an answer is empty are in both.
+    """
     by_id = {item.id: item for item in items}
     pairs: list[Pair] = []
     skipped: dict[str, list[str]] = {}
@@ -155,13 +162,12 @@ def _pairs(items: Sequence[Item], responses: Responses) -> tuple[list[Pair], dic
         if "changed_from" not in item.notes:
             continue
         pair = by_id[item.notes["changed_from"]], item
-        both = [responses.get(one.id) for one in pair]
-        if any(one is None for one in both):
+        if any(one.id not in responses for one in pair):
             skipped.setdefault("no response", []).append(item.id)
-        elif any(one is None or one.empty for one in both):
+            continue
+        pairs.append(pair)
+        if any(responses[one.id].empty for one in pair):
             skipped.setdefault("nothing answered is in the answer set", []).append(item.id)
-        else:
-            pairs.append(pair)
     return pairs, skipped
 
 

@@ -159,8 +159,9 @@ def test_what_a_habit_can_not_show_is_not_in_the_mean():
 
 def test_questions_that_were_not_answered_twice_are_left_out():
     some = responses(followed)
+    some = {id: replace(one, draws=10, unread=1) for id, one in some.items()}
     del some["dictator"], some["push_pull/order"]
-    some["public_goods/wording"] = Response("public_goods/wording", np.zeros(21), True, 1.0)
+    some["public_goods/wording"] = Response("public_goods/wording", np.zeros(21), True, 1.0, 10, 1)
     found = sensitivity.evaluate(TASK, ITEMS, some, respondent="me", resamples=20)
     assert found.skipped == {
         "no response": [
@@ -169,6 +170,13 @@ def test_questions_that_were_not_answered_twice_are_left_out():
         "nothing answered is in the answer set": ["public_goods/wording"],
     }  # fmt: skip
     assert "order of the actions" not in by_change(found)
+    # What is outside is of every question that was asked twice, once each.
+    pairs = [
+        (item.notes["changed_from"], item.id) for item in ITEMS if "changed_from" in item.notes
+    ]
+    asked = {id for pair in pairs if set(pair) <= set(some) for id in pair}
+    assert found.figures[0].outside == pytest.approx(np.mean([some[id].outside for id in asked]))
+    assert (found.figures[0].draws, found.figures[0].unread) == (10 * len(asked), len(asked))
     with pytest.raises(DataError, match="me answered no question twice"):
         sensitivity.evaluate(TASK, ITEMS[:1], some, respondent="me")
 

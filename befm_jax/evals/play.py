@@ -19,7 +19,7 @@ from befm_jax.data.responses import Response
 from befm_jax.evals import evaluate as persons
 from befm_jax.evals.results import Evaluation, Figure
 from befm_jax.tasks import Task
-from befm_jax.tasks.play import RESPONDENT, Trajectory
+from befm_jax.tasks.play import RESPONDENT, Move, Trajectory
 from befm_jax.tasks.repeated import Observed, band
 
 # `evaluate` compares answers of a set; of a move, only the notes are measured.
@@ -96,13 +96,13 @@ def evaluate(
     Raises:
         DataError: as `befm_jax.evals.evaluate.evaluate`.
     """
-    items, outside = _moves(played, people)
-    evaluation = _evaluated(task, items, outside, respondent, resamples, seed)
-    others = {name: _values(task, _moves(of, people)[0]) for name, of in (beside or {}).items()}
+    items, made = _moves(played, people)
+    evaluation = _evaluated(task, items, made, respondent, resamples, seed)
+    others = {name: _values(task, *_moves(of, people)) for name, of in (beside or {}).items()}
     as_people = [
         replace(one, notes={**one.notes, "cooperation": one.notes["people"]}) for one in items
     ]
-    ceilings = _values(task, as_people)
+    ceilings = _values(task, as_people, made)
     floors = _floors(task, items, people, np.random.default_rng(seed))
     figures = []
     for figure in evaluation.figures:
@@ -120,9 +120,9 @@ def evaluate(
     return replace(evaluation, figures=figures, distributions=[])
 
 
-def _moves(played: Sequence[Trajectory], people: People) -> tuple[list[Item], list[float]]:
-    """The respondent's moves as items, and how much of each answer was outside its set."""
-    items, outside = [], []
+def _moves(played: Sequence[Trajectory], people: People) -> tuple[list[Item], list[Move]]:
+    """The respondent's moves, as items and as they were made."""
+    items, made = [], []
     for one in played:
         for move in one.moves:
             if move.who != RESPONDENT:
@@ -142,30 +142,30 @@ def _moves(played: Sequence[Trajectory], people: People) -> tuple[list[Item], li
             }
             prompt = (Message("user", move.asked),)
             items.append(Item(move.item, prompt, _MADE, _MADE.one(0), labels, notes))
-            outside.append(move.outside)
-    return items, outside
+            made.append(move)
+    return items, made
 
 
 def _evaluated(
     task: Task,
     items: Sequence[Item],
-    outside: Sequence[float],
+    made: Sequence[Move],
     respondent: str,
     resamples: int,
     seed: int,
 ) -> Evaluation:
     responses = {
-        one.id: Response(one.id, _MADE.one(0), exact=True, outside=share)
-        for one, share in zip(items, outside, strict=True)
+        one.id: Response(one.id, _MADE.one(0), True, move.outside, unread=move.unread)
+        for one, move in zip(items, made, strict=True)
     }
     return persons.evaluate(
         task, items, responses, respondent=respondent, resamples=resamples, seed=seed
     )
 
 
-def _values(task: Task, items: Sequence[Item]) -> dict[_Where, float | None]:
+def _values(task: Task, items: Sequence[Item], made: Sequence[Move]) -> dict[_Where, float | None]:
     """The value of each measure and part."""
-    figures: Sequence[Figure] = _evaluated(task, items, [0.0] * len(items), "", 2, 0).figures
+    figures: Sequence[Figure] = _evaluated(task, items, made, "", 2, 0).figures
     return {(one.measure, tuple(one.where.items())): one.value for one in figures}
 
 

@@ -23,7 +23,7 @@ def made_up(seed=0, episodes=60, opponents=("recorded", "itself")):
                 for who in (RESPONDENT, RESPONDENT if opponent == "itself" else opponent):
                     id, level = f"{number}/{opponent}/{at}/{len(moves)}", float(rng.random() < 0.6)
                     payoff = float(rng.normal(10, 3))
-                    moves.append(Move(at, id, who, "asked", "[Push]", payoff, level, 0.25))
+                    moves.append(Move(at, id, who, "asked", "[Push]", payoff, level, 0.25, at % 2))
             labels = {"opponent": opponent, "setting": "b" if number % 3 else "a"}
             found.append(Trajectory(f"{number}/{opponent}", labels, tuple(moves)))
     return found
@@ -91,6 +91,7 @@ def test_figures_against_loops():
         own = figure(found, "cooperation", opponent=opponent)
         assert own.ceiling == pytest.approx(np.mean([peoples(s, m.round) for s, m in moves]))
         assert (own.items, own.outside) == (len(moves), pytest.approx(0.25))
+        assert own.unread == sum(move.round % 2 for _, move in moves)
         for at in (1, 2, 3):
             moves = own_moves(played, opponent, at)
             by_round = figure(found, "cooperation", round=f"{opponent}, round {at}")

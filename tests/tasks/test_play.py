@@ -286,6 +286,7 @@ class TestPlay:
     def test_what_cant_be_read_is_drawn_and_counted(self):
         own, _ = played(dilemma("uniform", 400), Fixed(0, 0), Sampled(7))
         assert {move.outside for move in own} == {1}
+        assert {move.unread for move in own} == {1}
         assert np.mean([move.cooperation for move in own]) == pytest.approx(0.5, abs=0.07)
 
     def test_two_respondents_play_with_each_other(self):

@@ -890,7 +890,7 @@ _PLAYED = (
     ),
     Measure(
         "total_payoff",
-        "Mean payoff of a whole game, in its units; undefined for later rounds by themselves.",
+        "Mean payoff of a whole game, in its units; undefined for rounds by themselves.",
         "units of the game",
         "individual",
         _total_payoff,

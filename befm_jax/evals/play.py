@@ -158,9 +158,17 @@ def _evaluated(
         one.id: Response(one.id, _MADE.one(0), True, move.outside, unread=move.unread)
         for one, move in zip(items, made, strict=True)
     }
-    return persons.evaluate(
+    evaluation = persons.evaluate(
         task, items, responses, respondent=respondent, resamples=resamples, seed=seed
     )
+    note = "undefined: a round is no whole game"
+    figures = [
+        replace(one, value=None, ci95=None, note=note)
+        if one.measure == "total_payoff" and "round" in one.where
+        else one
+        for one in evaluation.figures
+    ]
+    return replace(evaluation, figures=figures)
 
 
 def _values(task: Task, items: Sequence[Item], made: Sequence[Move]) -> dict[_Where, float | None]:

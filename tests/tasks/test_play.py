@@ -98,6 +98,24 @@ class TestDilemma:
         assert own[0].cooperation == 1
         assert np.mean([move.cooperation for move in own[1:]]) == pytest.approx(1 / 3, abs=0.06)
 
+    @pytest.mark.parametrize(
+        ("payoffs", "forgives"),
+        [
+            ((0, 1, 3, 5), 1 / 3),
+            ((0, 300, 400, 700), 1 / 4),
+            ((0, 5, 6, 7), 1 / 2),  # 1 - 1 / 6, 1 / 2
+            ((0, 1, 3, 9), 0.0),  # to take turns in defecting is worth more than to cooperate
+        ],
+    )
+    def test_how_often_it_forgives_depends_on_the_payoffs(self, payoffs, forgives):
+        design = dict(zip(("sucker", "penalty", "reward", "temptation"), payoffs, strict=True))
+        row = replace(repeated.dilemmas().rows[0], design={**design, "continuation": 0.5})
+        episode = repeated.Dilemma(row, DEFAULT, "tit_for_tat", 2, np.random.default_rng(0))
+        episode.take([0, 1])
+        (_, asked), _ = episode.questions()
+        (response,) = ALL["generous_tit_for_tat"].respond([asked], Exact())
+        assert response.shares == pytest.approx([forgives, 1 - forgives])
+
     @pytest.mark.parametrize(("continuation", "lasts"), [(0.49, False), (0.51, True)])
     def test_from_the_equilibrium_no_single_defection_pays(self, continuation, lasts):
         """The threshold is (5 - 3) / (5 - 1); payoffs are discounted by the continuation."""

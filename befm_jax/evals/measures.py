@@ -901,7 +901,8 @@ _PLAYED = (
     ),
     Measure(
         "rounds_won",
-        "Share of rounds that are won; a round that several win counts in equal parts for them.",
+        "Share of rounds that are won; a round that several win counts in equal parts for them. "
+        "Other people: one over the size of the group, where the respondent plays with people.",
         "share",
         "individual",
         _noted("payoff"),

@@ -20,7 +20,7 @@ from befm_jax.evals import evaluate as persons
 from befm_jax.evals.results import Evaluation, Figure
 from befm_jax.tasks import Task
 from befm_jax.tasks.play import RESPONDENT, Move, Trajectory
-from befm_jax.tasks.repeated import Observed, band
+from befm_jax.tasks.repeated import RECORDED, Observed, band
 
 # `evaluate` compares answers of a set; of a move, only the notes are measured.
 _MADE = AnswerSet.labels("Made", "Another")
@@ -100,7 +100,11 @@ def evaluate(
     evaluation = _evaluated(task, items, made, respondent, resamples, seed)
     others = {name: _values(task, *_moves(of, people)) for name, of in (beside or {}).items()}
     as_people = [
-        replace(one, notes={**one.notes, "cooperation": one.notes["people"]}) for one in items
+        replace(
+            one,
+            notes={**one.notes, "cooperation": one.notes["people"], "payoff": one.notes["share"]},
+        )
+        for one in items
     ]
     ceilings = _values(task, as_people, made)
     floors = _floors(task, items, people, np.random.default_rng(seed))
@@ -112,7 +116,9 @@ def evaluate(
             replace(
                 figure,
                 floor=floors.get(where) if figure.measure == "cooperation_distance" else None,
-                ceiling=ceilings[known] if figure.measure == "cooperation" else None,
+                ceiling=ceilings[known]
+                if figure.measure in ("cooperation", "rounds_won")
+                else None,
                 beside={name: values.get(known) for name, values in others.items()},
                 draws=figure.items if sampled else 0,
             )
@@ -124,6 +130,7 @@ def _moves(played: Sequence[Trajectory], people: People) -> tuple[list[Item], li
     """The respondent's moves, as items and as they were made."""
     items, made = [], []
     for one in played:
+        players = Counter(move.round for move in one.moves)
         for move in one.moves:
             if move.who != RESPONDENT:
                 continue
@@ -139,6 +146,8 @@ def _moves(played: Sequence[Trajectory], people: People) -> tuple[list[Item], li
                 "cooperation": move.cooperation,
                 "cell": cell,
                 "people": people.mean(cell),
+                # Of the rounds that are won, by symmetry, where people play with people.
+                "share": 1.0 / players[move.round] if opponent == RECORDED else np.nan,
             }
             prompt = (Message("user", move.asked),)
             items.append(Item(move.item, prompt, _MADE, _MADE.one(0), labels, notes))

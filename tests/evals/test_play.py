@@ -136,6 +136,26 @@ def test_where_nobody_is_known_nothing_is_compared():
     assert figure(found, "payoff").value is not None
 
 
+def test_people_among_people_win_a_round_as_often_as_each_other():
+    played = [
+        Trajectory(
+            f"{number}/{opponent}",
+            {"opponent": opponent, "setting": "2/3 of the average"},
+            tuple(
+                Move(1, f"{number}/{opponent}/{seat}", who, "asked", "[3]", 0.5, None, 0.0)
+                for seat, who in enumerate((RESPONDENT, *[opponent] * 15))
+            ),
+        )
+        for number in range(8)
+        for opponent in ("recorded", "level_1")
+    ]
+    found = evals.evaluate(
+        tasks.get("play/guessing"), played, respondent="model", people=People(), resamples=20
+    )
+    assert figure(found, "rounds_won", opponent="recorded").ceiling == pytest.approx(1 / 16)
+    assert figure(found, "rounds_won", opponent="level_1").ceiling is None
+
+
 def test_others_in_the_same_place_stand_beside():
     played, others = made_up(), made_up(seed=1)
     found = evaluated(played, beside={"another": others})

@@ -173,7 +173,7 @@ def html(results: Results) -> str:
     )
     environment.filters |= {
         "number": number, "span": span, "percent": percent, "digits": digits, "own": own_unit,
-        "unit": unit,
+        "unit": unit, "best": best,
     }  # fmt: skip
     source = resources.files("befm_jax.evals").joinpath("report_template.html")
     by_task = sections(results)
@@ -446,10 +446,9 @@ def _table(results: Results, section: Section) -> str:
         interval = "–" if withheld(row.main) else span(row.main.ci95)
         table.append([*cells, interval, number(row.main.ceiling)])
     widths = [max(len(cells[column]) for cells in table) for column in range(len(table[0]))]
-    better = {"low": "smaller is better", "high": "larger is better"}.get(
-        section.task["measures"][headline.measure]["better"], ""
-    )
-    lines = [f"{section.name}: {_named(headline.measure)} in {unit(headline)}; {better}"]
+    better = best(section.task["measures"][headline.measure]["better"])
+    heading = f"{section.name}: {_named(headline.measure)} in {unit(headline)}"
+    lines = ["; ".join(filter(None, (heading, better)))]
     for cells in table:
         line = [cells[0].ljust(widths[0])]
         line += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
@@ -547,6 +546,12 @@ def unit(figure: Figure) -> str:
     if figure.per_point is None:
         return "points (100: the whole scale)"
     return f"points (1: {figure.per_point:g} {figure.own_unit or 'on the scale'})"
+
+
+def best(better: str) -> str:
+    """What `Measure.better` says of figures, as text; "" where they describe."""
+    said = {"low": "smaller is better", "high": "larger is better"}
+    return said.get(better, better and f"{better} is best")
 
 
 def _named(measure: str) -> str:

@@ -20,6 +20,7 @@ from befm_jax import files
 from befm_jax.errors import printable
 from befm_jax.evals import charts
 from befm_jax.evals.evaluate import UNIFORM
+from befm_jax.evals.measures import MEASURES
 from befm_jax.evals.results import (
     WARN_OUTSIDE,
     WITHHOLD_OUTSIDE,
@@ -117,7 +118,7 @@ class Section:
         groups: the first measure of each group, by label.
         details: every measure of each value, by the value's title.
         counts: what `Figure.people` counts: "people"; "choices" in a task that is played,
-            "questions" in a check of sensitivity.
+            "questions" in a check of sensitivity, "arms" of published contrasts.
         in_sample: baselines that are fitted on the compared people themselves.
         ladder: all respondents and references that can be compared, best first.
         withheld: why respondents are not in it, a sentence each.
@@ -273,11 +274,7 @@ def _section(results: Results, name: str) -> Section:
         details={
             title(where): [row(measure, measure, where) for measure in known] for where in values
         },
-        counts="choices"
-        if task["cluster"] == "episode"
-        else "questions"
-        if headline.main.level == "check"
-        else "people",
+        counts=_counts(task, headline.main),
         in_sample=in_sample,
         ladder=_ladder(headline, task["measures"][known[0]]["better"], main, in_sample),
         withheld=_withheld(headline),
@@ -311,6 +308,16 @@ def _section(results: Results, name: str) -> Section:
             if figure.level == "check" and not withheld(figure) and (what := verdict(figure))
         ],
     )
+
+
+def _counts(task: Mapping[str, Any], headline: Figure) -> str:
+    """What `Figure.people` counts in a task."""
+    measure = MEASURES.get(headline.measure)
+    if measure is not None and measure.note == "published":
+        return "arms"
+    if task["cluster"] == "episode":
+        return "choices"
+    return "questions" if headline.level == "check" else "people"
 
 
 def _base(results: Results, answered: Mapping[str, Any], main: str) -> str:

@@ -279,3 +279,17 @@ def test_floors_are_named_under_groups_only_where_there_are_some(found, better, 
     other = changed(copy.deepcopy(found), level="distribution", floor=floor)
     other.tasks[made_up_results.SURVEY.name]["measures"]["accuracy"]["better"] = better
     assert ("compare a figure with its floor" in report.html(other)) is said
+
+
+def test_of_published_contrasts_arms_are_counted(found):
+    other = copy.deepcopy(found)
+    measured = other.tasks["papers"]["measures"]
+    measured["effect_sign"] = measured.pop("rouge1")
+    other.figures = [
+        dataclasses.replace(one, measure="effect_sign") if one.task == "papers" else one
+        for one in other.figures
+    ]
+    assert [one.counts for one in report.sections(other)] == ["people", "people", "arms"]
+    page = report.html(other)
+    assert "1 item, each an arm of a published contrast." in page
+    assert "1 answers of people" not in page

@@ -26,8 +26,6 @@ from befm_jax.tasks import Task
 
 # Below this, most of what the change makes wrong stays: the respondent does not read it.
 READS = 0.5
-# For an interval.
-_ENOUGH_QUESTIONS = 5
 Responses = Mapping[str, Response]
 Pair = tuple[Item, Item]
 
@@ -90,10 +88,9 @@ def evaluate(
             for name, one in sums.items()
         }
         value, ends = values.pop(respondent), None
-        if len(own) >= _ENOUGH_QUESTIONS:
+        if len(own) >= resampling.ENOUGH_CLUSTERS:
             replicates = _mean(measure, sums[respondent], resampled, by_change)
-            # Resamples that have none of these questions.
-            ends = resampling.interval(value, replicates[np.isfinite(replicates)], measure)
+            ends = resampling.interval(value, replicates, measure)
         items_asked = {
             item.id for pair in asked if where.items() <= pair[1].labels.items() for item in pair
         }

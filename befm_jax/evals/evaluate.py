@@ -525,6 +525,8 @@ class _Run:
         counted = _counted(every)
         own_unit, span = _own_unit(compared)
         clusters = len({one.cluster for one in compared})
+        labelled = any(self.task.cluster in one.item.labels for one in compared)
+        cluster = self.task.cluster if labelled else "item"
         few_clusters = clusters < resampling.ENOUGH_CLUSTERS and not histograms
         remarks = []
         if histograms > 1:
@@ -549,7 +551,7 @@ class _Run:
                 _why_not(measure, [one], False) for leaf in leaves for one in leaf.histograms
             ]
             why = "; ".join(sorted(set(reasons) - {""}))
-            too_few = f"{clusters} of {self.task.cluster}" if few_clusters else ""
+            too_few = f"{clusters} ({cluster})" if few_clusters else ""
             note = _undefined(measure, value, ends, why, too_few)
             others = {name: _finite(own[place]) for name, own in beside.items()}
             worth = None

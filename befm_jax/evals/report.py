@@ -41,8 +41,8 @@ DEFINITIONS: Mapping[str, str] = {
     "that figures with different units can be averaged. On a scale of 0 to 20 dollars one point is "
     "0.2 dollars.",
     "interval": "95 % bootstrap interval. Where persons are known, they are resampled with all "
-    "their answers, if there are five or more; a histogram's people are resampled within it, and so are a sampled "
-    "respondent's answers. Percentiles are shifted by the bootstrap's own bias, since resamples "
+    "their answers, if there are five or more; a histogram's people are resampled within it, and "
+    "so are a sampled respondent's answers. Percentiles are shifted by the bootstrap's own bias, since resamples "
     "are noisier than the sample, and clipped to the figure's range. It is the interval of the "
     "figure against this number of people, not of the distance to the whole population.",
     "floor": "The expected score of a perfect model against as many people. For a histogram: its "

@@ -317,7 +317,7 @@ def test_four_persons_have_no_interval(number):
     found = figure(evaluate(task(), items, responses, respondent="me", resamples=50), "crps")
     assert found.value is not None
     assert (found.ci95 is None) is (number < 5)
-    note = f"no interval: it needs 5 clusters, and this has {number} of person"
+    note = f"no interval: it needs 5 clusters, and this has {number} (person)"
     assert (note in found.note) is (number < 5)
 
 

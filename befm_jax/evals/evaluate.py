@@ -525,9 +525,10 @@ class _Run:
         counted = _counted(every)
         own_unit, span = _own_unit(compared)
         clusters = len({one.cluster for one in compared})
-        labelled = any(self.task.cluster in one.item.labels for one in compared)
-        cluster = self.task.cluster if labelled else "item"
-        few_clusters = clusters < resampling.ENOUGH_CLUSTERS and not histograms
+        too_few = ""
+        if clusters < resampling.ENOUGH_CLUSTERS and not histograms:
+            labelled = any(self.task.cluster in one.item.labels for one in compared)
+            too_few = f"{clusters} ({self.task.cluster if labelled else 'item'})"
         remarks = []
         if histograms > 1:
             remarks.append(
@@ -545,13 +546,12 @@ class _Run:
         for place, measure in enumerate(self.measures):
             value = float(values[place])
             floor, ceiling = (float(end) for end in references[place])
-            ends = None if few_clusters else resampling.interval(value, replicates[place], measure)
+            ends = None if too_few else resampling.interval(value, replicates[place], measure)
             reasons = [_why_not(measure, own, True) for leaf in leaves for own in leaf.tables]
             reasons += [
                 _why_not(measure, [one], False) for leaf in leaves for one in leaf.histograms
             ]
             why = "; ".join(sorted(set(reasons) - {""}))
-            too_few = f"{clusters} ({cluster})" if few_clusters else ""
             note = _undefined(measure, value, ends, why, too_few)
             others = {name: _finite(own[place]) for name, own in beside.items()}
             worth = None

@@ -42,9 +42,10 @@ DEFINITIONS: Mapping[str, str] = {
     "0.2 dollars.",
     "interval": "95 % bootstrap interval. Where persons are known, they are resampled with all "
     "their answers, if there are five or more; a histogram's people are resampled within it, and "
-    "so are a sampled respondent's answers. Percentiles are shifted by the bootstrap's own bias, since resamples "
-    "are noisier than the sample, and clipped to the figure's range. It is the interval of the "
-    "figure against this number of people, not of the distance to the whole population.",
+    "so are a sampled respondent's answers. Percentiles are shifted by the bootstrap's own bias, "
+    "since resamples are noisier than the sample, and clipped to the figure's range. It is the "
+    "interval of the figure against this number of people, not of the distance to the whole "
+    "population.",
     "floor": "The expected score of a perfect model against as many people. For a histogram: its "
     "own distribution against people drawn from it (for a sampled respondent, as many draws of "
     "it); too low for log score, total variation and Jensen-Shannon below some 2,000 people, since "

@@ -41,8 +41,6 @@ from befm_jax.evals.results import (
 from befm_jax.tasks import Task
 
 UNIFORM = "uniform"
-# An interval needs at least this share of resamples that are not empty.
-_ENOUGH = 0.95
 Responses = Mapping[str, Response]
 
 
@@ -526,8 +524,11 @@ class _Run:
         every = part.all_leaves if where == part.where else leaves
         counted = _counted(every)
         own_unit, span = _own_unit(compared)
-        few = replicates.shape[1] < _ENOUGH * self.resamples
-        one_cluster = len({one.cluster for one in compared}) == 1 and not histograms
+        clusters = len({one.cluster for one in compared})
+        too_few = ""
+        if clusters < resampling.ENOUGH_CLUSTERS and not histograms:
+            labelled = any(self.task.cluster in one.item.labels for one in compared)
+            too_few = f"{clusters} ({self.task.cluster if labelled else 'item'})"
         remarks = []
         if histograms > 1:
             remarks.append(
@@ -545,18 +546,13 @@ class _Run:
         for place, measure in enumerate(self.measures):
             value = float(values[place])
             floor, ceiling = (float(end) for end in references[place])
-            ends = (
-                None
-                if one_cluster or few
-                else resampling.interval(value, replicates[place], measure)
-            )
+            ends = None if too_few else resampling.interval(value, replicates[place], measure)
             reasons = [_why_not(measure, own, True) for leaf in leaves for own in leaf.tables]
             reasons += [
                 _why_not(measure, [one], False) for leaf in leaves for one in leaf.histograms
             ]
             why = "; ".join(sorted(set(reasons) - {""}))
-            one = self.task.cluster if one_cluster else ""
-            note = _undefined(measure, value, ends, why, one, few)
+            note = _undefined(measure, value, ends, why, too_few)
             others = {name: _finite(own[place]) for name, own in beside.items()}
             worth = None
             if measure.name == "energy" and np.isfinite(value):
@@ -669,19 +665,16 @@ def _own_unit(joined: Sequence[_Joined]) -> tuple[str, float]:
     return units.pop() if len(units) == 1 and len(sets) == 1 else ("", 0.0)
 
 
-def _undefined(
-    measure: Measure, value: float, ends: object, why: str, one: str, few: bool
-) -> list[str]:
-    """The notes on why a figure or its interval is None; `one`: whose all of it is, "" for many."""
+def _undefined(measure: Measure, value: float, ends: object, why: str, clusters: str) -> list[str]:
+    """The notes on why a figure or its interval is None; `clusters`: how few, "" if enough."""
     if not np.isfinite(value):
         return [f"undefined for these answers: {why or measure.definition}"]
     if ends is not None:
         return []
-    if one:
-        return [f"all of it is of one {one}, so it has no interval"]
-    if few:
-        return ["so few people that many resamples have none of them, so it has no interval"]
-    return ["the figure is undefined in some resamples, so it has no interval"]
+    if clusters:
+        least = resampling.ENOUGH_CLUSTERS
+        return [f"no interval: it needs {least} clusters, and this has {clusters}"]
+    return ["the figure is undefined in more than 5 % of the resamples, so it has no interval"]
 
 
 def _worth_people(

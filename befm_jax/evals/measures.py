@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import Float64
 from numpy.typing import ArrayLike, NDArray
 
-from befm_jax.data.items import Item
+from befm_jax.data.items import AnswerSet, Item
 from befm_jax.errors import unknown
 from befm_jax.evals import effects, text_measures
 from befm_jax.evals.effects import Effects
@@ -39,7 +39,8 @@ from befm_jax.evals.retrieval import Retrieved
 
 Floats = NDArray[np.float64]
 _ROUNDING = 1e-12
-# A change that makes a smaller share of the answers wrong says nothing of who answers.
+# A change that makes a smaller share of the answers wrong, or moves them by less of the scale, says
+# nothing of who answers.
 _SAYS_ENOUGH = 0.05
 
 
@@ -697,9 +698,10 @@ def _win_rate(answered: Answered) -> Floats:
 
 
 def _changes(answered: Answered) -> Sums:
-    """Of each changed question, the share of wrong answers, and that if nothing had changed them.
+    """Of each changed question, how wrong the answers are, and if nothing had changed them.
 
-    See `befm_jax.tasks.sensitivity` for the notes; questions as they are have zeros.
+    From 0 to 1: the share of wrong answers; where old answers belong elsewhere, the distance from
+    there.  See `befm_jax.tasks.sensitivity` for the notes; questions as they are have zeros.
     """
     shares = answered.model / answered.model.sum(1, keepdims=True)
     of_item = {item.id: own for item, own in zip(answered.items, shares, strict=True)}
@@ -715,8 +717,20 @@ def _changes(answered: Answered) -> Sums:
             moved, unnoticed = np.empty_like(before), np.empty_like(before)
             moved[list(notes["moved_to"])] = before
             unnoticed[list(notes["as_before"])] = before
-            columns[at] = [0.5 * np.abs(own - moved).sum() for own in (after, unnoticed)]
+            assert isinstance(item.answers, AnswerSet)
+            apart = _scale_distance if item.answers.values else _total_variation
+            columns[at] = [apart(own - moved) for own in (after, unnoticed)]
     return Sums(columns, follows_change)
+
+
+def _scale_distance(difference: Floats) -> float:
+    """How far answers are moved on average, 0 to 1, from the difference of shares `[A]`."""
+    return float(np.abs(np.cumsum(difference)).sum() / (len(difference) - 1))
+
+
+def _total_variation(difference: Floats) -> float:
+    """The share of answers that are changed, from the difference of shares `[A]`."""
+    return float(0.5 * np.abs(difference).sum())
 
 
 def follows_change(sums: Float64[np.ndarray, "... 2"], questions: Floats) -> Floats:
@@ -854,7 +868,8 @@ _PLAYED = (
         "cooperation_distance",
         "Absolute difference between the mean cooperation of the respondent and of people in the "
         "same setting and round, mean over settings and rounds by the respondent's choices there. "
-        "The interval takes people's means as they are; the floor does not.",
+        "The interval takes people's means as they are; for the floor persons are drawn again, "
+        "with all their choices.",
         "share",
         "distribution",
         _cooperation_distance,
@@ -875,7 +890,7 @@ _PLAYED = (
     ),
     Measure(
         "total_payoff",
-        "Mean payoff of a whole game, in its units; undefined for later rounds by themselves.",
+        "Mean payoff of a whole game, in its units; undefined for rounds by themselves.",
         "units of the game",
         "individual",
         _total_payoff,
@@ -886,7 +901,8 @@ _PLAYED = (
     ),
     Measure(
         "rounds_won",
-        "Share of rounds that are won; a round that several win counts in equal parts for them.",
+        "Share of rounds that are won; a round that several win counts in equal parts for them. "
+        "Other people: one over the size of the group, where the respondent plays with people.",
         "share",
         "individual",
         _noted("payoff"),

@@ -19,8 +19,8 @@ from befm_jax.data.responses import Response
 from befm_jax.evals import evaluate as persons
 from befm_jax.evals.results import Evaluation, Figure
 from befm_jax.tasks import Task
-from befm_jax.tasks.play import RESPONDENT, Trajectory
-from befm_jax.tasks.repeated import Observed, band
+from befm_jax.tasks.play import RESPONDENT, Move, Trajectory
+from befm_jax.tasks.repeated import RECORDED, Observed, band
 
 # `evaluate` compares answers of a set; of a move, only the notes are measured.
 _MADE = AnswerSet.labels("Made", "Another")
@@ -30,36 +30,42 @@ _Where = tuple[str, tuple[tuple[str, str], ...]]
 
 @dataclass(frozen=True)
 class People:
-    """People's cooperation by setting and band of rounds; nothing where nobody is known."""
+    """People's cooperation by setting and band of rounds; nothing where nobody is known.
 
-    by_cell: Mapping[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict)
+    `by_cell` has an array a person, of the person's choices there.
+    """
+
+    by_cell: Mapping[tuple[str, str], Sequence[NDArray[np.float64]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, observed: Iterable[Observed]) -> People:
-        """The cooperation that was observed, choice by choice."""
-        lists: dict[tuple[str, str], list[float]] = {}
+        """The cooperation that was observed, person by person."""
+        cells: dict[tuple[str, str], dict[str, list[float]]] = {}
         for one in observed:
-            lists.setdefault((one.setting, band(one.round)), []).append(one.cooperation)
-        return cls({cell: np.array(levels) for cell, levels in lists.items()})
+            persons = cells.setdefault((one.setting, band(one.round)), {})
+            persons.setdefault(one.person, []).append(one.cooperation)
+        return cls({cell: list(map(np.array, of.values())) for cell, of in cells.items()})
 
     def mean(self, cell: tuple[str, str]) -> float:
-        """Mean cooperation in a setting and band; NaN where it is not known."""
-        return float(self.by_cell[cell].mean()) if cell in self.by_cell else np.nan
+        """Mean cooperation in a setting and band, over choices; NaN where it is not known."""
+        return float(np.concatenate(self.by_cell[cell]).mean()) if cell in self.by_cell else np.nan
 
     def floor(self, cells: Sequence[tuple[str, str]], rng: np.random.Generator) -> float:
         """The expected `cooperation_distance` of other people who make the moves of these cells.
 
-        They and the people are drawn again from the people's choices, each choice by itself.
+        Each move is one choice of somebody else; the people are drawn again, each with all of
+        their choices.
         """
         total = np.zeros(_SIMULATIONS)
         for cell, number in Counter(cells).items():
             if cell not in self.by_cell:
                 return np.nan
-            levels = self.by_cell[cell]
-            others, people = (
-                rng.choice(levels, (_SIMULATIONS, size)).mean(1) for size in (number, len(levels))
-            )
-            total += number * np.abs(others - people)
+            persons = self.by_cell[cell]
+            levels = np.concatenate(persons)
+            others = rng.choice(levels, (_SIMULATIONS, number)).mean(1)
+            sums = np.array([(own.sum(), len(own)) for own in persons])
+            drawn = rng.choice(sums, (_SIMULATIONS, len(persons))).sum(1)
+            total += number * np.abs(others - drawn[:, 0] / drawn[:, 1])
         return float(total.mean() / len(cells))
 
 
@@ -90,13 +96,17 @@ def evaluate(
     Raises:
         DataError: as `befm_jax.evals.evaluate.evaluate`.
     """
-    items, outside = _moves(played, people)
-    evaluation = _evaluated(task, items, outside, respondent, resamples, seed)
-    others = {name: _values(task, _moves(of, people)[0]) for name, of in (beside or {}).items()}
+    items, made = _moves(played, people)
+    evaluation = _evaluated(task, items, made, respondent, resamples, seed)
+    others = {name: _values(task, *_moves(of, people)) for name, of in (beside or {}).items()}
     as_people = [
-        replace(one, notes={**one.notes, "cooperation": one.notes["people"]}) for one in items
+        replace(
+            one,
+            notes={**one.notes, "cooperation": one.notes["people"], "payoff": one.notes["share"]},
+        )
+        for one in items
     ]
-    ceilings = _values(task, as_people)
+    ceilings = _values(task, as_people, made)
     floors = _floors(task, items, people, np.random.default_rng(seed))
     figures = []
     for figure in evaluation.figures:
@@ -106,7 +116,9 @@ def evaluate(
             replace(
                 figure,
                 floor=floors.get(where) if figure.measure == "cooperation_distance" else None,
-                ceiling=ceilings[known] if figure.measure == "cooperation" else None,
+                ceiling=ceilings[known]
+                if figure.measure in ("cooperation", "rounds_won")
+                else None,
                 beside={name: values.get(known) for name, values in others.items()},
                 draws=figure.items if sampled else 0,
             )
@@ -114,10 +126,11 @@ def evaluate(
     return replace(evaluation, figures=figures, distributions=[])
 
 
-def _moves(played: Sequence[Trajectory], people: People) -> tuple[list[Item], list[float]]:
-    """The respondent's moves as items, and how much of each answer was outside its set."""
-    items, outside = [], []
+def _moves(played: Sequence[Trajectory], people: People) -> tuple[list[Item], list[Move]]:
+    """The respondent's moves, as items and as they were made."""
+    items, made = [], []
     for one in played:
+        players = Counter(move.round for move in one.moves)
         for move in one.moves:
             if move.who != RESPONDENT:
                 continue
@@ -133,33 +146,43 @@ def _moves(played: Sequence[Trajectory], people: People) -> tuple[list[Item], li
                 "cooperation": move.cooperation,
                 "cell": cell,
                 "people": people.mean(cell),
+                # Of the rounds that are won, by symmetry, where people play with people.
+                "share": 1.0 / players[move.round] if opponent == RECORDED else np.nan,
             }
             prompt = (Message("user", move.asked),)
             items.append(Item(move.item, prompt, _MADE, _MADE.one(0), labels, notes))
-            outside.append(move.outside)
-    return items, outside
+            made.append(move)
+    return items, made
 
 
 def _evaluated(
     task: Task,
     items: Sequence[Item],
-    outside: Sequence[float],
+    made: Sequence[Move],
     respondent: str,
     resamples: int,
     seed: int,
 ) -> Evaluation:
     responses = {
-        one.id: Response(one.id, _MADE.one(0), exact=True, outside=share)
-        for one, share in zip(items, outside, strict=True)
+        one.id: Response(one.id, _MADE.one(0), True, move.outside, unread=move.unread)
+        for one, move in zip(items, made, strict=True)
     }
-    return persons.evaluate(
+    evaluation = persons.evaluate(
         task, items, responses, respondent=respondent, resamples=resamples, seed=seed
     )
+    note = "undefined: a round is no whole game"
+    figures = [
+        replace(one, value=None, ci95=None, note=note)
+        if one.measure == "total_payoff" and "round" in one.where
+        else one
+        for one in evaluation.figures
+    ]
+    return replace(evaluation, figures=figures)
 
 
-def _values(task: Task, items: Sequence[Item]) -> dict[_Where, float | None]:
+def _values(task: Task, items: Sequence[Item], made: Sequence[Move]) -> dict[_Where, float | None]:
     """The value of each measure and part."""
-    figures: Sequence[Figure] = _evaluated(task, items, [0.0] * len(items), "", 2, 0).figures
+    figures: Sequence[Figure] = _evaluated(task, items, made, "", 2, 0).figures
     return {(one.measure, tuple(one.where.items())): one.value for one in figures}
 
 

@@ -20,6 +20,7 @@ from befm_jax import files
 from befm_jax.errors import printable
 from befm_jax.evals import charts
 from befm_jax.evals.evaluate import UNIFORM
+from befm_jax.evals.measures import MEASURES
 from befm_jax.evals.results import (
     WARN_OUTSIDE,
     WITHHOLD_OUTSIDE,
@@ -27,6 +28,7 @@ from befm_jax.evals.results import (
     Figure,
     Results,
 )
+from befm_jax.evals.sensitivity import verdict
 
 _MOST_PICTURES = 24
 _MOST_ON_SLIDE = 13
@@ -39,10 +41,11 @@ DEFINITIONS: Mapping[str, str] = {
     "that figures with different units can be averaged. On a scale of 0 to 20 dollars one point is "
     "0.2 dollars.",
     "interval": "95 % bootstrap interval. Where persons are known, they are resampled with all "
-    "their answers; a histogram's people are resampled within it, and so are a sampled "
-    "respondent's answers. Percentiles are shifted by the bootstrap's own bias, since resamples "
-    "are noisier than the sample, and clipped to the figure's range. It is the interval of the "
-    "figure against this number of people, not of the distance to the whole population.",
+    "their answers, if there are five or more; a histogram's people are resampled within it, and "
+    "so are a sampled respondent's answers. Percentiles are shifted by the bootstrap's own bias, "
+    "since resamples are noisier than the sample, and clipped to the figure's range. It is the "
+    "interval of the figure against this number of people, not of the distance to the whole "
+    "population.",
     "floor": "The expected score of a perfect model against as many people. For a histogram: its "
     "own distribution against people drawn from it (for a sampled respondent, as many draws of "
     "it); too low for log score, total variation and Jensen-Shannon below some 2,000 people, since "
@@ -116,7 +119,7 @@ class Section:
         groups: the first measure of each group, by label.
         details: every measure of each value, by the value's title.
         counts: what `Figure.people` counts: "people"; "choices" in a task that is played,
-            "questions" in a check of sensitivity.
+            "questions" in a check of sensitivity, "arms" of published contrasts.
         in_sample: baselines that are fitted on the compared people themselves.
         ladder: all respondents and references that can be compared, best first.
         withheld: why respondents are not in it, a sentence each.
@@ -172,7 +175,7 @@ def html(results: Results) -> str:
     )
     environment.filters |= {
         "number": number, "span": span, "percent": percent, "digits": digits, "own": own_unit,
-        "unit": unit,
+        "unit": unit, "best": best,
     }  # fmt: skip
     source = resources.files("befm_jax.evals").joinpath("report_template.html")
     by_task = sections(results)
@@ -272,11 +275,7 @@ def _section(results: Results, name: str) -> Section:
         details={
             title(where): [row(measure, measure, where) for measure in known] for where in values
         },
-        counts="choices"
-        if task["cluster"] == "episode"
-        else "questions"
-        if headline.main.level == "check"
-        else "people",
+        counts=_counts(task, headline.main),
         in_sample=in_sample,
         ladder=_ladder(headline, task["measures"][known[0]]["better"], main, in_sample),
         withheld=_withheld(headline),
@@ -305,11 +304,21 @@ def _section(results: Results, name: str) -> Section:
         ],
         hidden_pictures=max(0, len(pictured) - _MOST_PICTURES),
         findings=[
-            f"{figure.respondent} {figure.note} ({_named(figure.measure)} {number(figure.value)})"
+            f"{figure.respondent} {what} ({_named(figure.measure)} {number(figure.value)})"
             for figure in results.select(name)
-            if figure.level == "check" and figure.note and average in figure.where
+            if figure.level == "check" and not withheld(figure) and (what := verdict(figure))
         ],
     )
+
+
+def _counts(task: Mapping[str, Any], headline: Figure) -> str:
+    """What `Figure.people` counts in a task."""
+    measure = MEASURES.get(headline.measure)
+    if measure is not None and measure.note == "published":
+        return "arms"
+    if task["cluster"] == "episode":
+        return "choices"
+    return "questions" if headline.level == "check" else "people"
 
 
 def _base(results: Results, answered: Mapping[str, Any], main: str) -> str:
@@ -448,10 +457,9 @@ def _table(results: Results, section: Section) -> str:
         interval = "–" if withheld(row.main) else span(row.main.ci95)
         table.append([*cells, interval, number(row.main.ceiling)])
     widths = [max(len(cells[column]) for cells in table) for column in range(len(table[0]))]
-    better = {"low": "smaller is better", "high": "larger is better"}.get(
-        section.task["measures"][headline.measure]["better"], ""
-    )
-    lines = [f"{section.name}: {_named(headline.measure)} in {unit(headline)}; {better}"]
+    better = best(section.task["measures"][headline.measure]["better"])
+    heading = f"{section.name}: {_named(headline.measure)} in {unit(headline)}"
+    lines = ["; ".join(filter(None, (heading, better)))]
     for cells in table:
         line = [cells[0].ljust(widths[0])]
         line += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
@@ -549,6 +557,12 @@ def unit(figure: Figure) -> str:
     if figure.per_point is None:
         return "points (100: the whole scale)"
     return f"points (1: {figure.per_point:g} {figure.own_unit or 'on the scale'})"
+
+
+def best(better: str) -> str:
+    """What `Measure.better` says of figures, as text; "" where they describe."""
+    said = {"low": "smaller is better", "high": "larger is better"}
+    return said.get(better, better and f"{better} is best")
 
 
 def _named(measure: str) -> str:

@@ -36,6 +36,8 @@ _BLOCK = 8_000_000
 _SIMULATIONS = 200
 # How often people are halved; and how many people everybody counts as, beside those of a half.
 _HALVINGS, _OF_EVERYBODY = 10, 10.0
+# An interval needs so many clusters, and so large a share of the resamples to be defined.
+ENOUGH_CLUSTERS, ENOUGH_KNOWN = 5, 0.95
 # Cells of a histogram with fewer expected draws than this are drawn member by member.
 _SELDOM = 30
 
@@ -280,12 +282,13 @@ def interval(
     """The bias-shifted percentile interval of a figure, clipped to the measure's range.
 
     It always contains the figure: where almost all replicates are equal, both percentiles are one
-    value, and the shift would exclude the figure.  None where the figure or any replicate is
-    undefined.
+    value, and the shift would exclude the figure.  None where the figure is undefined, or more of
+    the replicates than `1 - ENOUGH_KNOWN`; those that are left are passed over.
     """
-    if not np.isfinite(value) or not np.isfinite(replicates).all():
+    known = replicates[np.isfinite(replicates)]
+    if not np.isfinite(value) or len(known) < ENOUGH_KNOWN * len(replicates):
         return None
     tail = 50.0 * (1.0 - level)
-    low, high = np.percentile(replicates - replicates.mean(), [tail, 100.0 - tail]) + value
+    low, high = np.percentile(known - known.mean(), [tail, 100.0 - tail]) + value
     low, high = min(low, value), max(high, value)
     return float(max(low, measure.low)), float(min(high, measure.high))

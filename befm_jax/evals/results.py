@@ -56,7 +56,8 @@ class Figure:
         ceiling: other people's score; None where unknown.
         skill: (uniform - value) / (uniform - floor); None where undefined.
         items: the number of items.
-        people: the number of observations; of a check, of questions.
+        people: the number of observations; of a check, of questions; of published contrasts, of
+            arms; in a task that is played, of the respondent's own choices.
         outside: share of answers outside the answer sets, over all answered items.
         unread: draws in which no answer could be read.
         note: why a field is None, and other remarks.

@@ -2,7 +2,8 @@
 
 See `befm_jax.tasks.sensitivity`.  Nobody's answers are compared with: a respondent is compared with
 itself.  Of its answers to the unchanged question the change makes some wrong; a figure is the share
-of these that are not given any more.  So a question whose old answers happen to be right after the
+of these that are not given any more, or how much of the way to where they belong they have moved on
+a scale.  So a question whose old answers happen to be right after the
 change as well says little, and weighs little.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float64, Num
@@ -24,8 +26,6 @@ from befm_jax.tasks import Task
 
 # Below this, most of what the change makes wrong stays: the respondent does not read it.
 READS = 0.5
-# For an interval.
-_ENOUGH_QUESTIONS = 5
 Responses = Mapping[str, Response]
 Pair = tuple[Item, Item]
 
@@ -64,7 +64,8 @@ def evaluate(
         DataError: no question that was answered with the change and without.
     """
     (measure,) = (measures.get(name) for name in task.measures)
-    pairs, skipped = _pairs(items, responses)
+    asked, skipped = _pairs(items, responses)
+    pairs = [pair for pair in asked if not any(responses[item.id].empty for item in pair)]
     if not pairs:
         reasons = "; ".join(f"{reason}: {len(ids)}" for reason, ids in skipped.items())
         raise DataError(f"{task.name}: {respondent} answered no question twice ({reasons})")
@@ -87,21 +88,23 @@ def evaluate(
             for name, one in sums.items()
         }
         value, ends = values.pop(respondent), None
-        if len(own) >= _ENOUGH_QUESTIONS:
+        if len(own) >= resampling.ENOUGH_CLUSTERS:
             replicates = _mean(measure, sums[respondent], resampled, by_change)
-            # Resamples that have none of these questions.
-            ends = resampling.interval(value, replicates[np.isfinite(replicates)], measure)
-        answered = [responses[item.id] for at in own for item in pairs[at]]
+            ends = resampling.interval(value, replicates, measure)
+        items_asked = {
+            item.id for pair in asked if where.items() <= pair[1].labels.items() for item in pair
+        }
+        answered = [responses[id] for id in sorted(items_asked)]
         stops = [one.ends_after_answer for one in answered if one.ends_after_answer is not None]
         outside = float(np.mean([one.outside for one in answered]))
-        remarks = verdict(where, value), outside_remark(outside)
-        return Figure(
+        known = bool(np.isfinite(value))
+        found = Figure(
             task=task.name,
             measure=measure.name,
             level=measure.level,
             respondent=respondent,
             where=dict(where),
-            value=value if np.isfinite(value) else None,
+            value=value if known else None,
             ci95=ends,
             floor=None,
             ceiling=None,
@@ -110,12 +113,18 @@ def evaluate(
             people=float(len(own)),
             outside=outside,
             unread=sum(one.unread for one in answered),
-            note="; ".join(filter(None, remarks)),
             unit=measure.unit,
             draws=sum(one.draws for one in answered),
             ends_after_answer=float(np.mean(stops)) if stops else None,
             beside={name: own if np.isfinite(own) else None for name, own in values.items()},
         )
+        what = where.get("change", "")
+        unknown = (
+            f"shows nothing of {f'the {what}' if what else 'it'}: the change makes hardly any of "
+            "its answers wrong"
+        )
+        remarks = verdict(found) if known else unknown, outside_remark(outside)
+        return replace(found, note="; ".join(filter(None, remarks)))
 
     wheres = [{label: of[label]} for label in (task.average, *task.groups) for of in labels]
     figures = [figure({}), *map(figure, {tuple(w.items()): w for w in wheres}.values())]
@@ -123,22 +132,26 @@ def evaluate(
     return Evaluation(task, respondent, figures, distributions, skipped, resamples, seed)
 
 
-def verdict(where: Mapping[str, str], value: float) -> str:
-    """What a figure says of a respondent, to follow its name; "" where it follows the change."""
-    change = where.get("change", "")
-    if not np.isfinite(value):
-        what = f"the {change}" if change else "it"
-        return f"shows nothing of {what}: the change makes hardly any of its answers wrong"
-    if not change or value >= READS:
+def verdict(figure: Figure) -> str:
+    """What a figure says that its respondent does not read, to follow its name; "" for nothing.
+
+    Where there is an interval, all of it must be below `READS`.
+    """
+    change, value = figure.where.get("change", ""), figure.value
+    if not change or value is None or (figure.ci95 or (value, value))[1] >= READS:
         return ""
+    asked = "1 question" if figure.items == 1 else f"{figure.items} questions"
     return (
-        f"does not read the {change}: {min(1.0, 1.0 - value):.0%} of the answers that its change "
-        "makes wrong are still given"
+        f"does not read the {change}: in {asked} its answers go {max(0.0, value):.0%} of the way "
+        "that the change demands"
     )
 
 
 def _pairs(items: Sequence[Item], responses: Responses) -> tuple[list[Pair], dict[str, list[str]]]:
-    """The unchanged and the changed item of each question with both answers, and why not others."""
+    """The unchanged and the changed item of each question with both responses.
+
+    Also which are in no figure, and why; pairs of which an answer is empty are in both.
+    """
     by_id = {item.id: item for item in items}
     pairs: list[Pair] = []
     skipped: dict[str, list[str]] = {}
@@ -146,13 +159,12 @@ def _pairs(items: Sequence[Item], responses: Responses) -> tuple[list[Pair], dic
         if "changed_from" not in item.notes:
             continue
         pair = by_id[item.notes["changed_from"]], item
-        both = [responses.get(one.id) for one in pair]
-        if any(one is None for one in both):
+        if any(one.id not in responses for one in pair):
             skipped.setdefault("no response", []).append(item.id)
-        elif any(one is None or one.empty for one in both):
+            continue
+        pairs.append(pair)
+        if any(responses[one.id].empty for one in pair):
             skipped.setdefault("nothing answered is in the answer set", []).append(item.id)
-        else:
-            pairs.append(pair)
     return pairs, skipped
 
 

@@ -2,7 +2,8 @@
 
 They go by the notes of a question (`befm_jax.tasks.play.Episode`): where answers are more or less
 cooperative, `cooperation` (`[A]`, from 0 to 1) and `others`, the mean cooperation of the others in
-the round before (None in the first); in the guessing game `averages` by round and the `fraction`.
+the round before (None in the first), and `forgives`, how often a generous player of a dilemma does;
+in the guessing game `averages` by round and the `fraction`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,7 @@ from befm_jax.data.responses import How, Response
 from befm_jax.errors import DataError
 
 Shares = Float64[np.ndarray, " A"]
-# How often a generous player forgives. At the usual payoffs of 5, 3, 1 and 0 it is the most that
-# others can't exploit (M. Nowak, K. Sigmund, "Tit for tat in heterogeneous populations", Nature
-# 355, 1992).
+# How often a generous player forgives where a game has no bound of its own, `forgives`.
 _FORGIVES = 1.0 / 3.0
 
 
@@ -46,7 +45,8 @@ def _tit_for_tat(item: Item) -> Shares:
 
 
 def _generous_tit_for_tat(item: Item) -> Shares:
-    return (1.0 - _FORGIVES) * _tit_for_tat(item) + _FORGIVES * _nearest(item, 1.0)
+    forgives = item.notes.get("forgives", _FORGIVES)
+    return (1.0 - forgives) * _tit_for_tat(item) + forgives * _nearest(item, 1.0)
 
 
 def _equilibrium(item: Item) -> Shares:
@@ -75,7 +75,8 @@ _STRATEGIES: Mapping[str, tuple[str, Callable[[Item], Shares]]] = {
         _tit_for_tat,
     ),
     "generous_tit_for_tat": (
-        "As tit for tat, but with probability 1/3 it cooperates fully whatever the others did.",
+        "As tit for tat, but it sometimes cooperates fully whatever the others did: in a dilemma "
+        "with the highest probability that others can't exploit, else 1/3.",
         _generous_tit_for_tat,
     ),
     "level_1": (

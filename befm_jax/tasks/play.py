@@ -72,6 +72,7 @@ class Move:
         reward: of the round.
         cooperation: from 0 to 1; None where an answer is neither more nor less of it.
         outside: probability, or share of draws, outside the answer set.
+        unread: draws in which no answer could be read.
     """
 
     round: int
@@ -82,6 +83,7 @@ class Move:
     reward: float
     cooperation: float | None
     outside: float
+    unread: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ def play(
                         float(reward),
                         None if cooperation is None else float(cooperation[answer]),
                         responses[item.id].outside,
+                        responses[item.id].unread,
                     )
                 )
     return [Trajectory(one.id, dict(one.labels), tuple(moves[one.id])) for one in episodes]

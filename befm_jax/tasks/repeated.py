@@ -246,6 +246,13 @@ class Dilemma(Cooperating):
         sucker, penalty, reward, temptation = payoffs
         self._table = ((reward, sucker), (temptation, penalty))
         self._error, self._rng = float(row.design["error"]), rng
+        # More often, others could exploit, or defectors do better (M. Nowak, K. Sigmund, "Tit for
+        # tat in heterogeneous populations", Nature 355, 1992).
+        bounds = (
+            1.0 - (temptation - reward) / (reward - sucker),
+            (reward - penalty) / (temptation - penalty),
+        )
+        self._forgives = max(0.0, min(bounds))
         # Neither gains by defecting once if all cooperation ends with that (the grim trigger).
         worth = (temptation - reward) / (temptation - penalty)
         self._lasting = not self._error and row.design.get("continuation", 0.0) >= worth
@@ -264,6 +271,10 @@ class Dilemma(Cooperating):
         """Of both, in points."""
         own, other = choices
         return self._table[own][other], self._table[other][own]
+
+    def notes(self, seat: int) -> Mapping[str, Any]:
+        """As of every game, and `forgives`, the probability with which a generous player does."""
+        return {**super().notes(seat), "forgives": self._forgives}
 
     def learnt(self, seat: int) -> Mapping[str, Any]:
         """What was carried out."""
@@ -468,6 +479,7 @@ def _of_others(row: Played, decision: Decision) -> list[int] | None:
 class Observed(NamedTuple):
     """What a person did in a round, in terms of cooperation from 0 to 1."""
 
+    person: str
     setting: str
     round: int
     cooperation: float
@@ -476,7 +488,7 @@ class Observed(NamedTuple):
 def observed(rows: Iterable[Any]) -> list[Observed]:
     """What people of the rows did, where they are dilemmas and public goods."""
     return [
-        Observed(_setting(row), decision.round, _cooperation(row)[decision.choice])
+        Observed(row.person, _setting(row), decision.round, _cooperation(row)[decision.choice])
         for row in rows
         if isinstance(row, Played)
         for decision in row.decisions

@@ -9,7 +9,7 @@ wrong, whatever people would do:
 - "labels": in a game of two actions, each name stands for the other action's payoffs;
 - "order": the same game with the other action named first throughout;
 - "wording": what is left is asked for in the place of what is decided;
-- "instruction": everybody is to give one certain answer, which is nobody's habit.
+- "instruction": everybody is to give one certain answer, the last but one.
 
 Both questions of a pair have the answer set of the unchanged one, so that a respondent that goes on
 as before is seen to do so.  `notes` of a changed question say which answers are right there, or

@@ -311,15 +311,17 @@ def test_an_impossible_answer_leaves_the_log_score_undefined_with_a_note():
     assert "person by person" in figure(found, "spearman").note
 
 
-def test_one_person_has_no_interval():
-    items, responses = persons(1, np.random.default_rng(0))
-    found = evaluate(task(), items, responses, respondent="me", resamples=50)
-    assert figure(found, "crps").value is not None
-    assert figure(found, "crps").ci95 is None
-    assert "one person" in figure(found, "crps").note
+@pytest.mark.parametrize("number", [1, 4, 5])
+def test_four_persons_have_no_interval(number):
+    items, responses = persons(number, np.random.default_rng(0))
+    found = figure(evaluate(task(), items, responses, respondent="me", resamples=50), "crps")
+    assert found.value is not None
+    assert (found.ci95 is None) is (number < 5)
+    note = f"no interval: it needs 5 clusters, and this has {number} (person)"
+    assert (note in found.note) is (number < 5)
 
 
-def test_a_group_that_some_resamples_lack_has_a_figure_without_interval():
+def test_a_group_of_few_has_a_figure_without_interval():
     items, responses = persons(30, np.random.default_rng(0))
     rare = [
         Item(one.id, one.prompt, one.answers, one.target, {**one.labels, "sex": "x"})
@@ -328,7 +330,7 @@ def test_a_group_that_some_resamples_lack_has_a_figure_without_interval():
     ]  # fmt: skip
     found = evaluate(task(groups=("sex",)), rare, responses, respondent="me", resamples=200)
     assert figure(found, "crps", {"sex": "x"}).ci95 is None
-    assert "so few people" in figure(found, "crps", {"sex": "x"}).note
+    assert "needs 5 clusters" in figure(found, "crps", {"sex": "x"}).note
     assert figure(found, "crps", {"sex": "f"}).ci95 is not None
 
 

@@ -257,3 +257,39 @@ def test_points_are_shown_in_the_items_own_unit(found):
     assert report.own_unit(mean) == f"{mean.value:.2f} points"
     assert report.unit(mean) == "points (100: the whole scale)"
     assert report.unit(found.figure("games", "log_score", "tuned")) == "nats"
+
+
+@pytest.mark.parametrize(
+    ("better", "said"),
+    [("low", "smaller is better"), ("high", "larger is better"), ("0", "0 is best"), ("", "")],
+)
+def test_which_figures_are_good(found, better, said):
+    other = copy.deepcopy(found)
+    other.tasks["papers"]["measures"]["rouge1"]["better"] = better
+    papers = report.summary(other).split("\n\n")[2]
+    assert papers.splitlines()[0] == "papers: rouge1 in share" + (f"; {said}" if said else "")
+    page = report.html(other)
+    assert f'rouge1 <span class="soft">(share{", " if said else ""}{said})</span>' in page
+
+
+@pytest.mark.parametrize(
+    ("better", "floor", "said"), [("low", 0.1, True), ("low", None, False), ("high", 0.1, False)]
+)
+def test_floors_are_named_under_groups_only_where_there_are_some(found, better, floor, said):
+    other = changed(copy.deepcopy(found), level="distribution", floor=floor)
+    other.tasks[made_up_results.SURVEY.name]["measures"]["accuracy"]["better"] = better
+    assert ("compare a figure with its floor" in report.html(other)) is said
+
+
+def test_of_published_contrasts_arms_are_counted(found):
+    other = copy.deepcopy(found)
+    measured = other.tasks["papers"]["measures"]
+    measured["effect_sign"] = measured.pop("rouge1")
+    other.figures = [
+        dataclasses.replace(one, measure="effect_sign") if one.task == "papers" else one
+        for one in other.figures
+    ]
+    assert [one.counts for one in report.sections(other)] == ["people", "people", "arms"]
+    page = report.html(other)
+    assert "1 item, each an arm of a published contrast." in page
+    assert "1 answers of people" not in page

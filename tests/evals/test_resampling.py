@@ -82,6 +82,14 @@ def test_an_undefined_figure_has_no_interval():
     assert resampling.interval(1.0, np.array([1.0, np.nan]), metric) is None
 
 
+def test_a_few_undefined_resamples_are_passed_over():
+    metric = MEASURES["log_score"]
+    replicates = np.random.default_rng(0).normal(1.0, 0.1, 96)
+    some = np.concatenate([replicates, np.full(4, np.nan)])
+    assert resampling.interval(1.0, some, metric) == resampling.interval(1.0, replicates, metric)
+    assert resampling.interval(1.0, np.append(some, [np.nan] * 2), metric) is None
+
+
 def test_one_resample_is_refused():
     with pytest.raises(ValueError, match="at least 2"):
         resampling.compare(

@@ -1,5 +1,7 @@
 """Who follows a change of the question and who goes on as before, by hand-made responses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -75,8 +77,8 @@ def test_who_follows_has_1_and_who_answers_as_before_0():
         "order of the actions",
     ]  # fmt: skip
     assert notes["endowment"] == (
-        "does not read the endowment: 100% of the answers that its change makes wrong are still "
-        "given"
+        "does not read the endowment: in 3 questions its answers go 0% of the way that the change "
+        "demands"
     )
     assert all(note.startswith(f"does not read the {change}: ") for change, note in notes.items())
     assert [one.note for one in evaluated(followed).figures] == [""] * (1 + 7 + 14)
@@ -104,6 +106,20 @@ def test_a_figure_is_the_share_of_wrong_answers_that_are_not_given_any_more():
     assert found.figures[0].value == pytest.approx(
         np.mean([figure.value for figure in by_change(found).values()])
     )
+
+
+def test_an_answer_that_is_nearly_where_it_belongs_on_a_scale_is_nearly_right():
+    def one_off(item):
+        top = len(item.answers) - 1
+        given = top // 4
+        return item.answers.one(top - given - 1 if item.id.endswith("/wording") else given)
+
+    found = by_change(evaluated(one_off))["wording"]
+    # Old answers are off by the scale less twice what is given: 100 - 50 and 20 - 10 of the whole.
+    tops = [len(item.answers) - 1 for item in ITEMS if item.id.endswith("/wording")]
+    off = sum(1 / top for top in tops), sum((top - 2 * (top // 4)) / top for top in tops)
+    assert found.value == pytest.approx(1.0 - off[0] / off[1])
+    assert found.value > 0.9
 
 
 def test_an_action_by_name_alone_is_told_from_one_by_place_alone():
@@ -143,8 +159,9 @@ def test_what_a_habit_can_not_show_is_not_in_the_mean():
 
 def test_questions_that_were_not_answered_twice_are_left_out():
     some = responses(followed)
+    some = {id: replace(one, draws=10, unread=1) for id, one in some.items()}
     del some["dictator"], some["push_pull/order"]
-    some["public_goods/wording"] = Response("public_goods/wording", np.zeros(21), True, 1.0)
+    some["public_goods/wording"] = Response("public_goods/wording", np.zeros(21), True, 1.0, 10, 1)
     found = sensitivity.evaluate(TASK, ITEMS, some, respondent="me", resamples=20)
     assert found.skipped == {
         "no response": [
@@ -153,8 +170,37 @@ def test_questions_that_were_not_answered_twice_are_left_out():
         "nothing answered is in the answer set": ["public_goods/wording"],
     }  # fmt: skip
     assert "order of the actions" not in by_change(found)
+    # What is outside is of every question that was asked twice, once each.
+    pairs = [
+        (item.notes["changed_from"], item.id) for item in ITEMS if "changed_from" in item.notes
+    ]
+    asked = {id for pair in pairs if set(pair) <= set(some) for id in pair}
+    assert found.figures[0].outside == pytest.approx(np.mean([some[id].outside for id in asked]))
+    assert (found.figures[0].draws, found.figures[0].unread) == (10 * len(asked), len(asked))
     with pytest.raises(DataError, match="me answered no question twice"):
         sensitivity.evaluate(TASK, ITEMS[:1], some, respondent="me")
+
+
+def test_only_what_is_surely_not_read_is_said_and_only_where_answers_are_in_the_set():
+    figure = next(one for one in evaluated(unnoticed).figures if one.where.get("change"))
+    for value, ends, said in (
+        (0.4, None, True),
+        (0.4, (0.3, 0.45), True),
+        (0.4, (0.1, 0.6), False),
+    ):
+        assert bool(sensitivity.verdict(replace(figure, value=value, ci95=ends))) is said
+
+    def findings(answer, outside=0.0):
+        results = Results()
+        own = {name: replace(one, outside=outside) for name, one in responses(answer).items()}
+        evaluation = sensitivity.evaluate(TASK, ITEMS, own, respondent="me", resamples=20)
+        results.add(evaluation, {}, Exact())
+        return report.sections(results)[0].findings
+
+    assert len(findings(unnoticed)) == 7
+    # The notes of these figures say that something is outside, or that a habit shows nothing.
+    assert findings(followed, 0.1) == findings(unnoticed, 0.6) == []
+    assert not any("nothing" in one for one in findings(lambda item: item.answers.one(0)))
 
 
 def test_report_and_results_name_what_is_not_read_with_the_figure(tmp_path):
@@ -164,8 +210,8 @@ def test_report_and_results_name_what_is_not_read_with_the_figure(tmp_path):
     assert results.figures[0].beside == {"uniform": pytest.approx(0.0, abs=1e-9)}
     report.write(results, tmp_path)
     sentence = (
-        "me does not read the endowment: 100% of the answers that its change makes wrong are still "
-        "given (follows change "
+        "me does not read the endowment: in 3 questions its answers go 0% of the way that the "
+        "change demands (follows change "
     )
     assert sentence in report.summary(results)
     page = (tmp_path / "report.html").read_text()

@@ -98,6 +98,24 @@ class TestDilemma:
         assert own[0].cooperation == 1
         assert np.mean([move.cooperation for move in own[1:]]) == pytest.approx(1 / 3, abs=0.06)
 
+    @pytest.mark.parametrize(
+        ("payoffs", "forgives"),
+        [
+            ((0, 1, 3, 5), 1 / 3),
+            ((0, 300, 400, 700), 1 / 4),
+            ((0, 5, 6, 7), 1 / 2),  # 1 - 1 / 6, 1 / 2
+            ((0, 1, 3, 9), 0.0),  # to take turns in defecting is worth more than to cooperate
+        ],
+    )
+    def test_how_often_it_forgives_depends_on_the_payoffs(self, payoffs, forgives):
+        design = dict(zip(("sucker", "penalty", "reward", "temptation"), payoffs, strict=True))
+        row = replace(repeated.dilemmas().rows[0], design={**design, "continuation": 0.5})
+        episode = repeated.Dilemma(row, DEFAULT, "tit_for_tat", 2, np.random.default_rng(0))
+        episode.take([0, 1])
+        (_, asked), _ = episode.questions()
+        (response,) = ALL["generous_tit_for_tat"].respond([asked], Exact())
+        assert response.shares == pytest.approx([forgives, 1 - forgives])
+
     @pytest.mark.parametrize(("continuation", "lasts"), [(0.49, False), (0.51, True)])
     def test_from_the_equilibrium_no_single_defection_pays(self, continuation, lasts):
         """The threshold is (5 - 3) / (5 - 1); payoffs are discounted by the continuation."""
@@ -196,7 +214,9 @@ class TestPublicGoods:
         own, others = played(recorded, ALL["always_defect"])
         assert answers(others) == ["[20]", "[7]", "[0]", "[0]"]
         assert rewards(own) == pytest.approx([20 + 27 * 2 / 3, 20])
-        assert repeated.observed([row]) == [("here", 1, 0.2), ("here", 2, 1.0)]
+        assert repeated.observed([row]) == [
+            (row.person, "here", 1, 0.2), (row.person, "here", 2, 1.0),
+        ]  # fmt: skip
         # As the person did, the gain is the recorded one.
         assert round(20 - 4 + 31 * 2 / 3) == 37
         own, others = played(itself, ALL["always_cooperate"])
@@ -284,6 +304,7 @@ class TestPlay:
     def test_what_cant_be_read_is_drawn_and_counted(self):
         own, _ = played(dilemma("uniform", 400), Fixed(0, 0), Sampled(7))
         assert {move.outside for move in own} == {1}
+        assert {move.unread for move in own} == {1}
         assert np.mean([move.cooperation for move in own]) == pytest.approx(0.5, abs=0.07)
 
     def test_two_respondents_play_with_each_other(self):
@@ -381,7 +402,7 @@ class TestTasks:
         assert [len(one.moves) for one in found] == [6, 6, 2, 2]
         setting = "continuation 0.75, reward 40"
         assert repeated.observed(source.rows.rows) == [
-            (setting, 1, 1), (setting, 2, 0), (setting, 3, 1), (setting, 1, 0),
+            ("a", setting, 1, 1), ("a", setting, 2, 0), ("a", setting, 3, 1), ("b", setting, 1, 0),
         ]  # fmt: skip
 
     def test_lengths_are_drawn_by_the_probability_to_go_on(self):

@@ -34,6 +34,8 @@ from befm_jax.errors import DataError, UserError, printable
 OPENAI = "https://api.openai.com/v1"
 # The environment variable of the key.
 KEY = "OPENAI_API_KEY"
+# A key has this many characters or more; what is shorter stands in for one at a server without.
+_SHORTEST_KEY = 8
 # How often the openai package tries a request again, and we one whose reply is damaged.
 _RETRIES, _DAMAGED = 10, 5
 # Seconds before a damaged reply is asked for again; twice as many each time.
@@ -435,8 +437,13 @@ def _key() -> str:
     return os.environ.get(KEY, "").strip()
 
 
+def _holds_key(text: str) -> bool:
+    """Whether a text holds the key; a placeholder such as `1` or `EMPTY` is none."""
+    return len(_key()) >= _SHORTEST_KEY and _key() in text
+
+
 def _without_key(text: str) -> str:
-    return text.replace(_key(), "***") if _key() else text
+    return text.replace(_key(), "***") if _holds_key(text) else text
 
 
 def _tokens(reply: Any, most: Tokens) -> Tokens:

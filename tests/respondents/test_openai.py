@@ -6,7 +6,6 @@ costs and loses is counted from what the server was asked.
 
 import json
 import math
-import os
 import random
 import subprocess
 import sys
@@ -23,7 +22,7 @@ pytest.importorskip("openai", reason="needs the extra api")
 from befm_jax.data.items import AnswerSet, FreeText, Item, Message
 from befm_jax.data.responses import Exact, ResponseFile, Sampled
 from befm_jax.errors import DataError, UserError
-from befm_jax.respondents import requests
+from befm_jax.respondents import openai, requests
 from befm_jax.respondents.openai import OpenAI
 from befm_jax.respondents.requests import KEY, Client, Spending
 from tests.helpers import openai_server
@@ -264,6 +263,14 @@ def test_what_a_server_repeats_of_the_key_is_not_kept(tmp_path):
     assert SECRET not in kept.read_text() + repr(model.client) + json.dumps(model.describe())
 
 
+@pytest.mark.parametrize("placeholder", ["1", "x", "EMPTY"])
+def test_a_placeholder_of_a_key_is_replaced_nowhere(monkeypatch, placeholder):
+    monkeypatch.setenv(KEY, placeholder)
+    with Server(lambda body: "[1] x EMPTY") as server:
+        (response,) = asking(server).respond([item("a")], Sampled(1))
+    assert response.texts == ("[1] x EMPTY",)
+
+
 def test_the_cost_is_said_first_and_needs_a_yes_or_a_limit(capsys, tmp_path):
     how, prices = Sampled(10), (2.0, 8.0)
     with Server(by_seed) as server:
@@ -333,6 +340,24 @@ def test_prompt_logprobs_are_exact_distributions(tmp_path):
         mass, response = expected(one, before(one)), found[one.id]
         assert response.exact
         np.testing.assert_allclose(response.shares * (1 - response.outside), mass, rtol=1e-9)
+
+
+def test_answers_of_which_one_begins_another_are_not_scored():
+    one = item("a", AnswerSet(("A", "B", "AB"), kind="letters"))
+    with (
+        Server(gives=("prompt_logprobs",)) as server,
+        pytest.raises(DataError, match=r"item a: A also begins AB, .*--sampled"),
+    ):
+        list(asking(server).respond([one], Exact()))
+    assert not server.requests
+
+
+def test_an_answer_after_a_line_feed_is_another():
+    tokens = [("[", -1.0), ("33", -2.0), ("]", -4.0)]
+    assert openai._of_ending("[33]", [("so", -8.0), *tokens]) == -7.0
+    assert openai._of_ending("[33]", [(" [", -1.0), *tokens[1:]]) == -7.0
+    with pytest.raises(DataError, match=r"spell '.n\[33\]'"):
+        openai._of_ending("[33]", [("\n[", -1.0), *tokens[1:]])
 
 
 def test_echo_is_an_exact_distribution_in_the_tokenizers_template(tmp_path):
@@ -438,4 +463,3 @@ def test_it_can_be_closed_in_the_middle():
         asked = len(server.requests)
         time.sleep(0.2)
         assert len(server.requests) <= asked + 2
-    assert os.environ[KEY] == SECRET

@@ -13,12 +13,15 @@ Answers are read as `AnswerSet.parse` says; those that can't be are counted, and
 - `logprobs` of a chat's first token, where each answer of the set is one token and among the
   twenty likeliest.
 
-Another server is refused with the reason.
+Another server is refused with the reason.  The probability of an answer is that of its text,
+whatever follows: none of these says where a turn ends, whose probability the engine counts in.  So
+answers of which one begins another (`A`, `AB`) are refused, too.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -117,7 +120,8 @@ class OpenAI:
         costs is said first, unless `admit` was called.
 
         Raises:
-            DataError: free text, or a server without the log-probabilities, is asked exactly.
+            DataError: free text, answers of which one begins another, or a server without the
+                log-probabilities are asked exactly.
             UserError: as `Client.admit` and `Client.each`.
         """
         if not self._admitted:
@@ -161,6 +165,13 @@ class OpenAI:
         for item in items:
             if isinstance(item.answers, FreeText):
                 raise DataError(f"item {item.id}: free text has no distribution; draw it instead")
+            # Sorted, what begins another is right before one that it begins.
+            for one, other in itertools.pairwise(sorted(item.answers.written)):
+                if other.startswith(one):
+                    raise DataError(
+                        f"item {item.id}: {one} also begins {other}, and a server does not say "
+                        "where an answer ends; draw answers instead (--sampled)"
+                    )
         if not items:
             return
         by_id = {item.id: item for item in items}
@@ -317,9 +328,10 @@ def _of_ending(answer: str, tokens: Sequence[tuple[str, float]]) -> float:
     text, total = "", 0.0
     for token, log_probability in reversed(tokens):
         text, total = token + text, total + _log(log_probability)
-        if text.strip() == answer:
+        # A first token may begin with a space; a line feed would be part of what is answered.
+        if text.lstrip(" ") == answer:
             return total
-        if len(text.strip()) > len(answer):
+        if len(text.lstrip(" ")) > len(answer):
             break
     raise UnsupportedError(f"the last tokens of its prompts spell {text!r}, not {answer!r}")
 
@@ -353,7 +365,7 @@ def _first_tokens(
         raise UnsupportedError("chats: its replies have no logprobs")
     mass: dict[str, float] = {}
     for token in found["content"][0]["top_logprobs"]:
-        text = token["token"].strip()
+        text = token["token"].strip(" ")
         mass[text] = mass.get(text, 0.0) + math.exp(_log(token["logprob"]))
     for written in _closed(items[request.item]).written:
         if written not in mass:

@@ -81,7 +81,7 @@ class OpenAI:
         self.name = f"{PREFIX}{client.model}"
         self._tokenizer = tokenizer
         self._loaded: Any = None
-        self._admitted = False
+        self._admitted: set[tuple[str, str, How]] = set()
 
     def describe(self) -> dict[str, Any]:
         """The server's address, the model, and the tokenizer where one is given."""
@@ -111,21 +111,24 @@ class OpenAI:
                 else (_in_chat(item, at) for item in items for at in _places(item))
             )
         )
-        self._admitted = True
+        self._admitted |= {
+            (item.id, item.fingerprint, how) for items, how in asked for item in items
+        }
 
     def respond(self, items: Sequence[Item], how: How) -> Iterator[Response]:
         """A response to every item, as the last of its answers comes.
 
         A draw depends on the seed of `how`, the item's id and the participant's number.  What it
-        costs is said first, unless `admit` was called.
+        costs is said first, unless `admit` was called for the same items.
 
         Raises:
             DataError: free text, answers of which one begins another, or a server without the
                 log-probabilities are asked exactly.
             UserError: as `Client.admit` and `Client.each`.
         """
-        if not self._admitted:
-            self.admit([(items, how)])
+        new = [i for i in items if (i.id, i.fingerprint, how) not in self._admitted]
+        if new:
+            self.admit([(new, how)])
         return self._exact(items) if isinstance(how, Exact) else self._sampled(items, how)
 
     def _sampled(self, items: Sequence[Item], how: Sampled) -> Iterator[Response]:

@@ -249,7 +249,8 @@ def test_a_killed_run_asks_again_only_for_what_was_under_way(tmp_path):
 
 def test_a_damaged_file_of_answers_names_its_line(tmp_path):
     kept = tmp_path / "kept.jsonl"
-    kept.write_text('{"request": "a", "answer": "[1]"}\n{"request": 1}\n')
+    whole = '{"request": "a", "answer": "[1]", "tokens": [1, 2]}\n'
+    kept.write_text(whole + '{"request": 1}\n')
     with pytest.raises(DataError, match=r"kept.jsonl:2: not a kept answer"):
         Client("m", kept=kept)
 
@@ -304,6 +305,60 @@ def test_a_server_that_writes_more_than_asked_stops_at_the_limit(tmp_path):
             list(asking(server, concurrency=2, **limited).respond([item("a")], Sampled(30)))
     assert 4 <= len(server.requests) <= 7
     assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == len(server.requests)
+
+
+def test_a_limit_holds_over_reruns(tmp_path):
+    limited = {"spending": Spending(tokens=400), "kept": tmp_path / "kept.jsonl"}
+    with Server(lambda body: "[1]" + " " * 247) as server:
+        list(asking(server, **limited).respond([item("a")], Sampled(1)))
+        again = asking(server, **limited)
+        assert again.client.spent == (3, 250)
+        list(again.respond([item("a")], Sampled(1)))
+        list(again.respond([item("b")], Sampled(1)))
+        with pytest.raises(
+            UserError, match=r"nothing was asked.*spent before: 6 tokens read and 5"
+        ):
+            list(asking(server, **limited).respond([item("c")], Sampled(1)))
+    assert len(server.requests) == 2
+
+
+def test_requests_without_a_reply_count_as_much_as_they_can_take(tmp_path):
+    kept = tmp_path / "kept.jsonl"
+    lost = [Fault(after=0.6), Fault(body=b'{"choices": []}' * 9, cut=True)]
+    with Server(lambda body: "[1]", lost) as server:
+        model = asking(server, kept=kept, timeout=0.3, concurrency=1)
+        list(model.respond([item("a")], Sampled(1)))
+        # 35 and 16 at most, twice; 3 and 3.
+        assert model.client.spent == asking(server, kept=kept).client.spent == (73, 35)
+        server.faults = lost * 2
+        model = asking(server, spending=Spending(tokens=120), timeout=0.3, concurrency=1)
+        with pytest.raises(UserError, match="is reached: 70 tokens read and 32 written"):
+            list(model.respond([item("a")], Sampled(2)))
+
+
+def test_a_longer_wait_than_is_asked_for_in_earnest_ends(monkeypatch):
+    monkeypatch.setattr(requests, "_LONGEST_ASKED", 0.2)
+    with Server(by_seed, [Fault(429, headers={"Retry-After": "7200"})]) as server:
+        (response,) = asking(server).respond([item("a")], Sampled(1))
+    assert response.draws == 1
+
+
+def test_what_is_new_is_said_and_allowed_each_time(capsys):
+    with Server(by_seed) as server:
+        model = asking(server, spending=Spending())
+        model.admit([([], Sampled(1))])
+        with pytest.raises(UserError, match="nothing was asked: 1 requests"):
+            list(model.respond([item("a")], Sampled(1)))
+        with pytest.raises(UserError, match="no --yes"):
+            list(model.client.each(model._draws([item("a")], Sampled(1)), openai.text_of))
+        assert not server.requests
+        model = asking(server)
+        model.admit([([item("a")], Sampled(1))])
+        capsys.readouterr()
+        list(model.respond([item("a")], Sampled(1)))
+        assert not capsys.readouterr().err
+        list(model.respond([item("b")], Sampled(1)))
+        assert "1 requests, at most" in capsys.readouterr().err
 
 
 def expected(one, text_before):

@@ -55,10 +55,19 @@ _UNCHANGED = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 class _Way(NamedTuple):
-    """A way to score whole answers: the request of an item's answer, and how its reply is read."""
+    """A way to score answers: the request of an item's answer, and how its reply is read.
+
+    `whole`: a request scores one answer, whose log-probability is read; else one request scores
+    all, whose probabilities are read.
+    """
 
     request: Callable[[Item, int], Request]
-    read: Callable[[Mapping[str, Item], Request, Mapping[str, Any]], float]
+    read: Callable[[Mapping[str, Item], Request, Mapping[str, Any]], Any]
+    whole: bool = True
+
+    def requests(self, item: Item) -> Iterator[Request]:
+        """What scores all answers of an item."""
+        return (self.request(item, at) for at in (_places(item) if self.whole else range(1)))
 
 
 class OpenAI:
@@ -81,6 +90,13 @@ class OpenAI:
         self.name = f"{PREFIX}{client.model}"
         self._tokenizer = tokenizer
         self._loaded: Any = None
+        echo = [_Way(self._echo, _echoed_log_probability)] if tokenizer else []
+        self._ways = [
+            _Way(_in_chat, _prompt_log_probability),
+            *echo,
+            _Way(_first_token, _first_tokens, whole=False),
+        ]
+        self._found: tuple[_Way, list[str]] | None = None
         self._admitted: set[tuple[str, str, How]] = set()
 
     def describe(self) -> dict[str, Any]:
@@ -108,7 +124,12 @@ class OpenAI:
                 self._draws(items, how)
                 if isinstance(how, Sampled)
                 # Whole answers, the dearest of the three ways.
-                else (_in_chat(item, at) for item in items for at in _places(item))
+                else (
+                    _in_chat(item, at)
+                    for item in items
+                    if not any(self._has(way, [item]) for way in self._ways)
+                    for at in _places(item)
+                )
             )
         )
         self._admitted |= {
@@ -178,43 +199,56 @@ class OpenAI:
         if not items:
             return
         by_id = {item.id: item for item in items}
-        way, reasons = self._way(items[0])
-        if way is None:
-            first_tokens = partial(_first_tokens, by_id)
-            try:
-                for request, mass in self.client.each(map(_first_token, items), first_tokens):
-                    yield _response_of(request.item, mass)
-            except (RefusedError, UnsupportedError) as error:
-                raise DataError(
-                    f"{self.name} has no exact distributions; draw answers instead (--sampled). "
-                    f"{'; '.join((*reasons, str(error)))}"
-                ) from None
-            return
-        logs: dict[str, dict[int, float]] = {}
-        requests = (way.request(item, at) for item in items for at in _places(item))
-        for request, log_probability in self.client.each(requests, partial(way.read, by_id)):
-            found = logs.setdefault(request.item, {})
-            found[request.number] = log_probability
-            places = _places(by_id[request.item])
-            if len(found) == len(places):
-                del logs[request.item]
-                yield _response_of(request.item, [math.exp(found[place]) for place in places])
+        way, reasons = self._way(items)
+        found: dict[str, dict[int, Any]] = {}
+        requests = (request for item in items for request in way.requests(item))
+        try:
+            for request, read in self.client.each(requests, partial(way.read, by_id)):
+                logs = found.setdefault(request.item, {})
+                logs[request.number] = read
+                places = _places(by_id[request.item])
+                if not way.whole:
+                    yield _response_of(request.item, read)
+                elif len(logs) == len(places):
+                    del found[request.item]
+                    yield _response_of(request.item, [math.exp(logs[place]) for place in places])
+        except (RefusedError, UnsupportedError) as error:
+            if way.whole:
+                raise
+            raise DataError(
+                f"{self.name} has no exact distributions; draw answers instead (--sampled). "
+                f"{'; '.join((*reasons, str(error)))}"
+            ) from None
 
-    def _way(self, item: Item) -> tuple[_Way | None, list[str]]:
-        """How this server scores whole answers, and why not in another way."""
-        ways = [_Way(_in_chat, _prompt_log_probability)]
-        if self._tokenizer:
-            ways.append(_Way(self._echo, _echoed_log_probability))
-        reasons = []
-        for way in ways:
-            try:
-                request = way.request(item, 0)
-                list(self.client.each([request], partial(way.read, {item.id: item})))
-            except (RefusedError, UnsupportedError) as error:
-                reasons.append(str(error))
+    def _has(self, way: _Way, items: Sequence[Item]) -> bool:
+        """Whether all answers of items in a way are kept; of free text there are none."""
+        return all(
+            isinstance(item.answers, AnswerSet) and all(map(self.client.has, way.requests(item)))
+            for item in items
+        )
+
+    def _way(self, items: Sequence[Item]) -> tuple[_Way, list[str]]:
+        """How this server scores answers, and why not in the ways before; the last is not tried.
+
+        Where all answers of the items are kept nothing is asked.
+        """
+        for way in self._ways:
+            if self._has(way, items):
+                return way, []
+        if self._found is None:
+            reasons: list[str] = []
+            for way in self._ways[:-1]:
+                try:
+                    probe = partial(way.read, {items[0].id: items[0]})
+                    list(self.client.each([way.request(items[0], 0)], probe))
+                except (RefusedError, UnsupportedError) as error:
+                    reasons.append(str(error))
+                else:
+                    break
             else:
-                return way, reasons
-        return None, reasons
+                way = self._ways[-1]
+            self._found = way, reasons
+        return self._found
 
     def _echo(self, item: Item, position: int) -> Request:
         """A completion of the prompt in the tokenizer's chat template, and an answer after it."""
@@ -346,7 +380,7 @@ def _log(value: float) -> float:
     return float(value)
 
 
-def _first_token(item: Item) -> Request:
+def _first_token(item: Item, position: int) -> Request:
     """A chat's first token with its likeliest alternatives."""
     body = {
         "messages": _messages(item.prompt),
@@ -356,7 +390,7 @@ def _first_token(item: Item) -> Request:
         "logprobs": True,
         "top_logprobs": _TOP,
     }
-    return Request(item.id, 0, body, {"max_tokens": {"max_completion_tokens": 1}})
+    return Request(item.id, position, body, {"max_tokens": {"max_completion_tokens": 1}})
 
 
 def _first_tokens(

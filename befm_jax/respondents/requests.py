@@ -206,11 +206,15 @@ class Client:
         if self.kept is not None and self.kept.is_file():
             self._answers, self.spent = _read_answers(self.kept)
 
+    def has(self, request: Request) -> bool:
+        """Whether the answer of a request is kept."""
+        return self._name(request) in self._answers
+
     def missing(self, requests: Iterable[Request]) -> tuple[int, Tokens]:
         """How many of the requests have no answer yet, and the most that these can take."""
         number, tokens = 0, _NOTHING
         for request in requests:
-            if self._name(request) not in self._answers:
+            if not self.has(request):
                 number, tokens = number + 1, tokens.and_of(request.most)
         return number, tokens
 

@@ -415,6 +415,24 @@ def test_an_answer_after_a_line_feed_is_another():
         openai._of_ending("[33]", [("\n[", -1.0), *tokens[1:]])
 
 
+@pytest.mark.parametrize("gives", ["prompt_logprobs", "logprobs"])
+def test_exact_answers_that_are_kept_need_no_yes_and_no_request(tmp_path, gives):
+    items = [item(id, AnswerSet.labels("Push", "Pull")) for id in ("a", "b")]
+    kept = tmp_path / "kept.jsonl"
+    with Server(gives=(gives,)) as server:
+        server.first = {"[Push]": 0.5, "[Pull]": 0.25}
+        model = asking(server, kept=kept)
+        first = [response for one in items for response in model.respond([one], Exact())]
+        # A way that fails is tried once.
+        assert len(server.requests) == (4 if gives == "prompt_logprobs" else 3)
+        asked = len(server.requests)
+        again = asking(server, kept=kept, spending=Spending()).respond(items, Exact())
+        assert [response.shares.tolist() for response in again] == [
+            response.shares.tolist() for response in first
+        ]
+        assert len(server.requests) == asked
+
+
 def test_echo_is_an_exact_distribution_in_the_tokenizers_template(tmp_path):
     from tests.helpers import small
 

@@ -105,11 +105,15 @@ class OpenAI:
         return told | ({"tokenizer": self._tokenizer} if self._tokenizer else {})
 
     def first_prompt(self, items: Sequence[Item]) -> dict[str, Any]:
-        """The first item's prompt, for output files: `item`, and the messages as a `text`."""
+        """The first item's prompt, for output files.
+
+        `item`; the messages as a `text`; `left_out`, the fields that the server refused, if any.
+        """
         if not items:
             return {}
         text = "\n\n".join(f"{message.role}: {message.text}" for message in items[0].prompt)
-        return {"item": items[0].id, "text": text}
+        left_out = {"left_out": sorted(self.client.left_out)} if self.client.left_out else {}
+        return {"item": items[0].id, "text": text} | left_out
 
     def admit(self, asked: Sequence[tuple[Sequence[Item], How]]) -> None:
         """Says what it costs at most to ask items, before any is asked.
@@ -155,9 +159,10 @@ class OpenAI:
     def _sampled(self, items: Sequence[Item], how: Sampled) -> Iterator[Response]:
         by_id = {item.id: item for item in items}
         texts: dict[str, dict[int, str]] = {}
-        for request, text in self.client.each(self._draws(items, how), text_of):
+        requests = self._draws(items, how)
+        for request, text in self.client.each(requests, text_of, refusable=True):
             drawn = texts.setdefault(request.item, {})
-            drawn[request.number] = text
+            drawn[request.number] = text or ""
             if len(drawn) == how.n:
                 del texts[request.item]
                 yield _response(by_id[request.item], [drawn[number] for number in range(how.n)])

@@ -49,14 +49,19 @@ _LONGEST_ASKED = 600.0
 _AGAIN = (408, 409, 429)
 # Failures, as httpx names them, after which a server can't have got a request.
 _NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
-# Status codes by which a server says that it will not serve this request.
-_REFUSED = (400, 404, 405, 413, 415, 422)
+# Status codes by which a server says that it will not serve this request, and those that can be
+# about this prompt alone: it is too long, or its content is not wanted.
+_REFUSED, _OF_PROMPT = (400, 404, 405, 413, 415, 422), (400, 413, 422)
 # A token of text has three bytes or more, nearly always; a message has some tokens around it.
 _BYTES_A_TOKEN, _TOKENS_A_MESSAGE = 3, 10
 
 
 class RefusedError(DataError):
-    """A request that the server will not serve."""
+    """A request that the server will not serve, with the status and all that it said."""
+
+    def __init__(self, message: str, status: int, said: str) -> None:
+        super().__init__(message)
+        self.status, self.said = status, said
 
 
 class UnsupportedError(DataError):
@@ -169,6 +174,7 @@ class Client:
         spending: what may be spent.
         concurrency: the most requests at a time.
         timeout: seconds after which a request is tried again.
+        left_out: optional fields that the server refused, in earlier runs with `kept` too.
         spent: what the replies have read and written so far, those of `kept` and damaged ones
             included; a request that was sent and lost counts as `Request.most`.
 
@@ -185,11 +191,11 @@ class Client:
     concurrency: int = 16
     timeout: float = 120.0
     spent: Tokens = field(default=_NOTHING, init=False)
+    left_out: set[str] = field(default_factory=set, init=False)
     _answers: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _reserved: Tokens = field(default=_NOTHING, init=False, repr=False)
     # What is spent and in no line of the file yet.
     _unkept: Tokens = field(default=_NOTHING, init=False, repr=False)
-    _left_out: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self) -> None:
         try:
@@ -204,7 +210,7 @@ class Client:
         if not (_key().isascii() and _key().isprintable()):
             raise UserError(f"{KEY} is not a key: it has characters that no header can hold")
         if self.kept is not None and self.kept.is_file():
-            self._answers, self.spent = _read_answers(self.kept)
+            self._read_answers(self.kept)
 
     def has(self, request: Request) -> bool:
         """Whether the answer of a request is kept."""
@@ -240,7 +246,9 @@ class Client:
         before = f"; spent before: {self.spending.in_words(self.spent)}" if any(self.spent) else ""
         raise UserError(f"nothing was asked: {said}, which is above the limit ({limit}){before}")
 
-    def each(self, requests: Iterable[Request], read: Read) -> Iterator[tuple[Request, Any]]:
+    def each(
+        self, requests: Iterable[Request], read: Read, refusable: bool = False
+    ) -> Iterator[tuple[Request, Any]]:
         """Every request with its answer, each as it comes.
 
         Those whose answers are kept are not sent.  `requests` is gone through in another thread.
@@ -251,9 +259,11 @@ class Client:
             read: makes an answer, a JSON value, of a request and its reply.  Where it raises
                 KeyError, IndexError, TypeError or ValueError the reply is damaged; a UserError ends
                 everything.
+            refusable: whether the answer is None where a server that serves other requests refuses
+                one because of its prompt; these come last.
 
         Raises:
-            RefusedError: the server will not serve a request.
+            RefusedError: the server will not serve a request; with `refusable`, any request.
             UserError: no answer after all retries, a key that is not accepted, a limit that is
                 reached.  Requests that are under way are waited for, and their answers kept.
         """
@@ -264,7 +274,7 @@ class Client:
             loop, task = asyncio.get_running_loop(), asyncio.current_task()
             assert task is not None
             started.put(lambda: loop.call_soon_threadsafe(task.cancel))
-            await self._work(iter(requests), read, lambda *pair: results.put(pair))
+            await self._work(iter(requests), read, refusable, lambda *pair: results.put(pair))
 
         def run() -> None:
             try:
@@ -288,12 +298,20 @@ class Client:
             thread.join()
 
     async def _work(
-        self, requests: Iterator[Request], read: Read, done: Callable[[Request, Any], None]
+        self,
+        requests: Iterator[Request],
+        read: Read,
+        refusable: bool,
+        done: Callable[[Request, Any], None],
     ) -> None:
         """Asks all requests; after a failure those under way alone are waited for."""
         import openai
 
         failed: list[Exception] = []
+        refused: list[tuple[Request, RefusedError]] = []
+
+        def served() -> bool:
+            return any(answer is not None for answer in self._answers.values())
 
         async def ask(client: openai.AsyncOpenAI) -> None:
             while not failed and (request := next(requests, None)) is not None:
@@ -301,6 +319,13 @@ class Client:
                     if (name := self._name(request)) not in self._answers:
                         await self._ask(client, request, name, read)
                     done(request, self._answers[name])
+                except RefusedError as error:
+                    refused.append((request, error))
+                    # A server that refuses two prompts and serves none refuses all.
+                    several = len({request.item for request, _ in refused}) > 1
+                    hopeless = error.status not in _OF_PROMPT or (several and not served())
+                    if hopeless or not refusable:
+                        failed.append(error)
                 except Exception as error:
                     failed.append(error)
 
@@ -312,8 +337,14 @@ class Client:
             max_retries=0,  # it would send again what no limit counts
         ) as client:
             await asyncio.gather(*(ask(client) for _ in range(self.concurrency)))
+        if not failed and refused and not served():
+            failed.append(refused[0][1])
         if failed:
             raise failed[0]
+        for request, error in refused:
+            print(f"note: no answer {request.number}: {error}", file=sys.stderr)
+            self._keep(request, self._name(request), None, "")
+            done(request, None)
 
     async def _ask(self, client: Any, request: Request, name: str, read: Read) -> None:
         """Asks until a reply can be read, and keeps its answer."""
@@ -364,21 +395,23 @@ class Client:
 
         Raises as `each` does.
         """
-        left_out = set(self._left_out)
+        left_out = set(self.left_out)
         while True:
             try:
                 reply = await self._post(client, request, left_out)
             except RefusedError as error:
                 optional = {name for name in request.instead if name not in left_out}
-                if not optional:
+                named = {name for name in optional if name in error.said}
+                # A server that names none may mean any, but for the one that all need.
+                more = named or optional - {"max_tokens"}
+                if not more:
                     raise
-                # A server that names none of them may mean any.
-                left_out |= {name for name in optional if name in str(error)} or optional
+                left_out |= more
             else:
                 break
-        for name in sorted(left_out - self._left_out):
+        for name in sorted(left_out - self.left_out):
             print(f"note: {self.base_url} refuses {name}: left out", file=sys.stderr)
-        self._left_out |= left_out
+        self.left_out |= left_out
         return reply
 
     async def _post(self, client: Any, request: Request, left_out: set[str]) -> Any:
@@ -402,7 +435,7 @@ class Client:
                     key = "the key in" if _key() else "there is no key in"
                     raise UserError(f"{where} answers {status} ({key} {KEY}): {said}") from None
                 if status in _REFUSED:
-                    raise RefusedError(f"{where} answers {status}: {said}") from None
+                    raise RefusedError(f"{where} answers {status}: {said}", status, said) from None
                 headers = error.response.headers
                 again = status in _AGAIN or status >= 500
                 if attempt > _RETRIES or not again or headers.get("x-should-retry") == "false":
@@ -435,6 +468,7 @@ class Client:
             "model": _without_key(model),
             # With what failed before: the sum over the lines is what was spent.
             "tokens": self._unkept,
+            "left_out": sorted(self.left_out),
         }
         line = json.dumps(record)
         if self.kept is not None:
@@ -444,6 +478,24 @@ class Client:
                     file.write(line + "\n")
         self._answers[name] = json.loads(line)["answer"]
         self._unkept = _NOTHING
+
+    def _read_answers(self, path: Path) -> None:
+        """Reads the answers of a file, what they took, and what the server refused.
+
+        A last line that was cut off is dropped.
+        """
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        for number, line in enumerate(content[:whole].split(b"\n")[:-1], 1):
+            try:
+                record = files.parse_json(line)
+                self._answers[str(record["request"])] = record["answer"]
+                read, written = map(int, record["tokens"])
+                self.left_out |= set(map(str, record["left_out"]))
+            except (ValueError, TypeError, KeyError, OverflowError) as error:
+                raise DataError(f"{path}:{number}: not a kept answer ({error!r})") from None
+            self.spent = self.spent.and_of(Tokens(read, written))
+        os.truncate(path, whole)
 
 
 def _limit(limits: Spending) -> str:
@@ -510,23 +562,3 @@ def _tokens(reply: Any, most: Tokens) -> Tokens:
             for count, estimate in zip(counts, most, strict=True)
         )
     )
-
-
-def _read_answers(path: Path) -> tuple[dict[str, Any], Tokens]:
-    """The answers of a file, by the names of their requests, and what they took.
-
-    A last line that was cut off is dropped.
-    """
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    answers, spent = {}, _NOTHING
-    for number, line in enumerate(content[:whole].split(b"\n")[:-1], 1):
-        try:
-            record = files.parse_json(line)
-            answers[str(record["request"])] = record["answer"]
-            read, written = map(int, record["tokens"])
-        except (ValueError, TypeError, KeyError, OverflowError) as error:
-            raise DataError(f"{path}:{number}: not a kept answer ({error!r})") from None
-        spent = spent.and_of(Tokens(read, written))
-    os.truncate(path, whole)
-    return answers, spent

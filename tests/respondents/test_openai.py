@@ -165,7 +165,7 @@ def test_what_fails_for_good_ends_with_a_line_and_keeps_the_answers(tmp_path, mo
         said = f'{{"error": {{"message": "prompt is too long; key {SECRET}"}}}}'.encode()
         server.faults = [Fault(400, said)] * 2
         with pytest.raises(DataError, match=r"answers 400: .*too long; key \*\*\*") as refused:
-            list(asking(server, kept=kept, concurrency=1).respond([item("b")], Sampled(3)))
+            list(asking(server, concurrency=1).respond([item("b")], Sampled(1)))
         server.faults = [Fault(401, said)]
         with pytest.raises(UserError, match=f"answers 401 .the key in {KEY}") as unknown:
             list(asking(server, kept=kept, concurrency=1).respond([item("b")], Sampled(3)))
@@ -193,6 +193,56 @@ def test_fields_that_a_server_refuses_are_left_out(capsys):
         pytest.raises(DataError, match="Unknown parameter: top_k"),
     ):
         list(asking(server).respond([item("a")], Sampled(1, top_k=5)))
+
+
+def test_a_refusal_that_names_no_field_leaves_out_what_is_not_needed(tmp_path):
+    kept = tmp_path / "kept.jsonl"
+    with Server(by_seed, [Fault(400)]) as server:
+        model = asking(server, kept=kept, concurrency=1)
+        list(model.respond([item("a")], Sampled(2)))
+    for body in server.requests[1:]:
+        assert body["max_tokens"] == 16
+        assert not {"top_k", "min_p", "repetition_penalty", "max_completion_tokens"} & set(body)
+    left_out = ["min_p", "repetition_penalty", "top_k"]
+    assert model.first_prompt([item("a")])["left_out"] == left_out
+    assert asking(server, kept=kept).first_prompt([item("a")])["left_out"] == left_out
+    # A server may repeat the whole prompt before it names the field.
+    said = json.dumps({"error": {"message": "x" * 2500 + " min_p " + "x" * 2500}}).encode()
+    with Server(by_seed, [Fault(400, said)]) as server:
+        list(asking(server).respond([item("a")], Sampled(1)))
+    assert server.requests[1]["top_k"] == -1
+    assert "min_p" not in server.requests[1]
+
+
+class Filtered(Server):
+    """Refuses prompts that are long."""
+
+    def handle(self, handler):
+        if int(handler.headers["Content-Length"]) > 1000:
+            self.faults = [Fault(self.status)]
+        super().handle(handler)
+
+
+@pytest.mark.parametrize("status", [400, 413])
+def test_a_prompt_that_is_never_served_is_counted_and_ends_nothing(tmp_path, status, capsys):
+    kept = tmp_path / "kept.jsonl"
+    long = Item("long", (Message("user", "x" * 1000),), ANSWERS)
+    with Filtered(by_seed) as server:
+        server.status = status
+        model = asking(server, kept=kept, concurrency=1)
+        found = by_item(model.respond([long, item("a"), item("b")], Sampled(2)))
+        assert (found["long"].draws, found["long"].unread) == (2, 2)
+        assert found["a"].unread == found["b"].unread == 0
+        assert capsys.readouterr().err.count("note: no answer") == 2
+        asked = len(server.requests)
+        (again,) = asking(server, kept=kept).respond([long], Sampled(2))
+        assert again.unread == 2
+        assert len(server.requests) == asked
+        # A server that serves nothing isn't asked for everything.
+        others = [Item(f"{number}", long.prompt, ANSWERS) for number in range(20)]
+        with pytest.raises(DataError, match=f"answers {status}"):
+            list(asking(server, concurrency=1).respond(others, Sampled(1)))
+        assert len(server.requests) == asked + 4
 
 
 KILLED = """
@@ -249,7 +299,7 @@ def test_a_killed_run_asks_again_only_for_what_was_under_way(tmp_path):
 
 def test_a_damaged_file_of_answers_names_its_line(tmp_path):
     kept = tmp_path / "kept.jsonl"
-    whole = '{"request": "a", "answer": "[1]", "tokens": [1, 2]}\n'
+    whole = '{"request": "a", "answer": "[1]", "tokens": [1, 2], "left_out": []}\n'
     kept.write_text(whole + '{"request": 1}\n')
     with pytest.raises(DataError, match=r"kept.jsonl:2: not a kept answer"):
         Client("m", kept=kept)

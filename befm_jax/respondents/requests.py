@@ -209,7 +209,7 @@ class Client:
             raise UserError("concurrency must be at least 1, and timeout above 0 seconds")
         if not (_key().isascii() and _key().isprintable()):
             raise UserError(f"{KEY} is not a key: it has characters that no header can hold")
-        if self.kept is not None and self.kept.is_file():
+        if self.kept is not None and self.kept.is_file() and self.kept.stat().st_size:
             self._read_answers(self.kept)
 
     def has(self, request: Request) -> bool:
@@ -474,8 +474,15 @@ class Client:
         if self.kept is not None:
             with files.writing(self.kept):
                 self.kept.parent.mkdir(parents=True, exist_ok=True)
-                with self.kept.open("a", encoding="ascii") as file:
-                    file.write(line + "\n")
+                self.kept.touch()
+                size = self.kept.stat().st_size
+                try:
+                    with self.kept.open("a", encoding="ascii") as file:
+                        file.write(line + "\n")
+                except OSError:
+                    # Half a line would damage the next, which may fit.
+                    os.truncate(self.kept, size)
+                    raise
         self._answers[name] = json.loads(line)["answer"]
         self._unkept = _NOTHING
 
@@ -484,18 +491,28 @@ class Client:
 
         A last line that was cut off is dropped.
         """
-        content = path.read_bytes()
+        content = files.read_bytes(path)
         whole = content.rfind(b"\n") + 1
         for number, line in enumerate(content[:whole].split(b"\n")[:-1], 1):
             try:
                 record = files.parse_json(line)
-                self._answers[str(record["request"])] = record["answer"]
+                self._answers[str(record["request"])] = _checked(record["answer"])
                 read, written = map(int, record["tokens"])
                 self.left_out |= set(map(str, record["left_out"]))
             except (ValueError, TypeError, KeyError, OverflowError) as error:
                 raise DataError(f"{path}:{number}: not a kept answer ({error!r})") from None
             self.spent = self.spent.and_of(Tokens(read, written))
-        os.truncate(path, whole)
+        if whole < len(content):
+            with files.writing(path):
+                os.truncate(path, whole)
+
+
+def _checked(answer: Any) -> Any:
+    """A kept answer; raises TypeError unless it is a text, a number, numbers or null."""
+    numbers = answer if isinstance(answer, list) else [answer]
+    if not isinstance(answer, str | None) and not all(type(n) in (int, float) for n in numbers):
+        raise TypeError(f"answer is {answer!r:.40}")
+    return answer
 
 
 def _limit(limits: Spending) -> str:
@@ -527,12 +544,15 @@ def _address(url: str) -> str:
 
     Raises UserError where it can't be one, or holds what is not to be in files.
     """
+    if any(sign in url for sign in "@?#") or _holds_key(url):
+        raise UserError(
+            f"base_url must hold no name, password, query or key; the key is that of {KEY}"
+        )
     try:
         parts = urlsplit(url)
+        _ = parts.port  # ValueError where it is none
     except ValueError:
         parts = urlsplit("")
-    if parts.username or parts.password or parts.query:
-        raise UserError(f"base_url must hold no name, password or query; the key is that of {KEY}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"base_url is {url!r}; it must be http(s)://HOST[:PORT]/v1")
     return url.rstrip("/")

@@ -7,6 +7,7 @@ costs and loses is counted from what the server was asked.
 import json
 import math
 import random
+import resource
 import subprocess
 import sys
 import threading
@@ -303,6 +304,30 @@ def test_a_damaged_file_of_answers_names_its_line(tmp_path):
     kept.write_text(whole + '{"request": 1}\n')
     with pytest.raises(DataError, match=r"kept.jsonl:2: not a kept answer"):
         Client("m", kept=kept)
+    for answer in ('{"a": 1}', "true", '["1"]'):
+        kept.write_text(whole.replace('"[1]"', answer))
+        with pytest.raises(DataError, match=r"kept.jsonl:1: not a kept answer .*answer is"):
+            Client("m", kept=kept)
+    kept.write_text("")
+    assert Client("m", kept=kept).spent == (0, 0)
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path):
+    kept = tmp_path / "kept.jsonl"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Server(lambda body: "[1]" * 5000) as server:
+        model = asking(server, kept=kept, concurrency=1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        try:
+            with pytest.raises(UserError, match=r"kept.jsonl: can't be written"):
+                list(model.respond([item("a")], Sampled(5)))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert kept.read_bytes().count(b"\n") == 3
+        (response,) = model.respond([item("a")], Sampled(5))
+        assert response.draws == 5
+        (again,) = asking(server, kept=kept, spending=Spending()).respond([item("a")], Sampled(5))
+        assert again.texts == response.texts
 
 
 def test_what_a_server_repeats_of_the_key_is_not_kept(tmp_path):
@@ -521,11 +546,18 @@ def test_a_server_without_log_probabilities_is_refused_with_the_reason():
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000", "http://[", "ftp://a/v1", "http://me:pass@a/v1", "https://a/v1?key=1"]
+    "url",
+    [
+        *("localhost:8000", "http://[", "ftp://a/v1", "http://a:b/v1", "http://a:70000/v1"),
+        *("http://me:hidden@a/v1", "http://me:hidden@a:b/v1", "https://a/v1?key=hidden"),
+        *("https://a/v1#hidden", f"https://a/{SECRET}/v1"),
+    ],
 )
 def test_addresses_that_cannot_be_one(url):
-    with pytest.raises(UserError, match="base_url"):
+    with pytest.raises(UserError, match="base_url") as error:
         Client("m", url)
+    assert "hidden" not in str(error.value)
+    assert SECRET not in str(error.value)
 
 
 def test_a_key_that_no_header_can_hold(monkeypatch):

@@ -23,6 +23,7 @@ import random
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ _NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 # Status codes by which a server says that it will not serve this request, and those that can be
 # about this prompt alone: it is too long, or its content is not wanted.
 _REFUSED, _OF_PROMPT = (400, 404, 405, 413, 415, 422), (400, 413, 422)
+# A prompt that no server refuses; its reply is not looked at.
+_HARMLESS = "Hello."
 # A token of text has three bytes or more, nearly always; a message has some tokens around it.
 _BYTES_A_TOKEN, _TOKENS_A_MESSAGE = 3, 10
 
@@ -259,8 +262,8 @@ class Client:
             read: makes an answer, a JSON value, of a request and its reply.  Where it raises
                 KeyError, IndexError, TypeError or ValueError the reply is damaged; a UserError ends
                 everything.
-            refusable: whether the answer is None where a server that serves other requests refuses
-                one because of its prompt; these come last.
+            refusable: whether the answer is None where a server refuses a request because of its
+                prompt, that is, serves it with a harmless one; these come last.
 
         Raises:
             RefusedError: the server will not serve a request; with `refusable`, any request.
@@ -310,8 +313,15 @@ class Client:
         failed: list[Exception] = []
         refused: list[tuple[Request, RefusedError]] = []
 
-        def served() -> bool:
-            return any(answer is not None for answer in self._answers.values())
+        async def probe(client: openai.AsyncOpenAI, request: Request) -> None:
+            """Fails where the server refuses a request with a harmless prompt, too."""
+            body = dict(request.body) | {"messages": [{"role": "user", "content": _HARMLESS}]}
+            harmless = request._replace(body=body)
+            try:
+                self._check(harmless.most)
+                self._take(_tokens(await self._send(client, harmless), harmless.most))
+            except Exception as error:
+                failed.append(error)
 
         async def ask(client: openai.AsyncOpenAI) -> None:
             while not failed and (request := next(requests, None)) is not None:
@@ -320,12 +330,11 @@ class Client:
                         await self._ask(client, request, name, read)
                     done(request, self._answers[name])
                 except RefusedError as error:
-                    refused.append((request, error))
-                    # A server that refuses two prompts and serves none refuses all.
-                    several = len({request.item for request, _ in refused}) > 1
-                    hopeless = error.status not in _OF_PROMPT or (several and not served())
-                    if hopeless or not refusable:
+                    if not refusable or error.status not in _OF_PROMPT:
                         failed.append(error)
+                    elif not refused:
+                        await probe(client, request)
+                    refused.append((request, error))
                 except Exception as error:
                     failed.append(error)
 
@@ -337,12 +346,15 @@ class Client:
             max_retries=0,  # it would send again what no limit counts
         ) as client:
             await asyncio.gather(*(ask(client) for _ in range(self.concurrency)))
-        if not failed and refused and not served():
-            failed.append(refused[0][1])
+            if refused and not failed:  # an account may have run out since
+                await probe(client, refused[0][0])
         if failed:
             raise failed[0]
-        for request, error in refused:
-            print(f"note: no answer {request.number}: {error}", file=sys.stderr)
+        reasons = {request.item: error for request, error in refused}
+        numbers = Counter(request.item for request, _ in refused)
+        for item, error in reasons.items():
+            print(f"note: {numbers[item]} answers are none: {error}", file=sys.stderr)
+        for request, _ in refused:
             self._keep(request, self._name(request), None, "")
             done(request, None)
 

@@ -349,6 +349,8 @@ class Client:
             if refused and not failed:  # an account may have run out since
                 await probe(client, refused[0][0])
         if failed:
+            if any(self._unkept):  # no answer, but it counts
+                self._keep(Request("", 0, {}), "", None, "")
             raise failed[0]
         reasons = {request.item: error for request, error in refused}
         numbers = Counter(request.item for request, _ in refused)

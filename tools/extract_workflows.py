@@ -6,8 +6,9 @@
 ABSTRACTS is a file of titles and abstracts (`befm_jax.data.literature`); workflows.csv is one of
 workflows, for the tasks `workflow/...`.  A model of any server that speaks the OpenAI protocol is
 asked, by a JSON schema where the server takes one.  An answer that is not such an object is
-damaged: the paper is asked again, three times in all, and then counted and left out.  Every answer
-is kept in workflows.csv.answers.jsonl, and the same command goes on from those that are there.
+damaged: the paper is asked again, three times in all where the limit allows it, and then counted
+and left out.  Every answer is kept in workflows.csv.answers.jsonl, and the same command goes on
+from those that are there.
 
 `--check` compares with what several people wrote of the same papers, by ROUGE F against one person
 at a time: people among themselves are the ceiling, what was written of another paper the floor.
@@ -91,8 +92,16 @@ def extract(client: Client, papers: Sequence[Paper]) -> tuple[dict[str, Workflow
     for attempt in range(ATTEMPTS):
         missing = [paper for paper in papers if paper.id not in workflows]
         requests = [request_of(paper, attempt) for paper in missing]
+        number, most = client.missing(requests)
+        if attempt and number and not client.spending.allows(client.spent.and_of(most)):
+            said = "not asked again, since that can be above the limit"
+            print(f"note: {said}: {number} of {len(papers)} papers", file=sys.stderr)
+            break
         client.admit(requests)
-        for request, text in client.each(requests, openai.text_of):
+        for request, text in client.each(requests, openai.text_of, refusable=True):
+            if text is None:
+                damaged["refused by the server"] += 1
+                continue
             try:
                 workflows[request.item] = workflow_in(text)
             except DataError as error:
@@ -134,6 +143,8 @@ def workflow_in(text: str) -> Workflow:
             raise DataError(f"{name} is missing")
         if not isinstance(found[name], str | None):
             raise DataError(f"{name} is a {type(found[name]).__name__}; it must be a text or null")
+        if "\0" in (found[name] or ""):
+            raise DataError(f"{name} holds a NUL, which no table can")
     return {name: " ".join((found[name] or "").split()) for name in ASPECTS}
 
 

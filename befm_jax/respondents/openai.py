@@ -13,12 +13,15 @@ Answers are read as `AnswerSet.parse` says; those that can't be are counted, and
 - `logprobs` of a chat's first token, where each answer of the set is one token and among the
   twenty likeliest.
 
-Another server is refused with the reason.
+Another server is refused with the reason.  The probability of an answer is that of its text,
+whatever follows: none of these says where a turn ends, whose probability the engine counts in.  So
+answers of which one begins another (`A`, `AB`) are refused, too.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -52,10 +55,19 @@ _UNCHANGED = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 class _Way(NamedTuple):
-    """A way to score whole answers: the request of an item's answer, and how its reply is read."""
+    """A way to score answers: the request of an item's answer, and how its reply is read.
+
+    `whole`: a request scores one answer, whose log-probability is read; else one request scores
+    all, whose probabilities are read.
+    """
 
     request: Callable[[Item, int], Request]
-    read: Callable[[Mapping[str, Item], Request, Mapping[str, Any]], float]
+    read: Callable[[Mapping[str, Item], Request, Mapping[str, Any]], Any]
+    whole: bool = True
+
+    def requests(self, item: Item) -> Iterator[Request]:
+        """What scores all answers of an item."""
+        return (self.request(item, at) for at in (_places(item) if self.whole else range(1)))
 
 
 class OpenAI:
@@ -78,7 +90,14 @@ class OpenAI:
         self.name = f"{PREFIX}{client.model}"
         self._tokenizer = tokenizer
         self._loaded: Any = None
-        self._admitted = False
+        echo = [_Way(self._echo, _echoed_log_probability)] if tokenizer else []
+        self._ways = [
+            _Way(_in_chat, _prompt_log_probability),
+            *echo,
+            _Way(_first_token, _first_tokens, whole=False),
+        ]
+        self._found: tuple[_Way, list[str]] | None = None
+        self._admitted: set[tuple[str, str, How]] = set()
 
     def describe(self) -> dict[str, Any]:
         """The server's address, the model, and the tokenizer where one is given."""
@@ -86,11 +105,15 @@ class OpenAI:
         return told | ({"tokenizer": self._tokenizer} if self._tokenizer else {})
 
     def first_prompt(self, items: Sequence[Item]) -> dict[str, Any]:
-        """The first item's prompt, for output files: `item`, and the messages as a `text`."""
+        """The first item's prompt, for output files.
+
+        `item`; the messages as a `text`; `left_out`, the fields that the server refused, if any.
+        """
         if not items:
             return {}
         text = "\n\n".join(f"{message.role}: {message.text}" for message in items[0].prompt)
-        return {"item": items[0].id, "text": text}
+        left_out = {"left_out": sorted(self.client.left_out)} if self.client.left_out else {}
+        return {"item": items[0].id, "text": text} | left_out
 
     def admit(self, asked: Sequence[tuple[Sequence[Item], How]]) -> None:
         """Says what it costs at most to ask items, before any is asked.
@@ -105,31 +128,41 @@ class OpenAI:
                 self._draws(items, how)
                 if isinstance(how, Sampled)
                 # Whole answers, the dearest of the three ways.
-                else (_in_chat(item, at) for item in items for at in _places(item))
+                else (
+                    _in_chat(item, at)
+                    for item in items
+                    if not any(self._has(way, [item]) for way in self._ways)
+                    for at in _places(item)
+                )
             )
         )
-        self._admitted = True
+        self._admitted |= {
+            (item.id, item.fingerprint, how) for items, how in asked for item in items
+        }
 
     def respond(self, items: Sequence[Item], how: How) -> Iterator[Response]:
         """A response to every item, as the last of its answers comes.
 
         A draw depends on the seed of `how`, the item's id and the participant's number.  What it
-        costs is said first, unless `admit` was called.
+        costs is said first, unless `admit` was called for the same items.
 
         Raises:
-            DataError: free text, or a server without the log-probabilities, is asked exactly.
+            DataError: free text, answers of which one begins another, or a server without the
+                log-probabilities are asked exactly.
             UserError: as `Client.admit` and `Client.each`.
         """
-        if not self._admitted:
-            self.admit([(items, how)])
+        new = [i for i in items if (i.id, i.fingerprint, how) not in self._admitted]
+        if new:
+            self.admit([(new, how)])
         return self._exact(items) if isinstance(how, Exact) else self._sampled(items, how)
 
     def _sampled(self, items: Sequence[Item], how: Sampled) -> Iterator[Response]:
         by_id = {item.id: item for item in items}
         texts: dict[str, dict[int, str]] = {}
-        for request, text in self.client.each(self._draws(items, how), text_of):
+        requests = self._draws(items, how)
+        for request, text in self.client.each(requests, text_of, refusable=True):
             drawn = texts.setdefault(request.item, {})
-            drawn[request.number] = text
+            drawn[request.number] = text or ""
             if len(drawn) == how.n:
                 del texts[request.item]
                 yield _response(by_id[request.item], [drawn[number] for number in range(how.n)])
@@ -161,46 +194,66 @@ class OpenAI:
         for item in items:
             if isinstance(item.answers, FreeText):
                 raise DataError(f"item {item.id}: free text has no distribution; draw it instead")
+            # Sorted, what begins another is right before one that it begins.
+            for one, other in itertools.pairwise(sorted(item.answers.written)):
+                if other.startswith(one):
+                    raise DataError(
+                        f"item {item.id}: {one} also begins {other}, and a server does not say "
+                        "where an answer ends; draw answers instead (--sampled)"
+                    )
         if not items:
             return
         by_id = {item.id: item for item in items}
-        way, reasons = self._way(items[0])
-        if way is None:
-            first_tokens = partial(_first_tokens, by_id)
-            try:
-                for request, mass in self.client.each(map(_first_token, items), first_tokens):
-                    yield _response_of(request.item, mass)
-            except (RefusedError, UnsupportedError) as error:
-                raise DataError(
-                    f"{self.name} has no exact distributions; draw answers instead (--sampled). "
-                    f"{'; '.join((*reasons, str(error)))}"
-                ) from None
-            return
-        logs: dict[str, dict[int, float]] = {}
-        requests = (way.request(item, at) for item in items for at in _places(item))
-        for request, log_probability in self.client.each(requests, partial(way.read, by_id)):
-            found = logs.setdefault(request.item, {})
-            found[request.number] = log_probability
-            places = _places(by_id[request.item])
-            if len(found) == len(places):
-                del logs[request.item]
-                yield _response_of(request.item, [math.exp(found[place]) for place in places])
+        way, reasons = self._way(items)
+        found: dict[str, dict[int, Any]] = {}
+        requests = (request for item in items for request in way.requests(item))
+        try:
+            for request, read in self.client.each(requests, partial(way.read, by_id)):
+                logs = found.setdefault(request.item, {})
+                logs[request.number] = read
+                places = _places(by_id[request.item])
+                if not way.whole:
+                    yield _response_of(request.item, read)
+                elif len(logs) == len(places):
+                    del found[request.item]
+                    yield _response_of(request.item, [math.exp(logs[place]) for place in places])
+        except (RefusedError, UnsupportedError) as error:
+            if way.whole:
+                raise
+            raise DataError(
+                f"{self.name} has no exact distributions; draw answers instead (--sampled). "
+                f"{'; '.join((*reasons, str(error)))}"
+            ) from None
 
-    def _way(self, item: Item) -> tuple[_Way | None, list[str]]:
-        """How this server scores whole answers, and why not in another way."""
-        ways = [_Way(_in_chat, _prompt_log_probability)]
-        if self._tokenizer:
-            ways.append(_Way(self._echo, _echoed_log_probability))
-        reasons = []
-        for way in ways:
-            try:
-                request = way.request(item, 0)
-                list(self.client.each([request], partial(way.read, {item.id: item})))
-            except (RefusedError, UnsupportedError) as error:
-                reasons.append(str(error))
+    def _has(self, way: _Way, items: Sequence[Item]) -> bool:
+        """Whether all answers of items in a way are kept; of free text there are none."""
+        return all(
+            isinstance(item.answers, AnswerSet) and all(map(self.client.has, way.requests(item)))
+            for item in items
+        )
+
+    def _way(self, items: Sequence[Item]) -> tuple[_Way, list[str]]:
+        """How this server scores answers, and why not in the ways before; the last is not tried.
+
+        Where all answers of the items are kept nothing is asked.
+        """
+        for way in self._ways:
+            if self._has(way, items):
+                return way, []
+        if self._found is None:
+            reasons: list[str] = []
+            for way in self._ways[:-1]:
+                try:
+                    probe = partial(way.read, {items[0].id: items[0]})
+                    list(self.client.each([way.request(items[0], 0)], probe))
+                except (RefusedError, UnsupportedError) as error:
+                    reasons.append(str(error))
+                else:
+                    break
             else:
-                return way, reasons
-        return None, reasons
+                way = self._ways[-1]
+            self._found = way, reasons
+        return self._found
 
     def _echo(self, item: Item, position: int) -> Request:
         """A completion of the prompt in the tokenizer's chat template, and an answer after it."""
@@ -317,9 +370,10 @@ def _of_ending(answer: str, tokens: Sequence[tuple[str, float]]) -> float:
     text, total = "", 0.0
     for token, log_probability in reversed(tokens):
         text, total = token + text, total + _log(log_probability)
-        if text.strip() == answer:
+        # A first token may begin with a space; a line feed would be part of what is answered.
+        if text.lstrip(" ") == answer:
             return total
-        if len(text.strip()) > len(answer):
+        if len(text.lstrip(" ")) > len(answer):
             break
     raise UnsupportedError(f"the last tokens of its prompts spell {text!r}, not {answer!r}")
 
@@ -331,7 +385,7 @@ def _log(value: float) -> float:
     return float(value)
 
 
-def _first_token(item: Item) -> Request:
+def _first_token(item: Item, position: int) -> Request:
     """A chat's first token with its likeliest alternatives."""
     body = {
         "messages": _messages(item.prompt),
@@ -341,7 +395,7 @@ def _first_token(item: Item) -> Request:
         "logprobs": True,
         "top_logprobs": _TOP,
     }
-    return Request(item.id, 0, body, {"max_tokens": {"max_completion_tokens": 1}})
+    return Request(item.id, position, body, {"max_tokens": {"max_completion_tokens": 1}})
 
 
 def _first_tokens(
@@ -353,7 +407,7 @@ def _first_tokens(
         raise UnsupportedError("chats: its replies have no logprobs")
     mass: dict[str, float] = {}
     for token in found["content"][0]["top_logprobs"]:
-        text = token["token"].strip()
+        text = token["token"].strip(" ")
         mass[text] = mass.get(text, 0.0) + math.exp(_log(token["logprob"]))
     for written in _closed(items[request.item]).written:
         if written not in mass:

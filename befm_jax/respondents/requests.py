@@ -1,10 +1,10 @@
 """Requests to a server that speaks the OpenAI protocol: many at once, every answer kept in a file.
 
-The `openai` package (extra `api`) sends them.  It tries again after 408, 409, 429, 5xx, a time-out
-or a cut connection: after as many seconds as `Retry-After` says, else after a growing and jittered
-pause.  A reply that is damaged is asked for again here.  Each answer is written to the file before
-its place is given to the next request, so that a run that is killed at any moment asks again only
-for what was under way.
+The `openai` package (extra `api`) sends them.  After 408, 409, 429, 5xx, a time-out or a cut
+connection a request is sent again: after as many seconds as `Retry-After` says, ten minutes at
+most, else after a growing and jittered pause.  So is one whose reply is damaged.  Each answer is
+written to the file before its place is given to the next request, so that a run that is killed at
+any moment asks again only for what was under way.
 
 The key is read from the environment.  It is in no file, and is replaced by `***` wherever a server
 repeats it.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -21,9 +22,12 @@ import queue
 import random
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -34,18 +38,33 @@ from befm_jax.errors import DataError, UserError, printable
 OPENAI = "https://api.openai.com/v1"
 # The environment variable of the key.
 KEY = "OPENAI_API_KEY"
-# How often the openai package tries a request again, and we one whose reply is damaged.
+# A key has this many characters or more; what is shorter stands in for one at a server without.
+_SHORTEST_KEY = 8
+# How often a request that fails is sent again, and how often at most one whose reply is damaged.
 _RETRIES, _DAMAGED = 10, 5
-# Seconds before a damaged reply is asked for again; twice as many each time.
-_PAUSE = 0.5
-# Status codes by which a server says that it will not serve this request.
-_REFUSED = (400, 404, 405, 413, 415, 422)
+# Seconds before the second try; twice as many each time, to the longest.
+_PAUSE, _LONGEST_PAUSE = 0.5, 8.0
+# The most seconds that are waited because a server says so.
+_LONGEST_ASKED = 600.0
+# Status codes after which a request is sent again, as after all from 500.
+_AGAIN = (408, 409, 429)
+# Failures, as httpx names them, after which a server can't have got a request.
+_NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
+# Status codes by which a server says that it will not serve this request, and those that can be
+# about this prompt alone: it is too long, or its content is not wanted.
+_REFUSED, _OF_PROMPT = (400, 404, 405, 413, 415, 422), (400, 413, 422)
+# A prompt that no server refuses; its reply is not looked at.
+_HARMLESS = "Hello."
 # A token of text has three bytes or more, nearly always; a message has some tokens around it.
 _BYTES_A_TOKEN, _TOKENS_A_MESSAGE = 3, 10
 
 
 class RefusedError(DataError):
-    """A request that the server will not serve."""
+    """A request that the server will not serve, with the status and all that it said."""
+
+    def __init__(self, message: str, status: int, said: str) -> None:
+        super().__init__(message)
+        self.status, self.said = status, said
 
 
 class UnsupportedError(DataError):
@@ -102,7 +121,9 @@ class Spending:
         return (tokens.read * read + tokens.written * written) / 1e6
 
     def allows(self, tokens: Tokens) -> bool:
-        """Whether these tokens are within the limits."""
+        """Whether these tokens are within the limits; without one, whether that is meant."""
+        if self.money is None and self.tokens is None:
+            return self.unlimited
         within = self.tokens is None or tokens.read + tokens.written <= self.tokens
         return within and (self.money is None or self.cost(tokens) <= self.money)
 
@@ -156,7 +177,9 @@ class Client:
         spending: what may be spent.
         concurrency: the most requests at a time.
         timeout: seconds after which a request is tried again.
-        spent: what the replies so far have read and written, damaged ones included.
+        left_out: optional fields that the server refused, in earlier runs with `kept` too.
+        spent: what the replies have read and written so far, those of `kept` and damaged ones
+            included; a request that was sent and lost counts as `Request.most`.
 
     Raises:
         UserError: the openai package is not installed, an address that can't be one or that holds
@@ -170,10 +193,12 @@ class Client:
     spending: Spending = Spending()
     concurrency: int = 16
     timeout: float = 120.0
-    spent: Tokens = _NOTHING
+    spent: Tokens = field(default=_NOTHING, init=False)
+    left_out: set[str] = field(default_factory=set, init=False)
     _answers: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _reserved: Tokens = field(default=_NOTHING, init=False, repr=False)
-    _left_out: set[str] = field(default_factory=set, init=False, repr=False)
+    # What is spent and in no line of the file yet.
+    _unkept: Tokens = field(default=_NOTHING, init=False, repr=False)
 
     def __post_init__(self) -> None:
         try:
@@ -187,14 +212,18 @@ class Client:
             raise UserError("concurrency must be at least 1, and timeout above 0 seconds")
         if not (_key().isascii() and _key().isprintable()):
             raise UserError(f"{KEY} is not a key: it has characters that no header can hold")
-        if self.kept is not None and self.kept.is_file():
-            self._answers = _read_answers(self.kept)
+        if self.kept is not None and self.kept.is_file() and self.kept.stat().st_size:
+            self._read_answers(self.kept)
+
+    def has(self, request: Request) -> bool:
+        """Whether the answer of a request is kept."""
+        return self._name(request) in self._answers
 
     def missing(self, requests: Iterable[Request]) -> tuple[int, Tokens]:
         """How many of the requests have no answer yet, and the most that these can take."""
         number, tokens = 0, _NOTHING
         for request in requests:
-            if self._name(request) not in self._answers:
+            if not self.has(request):
                 number, tokens = number + 1, tokens.and_of(request.most)
         return number, tokens
 
@@ -209,18 +238,20 @@ class Client:
         print(f"{printable(self.model)} at {self.base_url}: {said}", file=sys.stderr)
         if not number:
             return
-        limits = self.spending
-        if limits.money is None and limits.tokens is None and not limits.unlimited:
+        if self.spending.allows(self.spent.and_of(tokens)):
+            return
+        limit = _limit(self.spending)
+        if not limit:
             raise UserError(
                 f"nothing was asked: {said}; add --yes to ask, or a limit, --budget_tokens N or "
                 "--budget MONEY"
             )
-        if not limits.allows(self.spent.and_of(tokens)):
-            raise UserError(
-                f"nothing was asked: {said}, which is above the limit ({_limit(limits)})"
-            )
+        before = f"; spent before: {self.spending.in_words(self.spent)}" if any(self.spent) else ""
+        raise UserError(f"nothing was asked: {said}, which is above the limit ({limit}){before}")
 
-    def each(self, requests: Iterable[Request], read: Read) -> Iterator[tuple[Request, Any]]:
+    def each(
+        self, requests: Iterable[Request], read: Read, refusable: bool = False
+    ) -> Iterator[tuple[Request, Any]]:
         """Every request with its answer, each as it comes.
 
         Those whose answers are kept are not sent.  `requests` is gone through in another thread.
@@ -231,9 +262,11 @@ class Client:
             read: makes an answer, a JSON value, of a request and its reply.  Where it raises
                 KeyError, IndexError, TypeError or ValueError the reply is damaged; a UserError ends
                 everything.
+            refusable: whether the answer is None where a server refuses a request because of its
+                prompt, that is, serves it with a harmless one; these come last.
 
         Raises:
-            RefusedError: the server will not serve a request.
+            RefusedError: the server will not serve a request; with `refusable`, any request.
             UserError: no answer after all retries, a key that is not accepted, a limit that is
                 reached.  Requests that are under way are waited for, and their answers kept.
         """
@@ -244,7 +277,7 @@ class Client:
             loop, task = asyncio.get_running_loop(), asyncio.current_task()
             assert task is not None
             started.put(lambda: loop.call_soon_threadsafe(task.cancel))
-            await self._work(iter(requests), read, lambda *pair: results.put(pair))
+            await self._work(iter(requests), read, refusable, lambda *pair: results.put(pair))
 
         def run() -> None:
             try:
@@ -268,12 +301,27 @@ class Client:
             thread.join()
 
     async def _work(
-        self, requests: Iterator[Request], read: Read, done: Callable[[Request, Any], None]
+        self,
+        requests: Iterator[Request],
+        read: Read,
+        refusable: bool,
+        done: Callable[[Request, Any], None],
     ) -> None:
         """Asks all requests; after a failure those under way alone are waited for."""
         import openai
 
         failed: list[Exception] = []
+        refused: list[tuple[Request, RefusedError]] = []
+
+        async def probe(client: openai.AsyncOpenAI, request: Request) -> None:
+            """Fails where the server refuses a request with a harmless prompt, too."""
+            body = dict(request.body) | {"messages": [{"role": "user", "content": _HARMLESS}]}
+            harmless = request._replace(body=body)
+            try:
+                self._check(harmless.most)
+                self._take(_tokens(await self._send(client, harmless), harmless.most))
+            except Exception as error:
+                failed.append(error)
 
         async def ask(client: openai.AsyncOpenAI) -> None:
             while not failed and (request := next(requests, None)) is not None:
@@ -281,6 +329,12 @@ class Client:
                     if (name := self._name(request)) not in self._answers:
                         await self._ask(client, request, name, read)
                     done(request, self._answers[name])
+                except RefusedError as error:
+                    if not refusable or error.status not in _OF_PROMPT:
+                        failed.append(error)
+                    elif not refused:
+                        await probe(client, request)
+                    refused.append((request, error))
                 except Exception as error:
                     failed.append(error)
 
@@ -289,33 +343,37 @@ class Client:
             api_key=_key() or "none",
             base_url=self.base_url,
             timeout=self.timeout,
-            max_retries=_RETRIES,
+            max_retries=0,  # it would send again what no limit counts
         ) as client:
             await asyncio.gather(*(ask(client) for _ in range(self.concurrency)))
+            if refused and not failed:  # an account may have run out since
+                await probe(client, refused[0][0])
         if failed:
+            if any(self._unkept):  # no answer, but it counts
+                self._keep(Request("", 0, {}), "", None, "")
             raise failed[0]
+        reasons = {request.item: error for request, error in refused}
+        numbers = Counter(request.item for request, _ in refused)
+        for item, error in reasons.items():
+            print(f"note: {numbers[item]} answers are none: {error}", file=sys.stderr)
+        for request, _ in refused:
+            self._keep(request, self._name(request), None, "")
+            done(request, None)
 
     async def _ask(self, client: Any, request: Request, name: str, read: Read) -> None:
         """Asks until a reply can be read, and keeps its answer."""
         problem = ""
         for attempt in range(_DAMAGED):
             if attempt:
-                await asyncio.sleep(_PAUSE * 2**attempt * random.uniform(0.5, 1))
+                await asyncio.sleep(_pause(attempt))
             most = request.most
-            under_way = self.spent.and_of(self._reserved)
-            if not self.spending.allows(under_way.and_of(most)):
-                raise UserError(
-                    f"the limit ({_limit(self.spending)}) is reached: "
-                    f"{self.spending.in_words(self.spent)}; answers are kept, and the same command "
-                    "with a higher limit goes on"
-                )
+            self._check(most)
             self._reserved = self._reserved.and_of(most)
             try:
                 reply = await self._send(client, request)
             finally:
                 self._reserved = self._reserved.and_of(Tokens(-most.read, -most.written))
-            tokens = _tokens(reply, most)
-            self.spent = self.spent.and_of(tokens)
+            self._take(_tokens(reply, most))
             try:
                 if not isinstance(reply, dict):
                     raise TypeError("not a JSON object")
@@ -327,33 +385,47 @@ class Client:
             except (KeyError, IndexError, TypeError, ValueError) as error:
                 problem = f"{type(error).__name__}: {error}"
             else:
-                self._keep(request, name, answer, str(reply.get("model", "")), tokens)
+                self._keep(request, name, answer, str(reply.get("model", "")))
                 return
         raise UserError(
             f"item {request.item}: {_DAMAGED} replies of {self.base_url} are damaged "
             f"({_without_key(problem)}); answers are kept, and the same command goes on"
         )
 
+    def _take(self, tokens: Tokens) -> None:
+        self.spent, self._unkept = self.spent.and_of(tokens), self._unkept.and_of(tokens)
+
+    def _check(self, more: Tokens = _NOTHING) -> None:
+        """Raises UserError where more tokens than those under way are above the limit."""
+        if not self.spending.allows(self.spent.and_of(self._reserved).and_of(more)):
+            raise UserError(
+                f"the limit ({_limit(self.spending) or 'none, and no --yes'}) is reached: "
+                f"{self.spending.in_words(self.spent)}; answers are kept, and the same command "
+                "with a higher limit goes on"
+            )
+
     async def _send(self, client: Any, request: Request) -> Any:
         """The reply to a request, without the fields that the server refuses; None: not JSON.
 
         Raises as `each` does.
         """
-        left_out = set(self._left_out)
+        left_out = set(self.left_out)
         while True:
             try:
                 reply = await self._post(client, request, left_out)
             except RefusedError as error:
                 optional = {name for name in request.instead if name not in left_out}
-                if not optional:
+                named = {name for name in optional if name in error.said}
+                # A server that names none may mean any, but for the one that all need.
+                more = named or optional - {"max_tokens"}
+                if not more:
                     raise
-                # A server that names none of them may mean any.
-                left_out |= {name for name in optional if name in str(error)} or optional
+                left_out |= more
             else:
                 break
-        for name in sorted(left_out - self._left_out):
+        for name in sorted(left_out - self.left_out):
             print(f"note: {self.base_url} refuses {name}: left out", file=sys.stderr)
-        self._left_out |= left_out
+        self.left_out |= left_out
         return reply
 
     async def _post(self, client: Any, request: Request, left_out: set[str]) -> Any:
@@ -365,25 +437,35 @@ class Client:
             body |= request.instead[name] if out else {name: value}
         where = f"item {request.item}: {self.base_url}"
         go_on = "answers are kept, and the same command goes on"
-        try:
-            return await client.post(request.path, body=body, cast_to=object)
-        except (ValueError, RecursionError):
-            return None
-        except openai.APIStatusError as error:
-            status, said = error.status_code, _without_key(error.message)
-            if status in (401, 403):
-                key = "the key in" if _key() else "there is no key in"
-                raise UserError(f"{where} answers {status} ({key} {KEY}): {said}") from None
-            if status in _REFUSED:
-                raise RefusedError(f"{where} answers {status}: {said}") from None
-            raise UserError(f"{where} answers {status}: {said}; {go_on}") from None
-        except openai.APITimeoutError:
-            raise UserError(
-                f"{where}: no answer within {self.timeout:g} seconds, again and again; {go_on}"
-            ) from None
-        except openai.APIConnectionError as error:
-            reason = _without_key(str(error.__cause__ or error))
-            raise UserError(f"{where}: no connection ({reason}); {go_on}") from None
+        for attempt in itertools.count(1):
+            pause = _pause(attempt)
+            try:
+                return await client.post(request.path, body=body, cast_to=object)
+            except (ValueError, RecursionError):
+                return None
+            except openai.APIStatusError as error:
+                status, said = error.status_code, _without_key(error.message)
+                if status in (401, 403):
+                    key = "the key in" if _key() else "there is no key in"
+                    raise UserError(f"{where} answers {status} ({key} {KEY}): {said}") from None
+                if status in _REFUSED:
+                    raise RefusedError(f"{where} answers {status}: {said}", status, said) from None
+                headers = error.response.headers
+                again = status in _AGAIN or status >= 500
+                if attempt > _RETRIES or not again or headers.get("x-should-retry") == "false":
+                    raise UserError(f"{where} answers {status}: {said}; {go_on}") from None
+                pause = _asked_pause(headers) or pause
+            except openai.APIConnectionError as error:
+                cause = error.__cause__ or error
+                if type(cause).__name__ not in _NOT_SENT:
+                    self._take(request.most)  # the server may count it
+                if attempt > _RETRIES:
+                    what = f"no connection ({_without_key(str(cause))})"
+                    if isinstance(error, openai.APITimeoutError):
+                        what = f"no answer within {self.timeout:g} seconds, again and again"
+                    raise UserError(f"{where}: {what}; {go_on}") from None
+                self._check()
+            await asyncio.sleep(pause)
 
     def _name(self, request: Request) -> str:
         """What identifies a request and its answer: also participants whose bodies are equal."""
@@ -391,22 +473,60 @@ class Client:
         asked = json.dumps((request.item, request.number, sent), sort_keys=True)
         return hashlib.sha256(asked.encode()).hexdigest()[:32]
 
-    def _keep(self, request: Request, name: str, answer: Any, model: str, tokens: Tokens) -> None:
+    def _keep(self, request: Request, name: str, answer: Any, model: str) -> None:
         record = {
             "request": name,
             "item": request.item,
             "number": request.number,
             "answer": _without_key(answer) if isinstance(answer, str) else answer,
             "model": _without_key(model),
-            "tokens": tokens,
+            # With what failed before: the sum over the lines is what was spent.
+            "tokens": self._unkept,
+            "left_out": sorted(self.left_out),
         }
         line = json.dumps(record)
         if self.kept is not None:
             with files.writing(self.kept):
                 self.kept.parent.mkdir(parents=True, exist_ok=True)
-                with self.kept.open("a", encoding="ascii") as file:
-                    file.write(line + "\n")
+                self.kept.touch()
+                size = self.kept.stat().st_size
+                try:
+                    with self.kept.open("a", encoding="ascii") as file:
+                        file.write(line + "\n")
+                except OSError:
+                    # Half a line would damage the next, which may fit.
+                    os.truncate(self.kept, size)
+                    raise
         self._answers[name] = json.loads(line)["answer"]
+        self._unkept = _NOTHING
+
+    def _read_answers(self, path: Path) -> None:
+        """Reads the answers of a file, what they took, and what the server refused.
+
+        A last line that was cut off is dropped.
+        """
+        content = files.read_bytes(path)
+        whole = content.rfind(b"\n") + 1
+        for number, line in enumerate(content[:whole].split(b"\n")[:-1], 1):
+            try:
+                record = files.parse_json(line)
+                self._answers[str(record["request"])] = _checked(record["answer"])
+                read, written = map(int, record["tokens"])
+                self.left_out |= set(map(str, record["left_out"]))
+            except (ValueError, TypeError, KeyError, OverflowError) as error:
+                raise DataError(f"{path}:{number}: not a kept answer ({error!r})") from None
+            self.spent = self.spent.and_of(Tokens(read, written))
+        if whole < len(content):
+            with files.writing(path):
+                os.truncate(path, whole)
+
+
+def _checked(answer: Any) -> Any:
+    """A kept answer; raises TypeError unless it is a text, a number, numbers or null."""
+    numbers = answer if isinstance(answer, list) else [answer]
+    if not isinstance(answer, str | None) and not all(type(n) in (int, float) for n in numbers):
+        raise TypeError(f"answer is {answer!r:.40}")
+    return answer
 
 
 def _limit(limits: Spending) -> str:
@@ -415,17 +535,38 @@ def _limit(limits: Spending) -> str:
     return ", ".join(money + tokens)
 
 
+def _pause(attempt: int) -> float:
+    """Seconds to wait after the first, second, ... try."""
+    return min(_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE) * random.uniform(0.75, 1)
+
+
+def _asked_pause(headers: Mapping[str, str]) -> float:
+    """Seconds that a server asks to wait, or until the date that it names; 0: it says neither."""
+    said = headers.get("Retry-After", "")
+    try:
+        seconds = float(said)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(said).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 0.0
+    return min(seconds, _LONGEST_ASKED) if seconds > 0 else 0.0
+
+
 def _address(url: str) -> str:
     """A base URL without a last slash.
 
     Raises UserError where it can't be one, or holds what is not to be in files.
     """
+    if any(sign in url for sign in "@?#") or _holds_key(url):
+        raise UserError(
+            f"base_url must hold no name, password, query or key; the key is that of {KEY}"
+        )
     try:
         parts = urlsplit(url)
+        _ = parts.port  # ValueError where it is none
     except ValueError:
         parts = urlsplit("")
-    if parts.username or parts.password or parts.query:
-        raise UserError(f"base_url must hold no name, password or query; the key is that of {KEY}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"base_url is {url!r}; it must be http(s)://HOST[:PORT]/v1")
     return url.rstrip("/")
@@ -435,8 +576,13 @@ def _key() -> str:
     return os.environ.get(KEY, "").strip()
 
 
+def _holds_key(text: str) -> bool:
+    """Whether a text holds the key; a placeholder such as `1` or `EMPTY` is none."""
+    return len(_key()) >= _SHORTEST_KEY and _key() in text
+
+
 def _without_key(text: str) -> str:
-    return text.replace(_key(), "***") if _key() else text
+    return text.replace(_key(), "***") if _holds_key(text) else text
 
 
 def _tokens(reply: Any, most: Tokens) -> Tokens:
@@ -450,18 +596,3 @@ def _tokens(reply: Any, most: Tokens) -> Tokens:
             for count, estimate in zip(counts, most, strict=True)
         )
     )
-
-
-def _read_answers(path: Path) -> dict[str, Any]:
-    """The answers of a file, by the names of their requests; a last line cut off is dropped."""
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    answers = {}
-    for number, line in enumerate(content[:whole].split(b"\n")[:-1], 1):
-        try:
-            record = files.parse_json(line)
-            answers[str(record["request"])] = record["answer"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{path}:{number}: not a kept answer ({error!r})") from None
-    os.truncate(path, whole)
-    return answers

@@ -6,8 +6,8 @@ costs and loses is counted from what the server was asked.
 
 import json
 import math
-import os
 import random
+import resource
 import subprocess
 import sys
 import threading
@@ -23,7 +23,7 @@ pytest.importorskip("openai", reason="needs the extra api")
 from befm_jax.data.items import AnswerSet, FreeText, Item, Message
 from befm_jax.data.responses import Exact, ResponseFile, Sampled
 from befm_jax.errors import DataError, UserError
-from befm_jax.respondents import requests
+from befm_jax.respondents import openai, requests
 from befm_jax.respondents.openai import OpenAI
 from befm_jax.respondents.requests import KEY, Client, Spending
 from tests.helpers import openai_server
@@ -164,14 +164,16 @@ def test_what_fails_for_good_ends_with_a_line_and_keeps_the_answers(tmp_path, mo
         assert len(server.requests) == 5
         list(model.respond([item("a")], Sampled(3)))
         said = f'{{"error": {{"message": "prompt is too long; key {SECRET}"}}}}'.encode()
-        server.faults = [Fault(400, said)] * 2
+        server.faults = [Fault(400, said)] * 4
         with pytest.raises(DataError, match=r"answers 400: .*too long; key \*\*\*") as refused:
-            list(asking(server, kept=kept, concurrency=1).respond([item("b")], Sampled(3)))
+            list(asking(server, concurrency=1).respond([item("b")], Sampled(1)))
         server.faults = [Fault(401, said)]
         with pytest.raises(UserError, match=f"answers 401 .the key in {KEY}") as unknown:
             list(asking(server, kept=kept, concurrency=1).respond([item("b")], Sampled(3)))
     assert SECRET not in f"{refused.value}{unknown.value}"
-    assert len(kept.read_text().splitlines()) == 3
+    # Three answers, and what the five damaged replies may have taken: 35 and 16 each.
+    assert len(kept.read_text().splitlines()) == 4
+    assert asking(server, kept=kept).client.spent == (5 * 35 + 3 * 3, 5 * 16 + 3 * 3)
     monkeypatch.setattr(requests, "_RETRIES", 0)
     with pytest.raises(UserError, match="no connection"):
         list(asking(server).respond([item("a")], Sampled(1)))
@@ -194,6 +196,58 @@ def test_fields_that_a_server_refuses_are_left_out(capsys):
         pytest.raises(DataError, match="Unknown parameter: top_k"),
     ):
         list(asking(server).respond([item("a")], Sampled(1, top_k=5)))
+
+
+def test_a_refusal_that_names_no_field_leaves_out_what_is_not_needed(tmp_path):
+    kept = tmp_path / "kept.jsonl"
+    with Server(by_seed, [Fault(400)]) as server:
+        model = asking(server, kept=kept, concurrency=1)
+        list(model.respond([item("a")], Sampled(2)))
+    for body in server.requests[1:]:
+        assert body["max_tokens"] == 16
+        assert not {"top_k", "min_p", "repetition_penalty", "max_completion_tokens"} & set(body)
+    left_out = ["min_p", "repetition_penalty", "top_k"]
+    assert model.first_prompt([item("a")])["left_out"] == left_out
+    assert asking(server, kept=kept).first_prompt([item("a")])["left_out"] == left_out
+    # A server may repeat the whole prompt before it names the field.
+    said = json.dumps({"error": {"message": "x" * 2500 + " min_p " + "x" * 2500}}).encode()
+    with Server(by_seed, [Fault(400, said)]) as server:
+        list(asking(server).respond([item("a")], Sampled(1)))
+    assert server.requests[1]["top_k"] == -1
+    assert "min_p" not in server.requests[1]
+
+
+class Filtered(Server):
+    """Refuses prompts that are long."""
+
+    def handle(self, handler):
+        if int(handler.headers["Content-Length"]) > 1000:
+            self.faults = [Fault(self.status)]
+        super().handle(handler)
+
+
+@pytest.mark.parametrize("status", [400, 413])
+def test_a_prompt_that_is_never_served_is_counted_and_ends_nothing(tmp_path, status, capsys):
+    kept = tmp_path / "kept.jsonl"
+    long = Item("long", (Message("user", "x" * 1000),), ANSWERS)
+    with Filtered(by_seed) as server:
+        server.status = status
+        model = asking(server, kept=kept, concurrency=1)
+        found = by_item(model.respond([long, item("a"), item("b")], Sampled(2)))
+        assert (found["long"].draws, found["long"].unread) == (2, 2)
+        assert found["a"].unread == found["b"].unread == 0
+        assert f"note: 2 answers are none: item long: {server.base_url}" in capsys.readouterr().err
+        asked = len(server.requests)
+        (again,) = asking(server, kept=kept).respond([long], Sampled(2))
+        assert again.unread == 2
+        assert len(server.requests) == asked
+    # Whose account runs out after an answer; it isn't the prompts' fault, and no answer is kept.
+    with Server(by_seed, [None, *[Fault(status)] * 100]) as server:
+        with pytest.raises(DataError, match=f"answers {status}"):
+            list(asking(server, kept=tmp_path / "other", concurrency=1).respond(ITEMS, Sampled(1)))
+        # The second without and with fields that can be left out, and so a harmless one.
+        assert len(server.requests) == 1 + 2 + 2
+    assert len((tmp_path / "other").read_text().splitlines()) == 1
 
 
 KILLED = """
@@ -250,9 +304,35 @@ def test_a_killed_run_asks_again_only_for_what_was_under_way(tmp_path):
 
 def test_a_damaged_file_of_answers_names_its_line(tmp_path):
     kept = tmp_path / "kept.jsonl"
-    kept.write_text('{"request": "a", "answer": "[1]"}\n{"request": 1}\n')
+    whole = '{"request": "a", "answer": "[1]", "tokens": [1, 2], "left_out": []}\n'
+    kept.write_text(whole + '{"request": 1}\n')
     with pytest.raises(DataError, match=r"kept.jsonl:2: not a kept answer"):
         Client("m", kept=kept)
+    for answer in ('{"a": 1}', "true", '["1"]'):
+        kept.write_text(whole.replace('"[1]"', answer))
+        with pytest.raises(DataError, match=r"kept.jsonl:1: not a kept answer .*answer is"):
+            Client("m", kept=kept)
+    kept.write_text("")
+    assert Client("m", kept=kept).spent == (0, 0)
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path):
+    kept = tmp_path / "kept.jsonl"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Server(lambda body: "[1]" * 5000) as server:
+        model = asking(server, kept=kept, concurrency=1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        try:
+            with pytest.raises(UserError, match=r"kept.jsonl: can't be written"):
+                list(model.respond([item("a")], Sampled(5)))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        # Three answers, and a short line of what the fourth took.
+        assert [json.loads(line)["answer"] for line in kept.open()] == ["[1]" * 5000] * 3 + [None]
+        (response,) = model.respond([item("a")], Sampled(5))
+        assert response.draws == 5
+        (again,) = asking(server, kept=kept, spending=Spending()).respond([item("a")], Sampled(5))
+        assert again.texts == response.texts
 
 
 def test_what_a_server_repeats_of_the_key_is_not_kept(tmp_path):
@@ -262,6 +342,14 @@ def test_what_a_server_repeats_of_the_key_is_not_kept(tmp_path):
         (response,) = model.respond([item("a")], Sampled(2))
     assert response.texts == ("[1] ***",) * 2
     assert SECRET not in kept.read_text() + repr(model.client) + json.dumps(model.describe())
+
+
+@pytest.mark.parametrize("placeholder", ["1", "x", "EMPTY"])
+def test_a_placeholder_of_a_key_is_replaced_nowhere(monkeypatch, placeholder):
+    monkeypatch.setenv(KEY, placeholder)
+    with Server(lambda body: "[1] x EMPTY") as server:
+        (response,) = asking(server).respond([item("a")], Sampled(1))
+    assert response.texts == ("[1] x EMPTY",)
 
 
 def test_the_cost_is_said_first_and_needs_a_yes_or_a_limit(capsys, tmp_path):
@@ -299,6 +387,60 @@ def test_a_server_that_writes_more_than_asked_stops_at_the_limit(tmp_path):
     assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == len(server.requests)
 
 
+def test_a_limit_holds_over_reruns(tmp_path):
+    limited = {"spending": Spending(tokens=400), "kept": tmp_path / "kept.jsonl"}
+    with Server(lambda body: "[1]" + " " * 247) as server:
+        list(asking(server, **limited).respond([item("a")], Sampled(1)))
+        again = asking(server, **limited)
+        assert again.client.spent == (3, 250)
+        list(again.respond([item("a")], Sampled(1)))
+        list(again.respond([item("b")], Sampled(1)))
+        with pytest.raises(
+            UserError, match=r"nothing was asked.*spent before: 6 tokens read and 5"
+        ):
+            list(asking(server, **limited).respond([item("c")], Sampled(1)))
+    assert len(server.requests) == 2
+
+
+def test_requests_without_a_reply_count_as_much_as_they_can_take(tmp_path):
+    kept = tmp_path / "kept.jsonl"
+    lost = [Fault(after=0.6), Fault(body=b'{"choices": []}' * 9, cut=True)]
+    with Server(lambda body: "[1]", lost) as server:
+        model = asking(server, kept=kept, timeout=0.3, concurrency=1)
+        list(model.respond([item("a")], Sampled(1)))
+        # 35 and 16 at most, twice; 3 and 3.
+        assert model.client.spent == asking(server, kept=kept).client.spent == (73, 35)
+        server.faults = lost * 2
+        model = asking(server, spending=Spending(tokens=120), timeout=0.3, concurrency=1)
+        with pytest.raises(UserError, match="is reached: 70 tokens read and 32 written"):
+            list(model.respond([item("a")], Sampled(2)))
+
+
+def test_a_longer_wait_than_is_asked_for_in_earnest_ends(monkeypatch):
+    monkeypatch.setattr(requests, "_LONGEST_ASKED", 0.2)
+    with Server(by_seed, [Fault(429, headers={"Retry-After": "7200"})]) as server:
+        (response,) = asking(server).respond([item("a")], Sampled(1))
+    assert response.draws == 1
+
+
+def test_what_is_new_is_said_and_allowed_each_time(capsys):
+    with Server(by_seed) as server:
+        model = asking(server, spending=Spending())
+        model.admit([([], Sampled(1))])
+        with pytest.raises(UserError, match="nothing was asked: 1 requests"):
+            list(model.respond([item("a")], Sampled(1)))
+        with pytest.raises(UserError, match="no --yes"):
+            list(model.client.each(model._draws([item("a")], Sampled(1)), openai.text_of))
+        assert not server.requests
+        model = asking(server)
+        model.admit([([item("a")], Sampled(1))])
+        capsys.readouterr()
+        list(model.respond([item("a")], Sampled(1)))
+        assert not capsys.readouterr().err
+        list(model.respond([item("b")], Sampled(1)))
+        assert "1 requests, at most" in capsys.readouterr().err
+
+
 def expected(one, text_before):
     """Each answer's probability by a loop over its characters."""
     mass = []
@@ -333,6 +475,42 @@ def test_prompt_logprobs_are_exact_distributions(tmp_path):
         mass, response = expected(one, before(one)), found[one.id]
         assert response.exact
         np.testing.assert_allclose(response.shares * (1 - response.outside), mass, rtol=1e-9)
+
+
+def test_answers_of_which_one_begins_another_are_not_scored():
+    one = item("a", AnswerSet(("A", "B", "AB"), kind="letters"))
+    with (
+        Server(gives=("prompt_logprobs",)) as server,
+        pytest.raises(DataError, match=r"item a: A also begins AB, .*--sampled"),
+    ):
+        list(asking(server).respond([one], Exact()))
+    assert not server.requests
+
+
+def test_an_answer_after_a_line_feed_is_another():
+    tokens = [("[", -1.0), ("33", -2.0), ("]", -4.0)]
+    assert openai._of_ending("[33]", [("so", -8.0), *tokens]) == -7.0
+    assert openai._of_ending("[33]", [(" [", -1.0), *tokens[1:]]) == -7.0
+    with pytest.raises(DataError, match=r"spell '.n\[33\]'"):
+        openai._of_ending("[33]", [("\n[", -1.0), *tokens[1:]])
+
+
+@pytest.mark.parametrize("gives", ["prompt_logprobs", "logprobs"])
+def test_exact_answers_that_are_kept_need_no_yes_and_no_request(tmp_path, gives):
+    items = [item(id, AnswerSet.labels("Push", "Pull")) for id in ("a", "b")]
+    kept = tmp_path / "kept.jsonl"
+    with Server(gives=(gives,)) as server:
+        server.first = {"[Push]": 0.5, "[Pull]": 0.25}
+        model = asking(server, kept=kept)
+        first = [response for one in items for response in model.respond([one], Exact())]
+        # A way that fails is tried once.
+        assert len(server.requests) == (4 if gives == "prompt_logprobs" else 3)
+        asked = len(server.requests)
+        again = asking(server, kept=kept, spending=Spending()).respond(items, Exact())
+        assert [response.shares.tolist() for response in again] == [
+            response.shares.tolist() for response in first
+        ]
+        assert len(server.requests) == asked
 
 
 def test_echo_is_an_exact_distribution_in_the_tokenizers_template(tmp_path):
@@ -373,11 +551,18 @@ def test_a_server_without_log_probabilities_is_refused_with_the_reason():
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000", "http://[", "ftp://a/v1", "http://me:pass@a/v1", "https://a/v1?key=1"]
+    "url",
+    [
+        *("localhost:8000", "http://[", "ftp://a/v1", "http://a:b/v1", "http://a:70000/v1"),
+        *("http://me:hidden@a/v1", "http://me:hidden@a:b/v1", "https://a/v1?key=hidden"),
+        *("https://a/v1#hidden", f"https://a/{SECRET}/v1"),
+    ],
 )
 def test_addresses_that_cannot_be_one(url):
-    with pytest.raises(UserError, match="base_url"):
+    with pytest.raises(UserError, match="base_url") as error:
         Client("m", url)
+    assert "hidden" not in str(error.value)
+    assert SECRET not in str(error.value)
 
 
 def test_a_key_that_no_header_can_hold(monkeypatch):
@@ -438,4 +623,3 @@ def test_it_can_be_closed_in_the_middle():
         asked = len(server.requests)
         time.sleep(0.2)
         assert len(server.requests) <= asked + 2
-    assert os.environ[KEY] == SECRET

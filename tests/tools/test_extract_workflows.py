@@ -108,6 +108,26 @@ def test_damaged_answers_are_asked_again_then_counted_and_not_asked_again(
     assert len({body["seed"] for body in of_trust}) == 3
 
 
+def test_what_is_above_the_limit_is_not_asked_again_and_the_rest_is_written(
+    tmp_path, monkeypatch, capsys
+):
+    out, table = tmp_path / "workflows.csv", papers(tmp_path / "papers.jsonl")
+
+    def answer(body):
+        found = sentences(body)
+        # So long that what is left is too little for another.
+        return json.dumps(found | {"method": "a\0b" * 2000} if asked(body) == "Bombs" else found)
+
+    with Server(answer) as server:
+        options = ("--out", out, "--model", "m", "--base_url", server.base_url)
+        for _ in range(2):
+            found = run(monkeypatch, capsys, table, *options, "--budget_tokens", 8000)
+            assert "above the limit: 1 of 5 papers" in found.err
+            assert f"{out}: 4 of 5 papers" in found.out
+            assert "damaged: 1 answers: method holds a NUL, which no table can" in found.out
+    assert len(server.requests) == 5
+
+
 def test_a_server_without_schemas_is_asked_without_one(tmp_path, monkeypatch, capsys):
     out, table = tmp_path / "workflows.csv", papers(tmp_path / "papers.jsonl")
     with Server(lambda body: json.dumps(sentences(body)), refuses=("response_format",)) as server:

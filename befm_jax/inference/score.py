@@ -136,8 +136,9 @@ def each_group(
     """Scores groups one by one; yields each group's index and scores when they are done.
 
     Up to `rows` rows of one length are a batch, per data-parallel device, but no more slots than
-    the longest row has, so that memory does not depend on `rows`.  The last batch has fewer, and a
-    program of its own: for a few questions it is the only one.
+    the longest row has, so that memory does not depend on `rows`.  The last batch is padded with
+    empty rows, so that it needs no further compilation; where it is the only one, it has no more
+    rows than it needs.
 
     Raises:
         ValueError: `rows` is below 1.
@@ -269,6 +270,7 @@ def _batches(laid_out: Iterable[_LaidOut], rows: int, shared: int) -> Iterator[_
     `shared`: over how many devices rows are sharded.
     """
     waiting: dict[tuple[int, int], list[tuple[_LaidOut, int]]] = {}
+    full: set[tuple[int, int]] = set()
     for groups in laid_out:
         shape = (groups.forest.tokens.shape[1], groups.reads.token.shape[1])
         size = _batch_rows(shape[0], rows, shared)
@@ -276,9 +278,12 @@ def _batches(laid_out: Iterable[_LaidOut], rows: int, shared: int) -> Iterator[_
             members = waiting.setdefault(shape, [])
             members.append((groups, row))
             if len(members) == size:
+                full.add(shape)
                 yield _Batch(waiting.pop(shape), size)
-    for members in waiting.values():
-        yield _Batch(members, -(-len(members) // shared) * shared)
+    for shape, members in waiting.items():
+        # Padded to the rows of the program that is there; where there is none, as few as it needs.
+        needed = -(-len(members) // shared) * shared
+        yield _Batch(members, _batch_rows(shape[0], rows, shared) if shape in full else needed)
 
 
 def _lay_out(groups: Sequence[tuple[int, Sequence[Encoded]]], slots: int) -> _LaidOut:

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
+from logging import getLogger
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -65,8 +66,10 @@ def run(main: Callable[[], None], documentation: str) -> None:
     `--help` prints the `documentation`, and the flags of the command with their defaults.
     """
     logging.set_verbosity(logging.WARNING)
-    # Orbax raises what it logs with a stack trace; `processes.run` prints that in a line.
-    logging.get_absl_logger().addFilter(lambda record: not record.exc_info)
+    # Orbax raises what it logs with a stack trace, and asyncio logs its writes that were under way;
+    # `processes.run` prints that in a line.
+    for logger in (logging.get_absl_logger(), getLogger("asyncio")):
+        logger.addFilter(lambda record: not record.exc_info)
     sys.unraisablehook = _unraisable
     if set(HELP) & set(sys.argv[1:]):
         # To absl, a command's own flags are those that its main module defines.

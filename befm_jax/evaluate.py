@@ -23,8 +23,9 @@ if __name__ == "__main__":
 import inspect
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,22 +114,20 @@ def main() -> None:
         cli.note_unused_flags(cli.SAMPLING, "without --sampled: the model is read exactly")
     out = Path(FLAGS.out)
     cli.keep(out / "results.json", FLAGS.overwrite)
-    respondent, how = _of_flags(out)
-    results = evaluate(
-        respondent,
-        FLAGS.tasks,
-        games=FLAGS.games,
-        humans=FLAGS.humans,
-        wording=FLAGS.wording,
-        how=how,
-        people=FLAGS.people,
-        split=FLAGS.split,
-        split_seed=FLAGS.split_seed,
-        resamples=FLAGS.resamples,
-        seed=FLAGS.seed,
-        out=out,
-        overwrite=FLAGS.overwrite,
-    )
+    with files.in_use(out / ".lock", out):
+        results = _evaluated(
+            partial(_of_flags, out),
+            FLAGS.tasks,
+            FLAGS.games,
+            FLAGS.humans,
+            FLAGS.wording,
+            FLAGS.people,
+            FLAGS.split,
+            FLAGS.split_seed,
+            FLAGS.resamples,
+            FLAGS.seed,
+            out,
+        )
     print(report.summary(results))
     print(f"page: {out / 'report.html'}")
 
@@ -178,18 +177,18 @@ def evaluate(
         cli.keep(Path(out) / "results.json", overwrite)
     with nullcontext() if out is None else files.in_use(Path(out) / ".lock", out):
         return _evaluated(
-            respondent, tasks, games, humans, wording, how, people, split, split_seed, resamples,
-            seed, None if out is None else Path(out),
+            lambda: (_resolved(respondent), how),
+            tasks, games, humans, wording, people, split, split_seed, resamples, seed,
+            None if out is None else Path(out),
         )  # fmt: skip
 
 
 def _evaluated(
-    respondent: Respondent | str | Path,
+    make: Callable[[], tuple[Respondent, How | None]],
     tasks: str,
     games: str,
     humans: str,
     wording: str,
-    how: How | None,
     people: int,
     split: str | None,
     split_seed: int | None,
@@ -201,10 +200,7 @@ def _evaluated(
     chosen = library.select(games)
     # What is misspelt is found before a model is loaded.
     all_sources = [] if tasks == "all" else sources.select(tasks, chosen, humans, wording)
-    if isinstance(respondent, str | Path):
-        path = respondent
-        is_table = Path(path).suffix.lower() in (".csv", ".jsonl", ".parquet", ".gz")
-        respondent = Recorded(path) if is_table or Path(path).is_file() else _loaded(path)
+    respondent, how = make()
     name: object = respondent.name
     if isinstance(respondent, Recorded):
         origin, name = respondent.describe()["respondent"], respondent.path
@@ -277,10 +273,16 @@ def _of_flags(out: Path) -> tuple[Respondent, How | None]:
     return simulate.respondent_from_flags(answers), how
 
 
-def _loaded(path: str | Path) -> Respondent:
+def _resolved(respondent: Respondent | str | Path) -> Respondent:
+    """The respondent, or that of a path: a file of recorded answers, or a model."""
+    if not isinstance(respondent, str | Path):
+        return respondent
+    path = Path(respondent)
+    if path.is_file() or path.suffix.lower() in (".csv", ".jsonl", ".parquet", ".gz"):
+        return Recorded(path)
     from befm_jax.respondents.engine import load  # which imports JAX
 
-    return load(path)
+    return load(respondent)
 
 
 class _Callable(types.ModuleType):

@@ -557,7 +557,8 @@ class _Run:
             worth = None
             if measure.name == "energy" and np.isfinite(value):
                 spread = float(np.mean([leaf.people_spread for leaf in leaves]))
-                worth = _worth_people(spread, value, ends)
+                # People who all answer alike are no measure.
+                worth = _worth_people(spread, value, ends) if spread > 0.0 else None
             figures.append(
                 Figure(
                     task=self.task.name,

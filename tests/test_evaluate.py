@@ -3,9 +3,10 @@
 import pytest
 
 import befm_jax
+from befm_jax import files
 from befm_jax.data import choices, games
 from befm_jax.data.responses import Sampled
-from befm_jax.errors import DataError
+from befm_jax.errors import DataError, InUseError, UserError
 from befm_jax.evaluate import held_out, how_recorded
 from befm_jax.respondents.recorded import Recorded
 from befm_jax.tasks import sources
@@ -167,3 +168,17 @@ def test_it_is_called_from_python_with_a_file_of_answers(tmp_path, capsys):
     assert (tmp_path / "out" / "report.html").is_file()
     with pytest.raises(DataError, match="unknown game 'dictatr'"):
         befm_jax.evaluate(answers, games="dictatr")
+    again = {
+        "games": "public_goods",
+        "humans": str(people),
+        "resamples": 100,
+        "out": tmp_path / "out",
+    }
+    with pytest.raises(UserError, match=r"results\.json exists; name another"):
+        befm_jax.evaluate(answers, **again)
+    with (
+        files.in_use(tmp_path / "out" / ".lock", tmp_path),
+        pytest.raises(InUseError, match="is in use by process"),
+    ):
+        befm_jax.evaluate(answers, **again, overwrite=True)
+    assert befm_jax.evaluate(answers, **again, overwrite=True).figures == results.figures

@@ -5,6 +5,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -348,6 +349,18 @@ class TestWhoIsAsked:
         assert response_of(path, mine).weights.tolist() == [0, 1]
         other = item_of("push_pull", id="7/push_pull", labels={"person": "7"})
         assert not Recorded(path).serves(other)  # whose prompt may be another one
+
+    def test_answers_to_other_words_are_no_answers(self, tmp_path):
+        path = tmp_path / "responses.jsonl"
+        (response,) = Recorded(written(tmp_path, CHOICES + "push_pull,0,1\n")).respond(
+            [PUSH], Exact()
+        )
+        kept = ResponseFile(path, {}, Sampled(1))
+        kept.append(replace(response, asked=PUSH.fingerprint))
+        assert response_of(path, PUSH).draws == 1
+        reworded = replace(PUSH, prompt=(Message("user", "Push or pull?"),))
+        with pytest.raises(DataError, match="push_pull was asked in other words"):
+            response_of(path, reworded)
 
     def test_an_items_own_answers_come_first(self, tmp_path):
         path = written(tmp_path, CHOICES + "push_pull,0,Pull\n7/push_pull,0,Push\n")

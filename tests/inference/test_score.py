@@ -331,3 +331,13 @@ def test_bfloat16_scores_stay_near_float32():
         score.each_answers(Llama(SMALL, dtype=jnp.bfloat16), params, [question(0)])
     ).probabilities
     assert 0.5 * np.abs(exact - rough).sum() < 0.05
+
+
+def test_a_batch_that_is_alone_has_no_more_rows_than_it_needs():
+    """And one behind full ones has theirs, whose program is there."""
+    asked = [question(seed, answers=2, length=20) for seed in range(6)]
+    groups = [[Encoded.of(prompt, ids) for ids in answers] for prompt, answers in asked]
+    laid_out = [score._lay_out([one], 512) for one in enumerate(groups)]
+    assert [batch.rows for batch in score._batches(laid_out[:3], 4, 1)] == [3]
+    assert [batch.rows for batch in score._batches(laid_out[:3], 4, 2)] == [4]
+    assert [batch.rows for batch in score._batches(laid_out, 4, 1)] == [4, 4]

@@ -359,4 +359,7 @@ class TestOtherAnswers:
 
     def test_of_whom_nothing_is_known_it_does_not_serve(self):
         training = self.items(self.people(20))
-        assert not baselines.fit("other_answers", training, "game").serves(training[0])
+        fitted = baselines.fit("other_answers", training, "game")
+        assert not fitted.serves(training[0])
+        # Nor where what is known is no answer, as an age, of which it would be independent.
+        assert not fitted.serves(replace(training[0], notes={"known": {"age": 30.0}}))

@@ -99,3 +99,10 @@ def test_a_played_tasks_questions_are_those_of_all_rounds():
     seats = sum(q.who == play.RESPONDENT for one in episodes for q in one.questions())
     assert len(found) == 10 * seats > len(source.limited(1).items()) / 2
     assert len({item.id for item in found}) == len(found)
+
+
+def test_a_name_that_means_another_thing_in_another_task_has_both_definitions():
+    results = Results()
+    for task, definition in (("games", "One."), ("play", "Two."), ("games", "One.")):
+        comparing._define(results, task, {"level_1": definition})
+    assert results.beside == {"level_1": "One. In play: Two."}

@@ -211,3 +211,8 @@ def test_everything_is_what_the_package_has_data_of_and_what_a_model_learnt():
     assert {*sources.everything(learnt).split(",")} - {*spec.split(",")} == {
         *("games=people.csv", "survey/next=bigfive.csv")
     }
+
+
+def test_a_check_of_the_question_is_nothing_to_learn_from():
+    with pytest.raises(DataError, match="sensitivity: nobody's answers are known to learn from"):
+        sources.families(sources.select("sensitivity", [games.get("bomb")]), 0, False)
